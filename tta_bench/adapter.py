@@ -1,0 +1,197 @@
+"""The contract that a method implements.
+
+A method adapts a source model online, on unlabelled images, while it predicts. The harness calls, in this order:
+``skip`` (class), the constructor, ``setup``, ``prepare`` (where ``source_request`` asks for images), then for each batch
+``step`` or ``predict``, and ``reset`` where the stream says so.
+
+A method sees the image batch, its Config, the Context and unlabelled source batches; never labels, corruption names or
+data paths.
+"""
+
+from __future__ import annotations
+
+import abc
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict
+from torch import Tensor
+
+from tta_bench.models import SourceModel
+from tta_bench.snapshot import Snapshot
+
+__all__ = ["Adapter", "Config", "Context", "FilePath", "Needs", "Preset", "SourceRequest"]
+
+
+def _existing_file(path: str) -> str:
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"no such file: {path}")
+    return path
+
+
+@dataclass(frozen=True)
+class _FileValued:
+    """Marks a field whose value names a file: a trial's key then holds the file's SHA-256, not its name."""
+
+
+FilePath = Annotated[str, AfterValidator(_existing_file), _FileValued()]
+
+
+def _is_file(annotation: Any, metadata: Iterable[Any] = ()) -> bool:
+    marks = (*metadata, *getattr(annotation, "__metadata__", ()))
+    if any(isinstance(mark, _FileValued) for mark in marks):
+        return True
+    return any(_is_file(inner) for inner in getattr(annotation, "__args__", ()))
+
+
+class Config(BaseModel):
+    """Base of every method's hyperparameters. Unknown names are refused; values do not change after they are read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def files(self) -> dict[str, str]:
+        """Field name to path, of every field declared as :data:`FilePath` that is set."""
+        named = [name for name, info in type(self).model_fields.items() if _is_file(info.annotation, info.metadata)]
+        return {name: getattr(self, name) for name in named if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Published hyperparameters for one setting.
+
+    Attributes:
+        values: fields of the method's Config that differ from its defaults.
+        citation: where they were published (paper and table, or repository and file).
+    """
+
+    values: Mapping[str, Any]
+    citation: str
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method cannot do without; each is a column of the results.
+
+    Attributes:
+        backward: it takes backward passes.
+        source_images: it sees clean unlabelled source images before adapting.
+        checkpoint: it needs a learned checkpoint of its own.
+        min_batch: the smallest batch it can adapt on; smaller ones are predicted with ``predict``.
+        norm_kinds: normalisation layers of which the model must have at least one ("batch", "group", "layer");
+            empty: any model.
+    """
+
+    backward: bool = False
+    source_images: bool = False
+    checkpoint: bool = False
+    min_batch: int = 1
+    norm_kinds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """How many clean, unlabelled source images ``prepare`` wants, in batches of how many."""
+
+    images: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may know about where it runs.
+
+    Attributes:
+        num_classes: number of classes C.
+        batch_size: nominal batch size; a segment's last batch may be smaller.
+        device: where images arrive and the model lives.
+        generator: a CPU generator, the method's only source of randomness.
+    """
+
+    num_classes: int
+    batch_size: int
+    device: torch.device
+    generator: torch.Generator
+
+
+class Adapter(abc.ABC):
+    """Base class of every method. Subclass it, give it a Config, implement ``step``."""
+
+    name: ClassVar[str] = ""  # read from plugin files; an installed package's entry point gives the name instead
+    Config: ClassVar[type[Config]] = Config
+    presets: ClassVar[Mapping[str, Preset]] = {}
+    needs: ClassVar[Needs] = Needs()
+    outputs: ClassVar[Literal["logits", "probabilities"]] = "logits"
+    reset_keeps: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, model: SourceModel, config: Config, context: Context):
+        self.model = model
+        self.config: Any = config
+        self.context = context
+        self.prepared: dict[str, Tensor] = {}
+        self._initial: Snapshot | None = None
+
+    @classmethod
+    def skip(cls, model: SourceModel, config: Config, context: Context) -> str | None:
+        """Why this method cannot run with this model here, or None. The default checks ``needs.norm_kinds``."""
+        kinds = cls.needs.norm_kinds
+        if kinds and not any(model.norm_kind(module) in kinds for module in model.net.modules()):
+            return f"the model has no {' or '.join(kinds)} normalisation layer"
+        if context.batch_size < cls.needs.min_batch:
+            return f"batch size {context.batch_size} is below the {cls.needs.min_batch} that the method needs"
+        return None
+
+    def setup(self) -> None:
+        """Choose what is adapted, set modes, build the optimizer. The model arrives in eval mode, all frozen."""
+
+    def source_request(self) -> SourceRequest | None:
+        """How many source images ``prepare`` wants; None where it wants none."""
+        return None
+
+    def prepare(self, source: Iterator[Tensor]) -> dict[str, Tensor]:
+        """Learn from clean unlabelled images, (B, 3, H, W) in [0, 1]; what is returned becomes ``self.prepared``."""
+        return {}
+
+    @abc.abstractmethod
+    def step(self, x: Tensor) -> Tensor:
+        """Predict for a batch, and adapt on it.
+
+        Args:
+            x: images, (B, 3, H, W) in [0, 1].
+
+        Returns:
+            The scores that are graded, (B, C): logits, or probabilities where ``outputs`` says so.
+        """
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        """Scores (B, C) for ``x`` (B, 3, H, W) in [0, 1] with the present state; changes nothing."""
+        scores: Tensor = self.model(x)
+        return scores
+
+    def remember(self) -> None:
+        """Take the state that ``reset`` goes back to. The harness calls it once, after ``prepare``."""
+        self._initial = Snapshot.of(self, keep=self.reset_keeps, leave=("_initial", "config", "prepared"))
+
+    def reset(self) -> None:
+        """Go back, in place, to the state after ``prepare``: model, optimizer, plain attributes; but for ``reset_keeps``.
+
+        Raises:
+            RuntimeError: ``remember`` was never called.
+        """
+        if self._initial is None:
+            raise RuntimeError("reset() before remember(): the harness takes the state after prepare()")
+        self._initial.restore()
+
+    def stats(self) -> dict[str, float]:
+        """Numbers about the last step, always under the same keys; they become columns ``stat_<key>``."""
+        return {}
+
+
+def context_for(model: SourceModel, batch_size: int, device: torch.device, seed: int) -> Context:
+    """A Context whose generator is seeded with ``seed``."""
+    generator = torch.Generator(device="cpu")
+    generator.manual_seed(seed)
+    return Context(model.num_classes, batch_size, device, generator)

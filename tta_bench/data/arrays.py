@@ -1,0 +1,154 @@
+"""Images that are arrays already: CIFAR-10-C and CIFAR-100-C as published, CIFAR's binary archive, the digits."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from tta_bench.data.base import CleanImages, DataPart, Dataset, Folder
+from tta_bench.errors import Problem, UsageError, near_miss
+from tta_bench.streams import CLEAN, Shift
+
+ROWS = 10_000  # test images of CIFAR: rows of each severity in a published array
+
+
+class CifarCPart(DataPart):
+    """The published arrays: ``<root>/<corruption>.npy`` (50,000 rows, severity by severity) and ``<root>/labels.npy``.
+
+    Attributes:
+        root: their folder.
+        classes: 10 or 100.
+        archive: the folder of CIFAR's binary archive (``cifar-10-batches-bin`` or ``cifar-100-binary``), for ``clean``
+            and for methods that ask for source images.
+    """
+
+    kind: Literal["cifar_c"]
+    root: Folder
+    classes: Literal[10, 100] = 10
+    archive: Folder | None = None
+
+
+class DigitsPart(DataPart):
+    """scikit-learn's handwritten digits: 1,797 real images, of which the source models never saw 1,000.
+
+    Attributes:
+        strengths: "cifar" (CIFAR-10-C's) or "imagenet" (much stronger at this size).
+    """
+
+    kind: Literal["digits"]
+    strengths: Literal["imagenet", "cifar"] = "cifar"
+
+
+class ArrayImages(CleanImages):
+    """Clean images held as one uint8 array (N, side, side, 3)."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, ids: Sequence[str], num_classes: int, origin: dict[str, Any]):
+        self.images, self.ids = images, ids
+        self.labels = labels.astype(np.int64)
+        self.num_classes, self.side = num_classes, int(images.shape[1])
+        self._origin = origin
+
+    def decode(self, index: int) -> np.ndarray:
+        return np.asarray(self.images[index])
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self._origin
+
+
+def read_archive(folder: str, classes: int, part: Literal["train", "test"]) -> ArrayImages:
+    """Read CIFAR's binary archive: records of 1 (CIFAR-100: 2) label bytes and 3,072 pixel bytes, planes R, G, B.
+
+    Raises:
+        UsageError: the files are not there, or are of another size.
+    """
+    root = pathlib.Path(folder).expanduser()
+    pattern = {"test": "test*.bin", "train": "data_batch_*.bin" if classes == 10 else "train.bin"}[part]
+    files = sorted(root.glob(pattern))
+    if not files:
+        hint = "unpack CIFAR's binary version there (not the Python one)"
+        raise UsageError(Problem(f"no {pattern} in the archive's folder", where=str(root), hint=hint))
+    label_bytes = 1 if classes == 10 else 2
+    raw = np.concatenate([np.fromfile(file, dtype=np.uint8) for file in files])
+    if raw.size % (label_bytes + 3072):
+        raise UsageError(Problem("the archive is damaged: its size is no multiple of a record", where=str(root)))
+    records = raw.reshape(-1, label_bytes + 3072)
+    images = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    ids = [f"{part}/{i}" for i in range(len(records))]
+    origin = {"kind": f"cifar{classes}-archive", "part": part, "files": [[f.name, f.stat().st_size] for f in files]}
+    return ArrayImages(np.ascontiguousarray(images), records[:, label_bytes - 1], ids, classes, origin)
+
+
+class CifarC(Dataset):
+    """The published CIFAR-10-C and CIFAR-100-C arrays, memory-mapped where they lie.
+
+    Raises:
+        UsageError: ``labels.npy`` is missing or has another length.
+    """
+
+    def __init__(self, part: CifarCPart):
+        self.root = pathlib.Path(part.root).expanduser().resolve()
+        self.name = f"CIFAR-{part.classes}-C"  # type: ignore[misc]
+        self.num_classes, self.side = part.classes, 32
+        self.labels = self._load("labels.npy")[:ROWS].astype(np.int64)
+        self.ids = [str(row) for row in range(ROWS)]
+        self._clean = read_archive(part.archive, part.classes, "test") if part.archive else None
+        self.source = read_archive(part.archive, part.classes, "train") if part.archive else None
+
+    def _load(self, name: str) -> np.ndarray:
+        path = self.root / name
+        if not path.is_file():
+            hint = near_miss(name, sorted(p.name for p in self.root.glob("*.npy")))
+            raise UsageError(Problem(f"no {name} in the folder", where=str(self.root), hint=hint))
+        try:
+            array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise UsageError(Problem(f"not a readable array: {error}", str(path), hint="download it again")) from error
+        if len(array) != 5 * ROWS:
+            what = f"array has {len(array)} rows, expected {5 * ROWS} (five severities)"
+            raise UsageError(Problem(what, where=str(path), hint="download it again"))
+        return array
+
+    def missing(self, shift: Shift) -> Problem | None:
+        if shift == CLEAN:
+            hint = "name the folder of CIFAR's binary archive: data: {…, archive: PATH}"
+            return None if self._clean else Problem("the arrays hold no clean images", where=str(self.root), hint=hint)
+        try:
+            self._load(f"{shift.corruption}.npy")
+        except UsageError as error:
+            return error.problems[0]
+        return None
+
+    def _file(self, shift: Shift) -> pathlib.Path:
+        return self.root / f"{shift.corruption}.npy"
+
+    def fingerprint(self, shift: Shift) -> dict[str, Any]:
+        if shift == CLEAN and self._clean:
+            return self._clean.fingerprint()
+        return {"kind": "cifar_c", "shift": shift.id, "file": [self._file(shift).name, self._file(shift).stat().st_size]}
+
+    def array(self, shift: Shift) -> np.ndarray:
+        if shift == CLEAN and self._clean:
+            return self._clean.images
+        start = (shift.severity - 1) * ROWS
+        return self._load(self._file(shift).name)[start : start + ROWS]
+
+    def read(self, shift: Shift, index: np.ndarray) -> np.ndarray:
+        return np.asarray(self.array(shift)[index])
+
+
+def digits() -> tuple[ArrayImages, ArrayImages]:
+    """(test, source): the 1,000 held-out digits, and the 797 that the source models were trained on."""
+    from importlib import metadata
+
+    from tta_bench.data.digits import load_split
+
+    split = load_split()
+    origin = {"kind": "digits", "scikit-learn": metadata.version("scikit-learn"), "pillow": metadata.version("pillow")}
+    test = ArrayImages(split.test_images, split.test_labels, [f"digit/{i}" for i in split.test_ids], 10,
+                       {**origin, "part": "test"})  # fmt: skip
+    source = ArrayImages(split.train_images, split.train_labels, [f"digit/{i}" for i in split.train_ids], 10,
+                         {**origin, "part": "train"})  # fmt: skip
+    return test, source

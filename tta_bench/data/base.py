@@ -1,0 +1,170 @@
+"""What a data set offers the harness. Nothing here imports torch: worker processes that decode start quickly."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import io
+import json
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from tta_bench.errors import Problem, UsageError
+from tta_bench.streams import Shift
+
+
+def _existing_folder(path: str) -> str:
+    if path and not pathlib.Path(path).expanduser().is_dir():  # an empty path is an unset variable, reported as such
+        raise ValueError(f"no such folder: {path}")
+    return path
+
+
+Folder = Annotated[str, AfterValidator(_existing_folder)]
+
+
+class DataPart(BaseModel):
+    """Base of every kind of data in a suite.
+
+    Attributes:
+        max_images: size of the seeded subset that is used, or None for all images.
+        seed: draws the subset and seeds every generated corruption; a trial's seed never does.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    max_images: Annotated[int, Field(ge=1)] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a clean image becomes a square: shorter side to ``resize``, then the centre ``crop``, in pixels.
+
+    None leaves that step out. ``interpolation`` is Pillow's name for it.
+    """
+
+    resize: int | None = None
+    crop: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """The square image (as torchvision's Resize and CenterCrop make it)."""
+        if self.resize is not None:
+            short = min(image.size)
+            width, height = (int(self.resize * side / short) if side != short else self.resize for side in image.size)
+            image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        if self.crop is not None:
+            left, top = (int(round((side - self.crop) / 2.0)) for side in image.size)
+            image = image.crop((left, top, left + self.crop, top + self.crop))
+        return image
+
+
+IMAGENET_C_GEOMETRY = Geometry(crop=224)
+IMAGENET_GEOMETRY = Geometry(resize=256, crop=224)
+
+
+class CleanImages(abc.ABC):
+    """A list of labelled images without any corruption, all of one size.
+
+    Attributes:
+        ids: (N,) names that do not depend on where the data lies.
+        labels: (N,) int64 class indices.
+        num_classes: number of classes.
+        side: height and width in pixels.
+    """
+
+    ids: Sequence[str]
+    labels: np.ndarray
+    num_classes: int
+    side: int
+
+    @abc.abstractmethod
+    def decode(self, index: int) -> np.ndarray:
+        """Image ``index``: uint8 (side, side, 3).
+
+        Raises:
+            UsageError: the file is damaged or of another size; it is named.
+        """
+
+    @abc.abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the images, without any absolute path."""
+
+    def freshness(self) -> str:
+        """What changes when a file is replaced under its old name and size; part of a cache entry's key only."""
+        return ""
+
+
+class Dataset(abc.ABC):
+    """Labelled images under every shift that a suite may ask for.
+
+    Attributes:
+        name: how tables call it.
+        note: what a reader of the table must know ("generated, not ImageNet-C"), or empty.
+        source: clean unlabelled images for methods that ask for some, or None.
+    """
+
+    name: ClassVar[str]
+    note: str = ""
+    ids: Sequence[str]
+    labels: np.ndarray
+    num_classes: int
+    side: int
+    source: CleanImages | None = None
+
+    @abc.abstractmethod
+    def missing(self, shift: Shift) -> Problem | None:
+        """Why ``shift`` cannot be had, or None."""
+
+    @abc.abstractmethod
+    def fingerprint(self, shift: Shift) -> dict[str, Any]:
+        """What identifies the images under ``shift``: relative paths, sizes, generator settings, library versions."""
+
+    def freshness(self, shift: Shift) -> str:
+        """See :meth:`CleanImages.freshness`."""
+        return ""
+
+    @abc.abstractmethod
+    def read(self, shift: Shift, index: np.ndarray) -> np.ndarray:
+        """Images ``index`` under ``shift``: uint8 (B, side, side, 3), decoded and corrupted now."""
+
+    def array(self, shift: Shift) -> np.ndarray | None:
+        """All images under ``shift`` where they already lie on disk as one array, else None: then they are cached."""
+        return None
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of ``value``, in hexadecimal."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def decode_file(path: pathlib.Path, geometry: Geometry, side: int | None) -> np.ndarray:
+    """Decode one image file to uint8 (H, W, 3).
+
+    Raises:
+        UsageError: the file is missing, damaged, or not ``side`` pixels square after the geometry; it is named.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(geometry.apply(image.convert("RGB")))
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's names for a truncated or foreign file
+        hint = "replace or remove the file"
+        raise UsageError(Problem(f"cannot decode image: {error}", where=str(path), hint=hint)) from error
+    if side is not None and pixels.shape != (side, side, 3):
+        hint = "resize or remove it, or choose a preprocess that makes all images one size"
+        what = f"image is {pixels.shape[1]}x{pixels.shape[0]} pixels, the others are {side}x{side}"
+        raise UsageError(Problem(what, where=str(path), hint=hint))
+    return pixels
+
+
+def recompress(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """The image after a JPEG round trip at ``quality``, uint8 (H, W, 3)."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer))

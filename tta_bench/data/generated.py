@@ -1,0 +1,77 @@
+"""Clean images corrupted on the fly, each seeded from its own identity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tta_bench.data import corruptions
+from tta_bench.data.base import CleanImages, Dataset, recompress
+from tta_bench.data.folder import corruption_known
+from tta_bench.errors import Problem
+from tta_bench.streams import CLEAN, Shift
+
+
+class Generated(Dataset):
+    """Any clean images under the 19 corruptions.
+
+    Args:
+        clean: the images.
+        source: clean images for methods that ask for some, or None.
+        strengths: "imagenet" or "cifar".
+        seed: the data seed.
+        name: how tables call the data set.
+        recompress_jpeg: JPEG quality of a round trip after the corruption, or None.
+    """
+
+    def __init__(
+        self,
+        clean: CleanImages,
+        source: CleanImages | None,
+        *,
+        strengths: corruptions.Strengths,
+        seed: int,
+        name: str,
+        recompress_jpeg: int | None = None,
+    ):
+        self.clean, self.source = clean, source
+        self.strengths, self.seed, self.recompress_jpeg = strengths, seed, recompress_jpeg
+        self.name = name  # type: ignore[misc]
+        self.ids, self.labels = clean.ids, clean.labels
+        self.num_classes, self.side = clean.num_classes, clean.side
+        self.note = f"generated, not {'ImageNet-C' if strengths == 'imagenet' else 'CIFAR-10-C'}"
+
+    def missing(self, shift: Shift) -> Problem | None:
+        if problem := corruption_known(shift):
+            return problem
+        if shift != CLEAN and self.strengths == "cifar" and self.side != 32:
+            what = f"strengths: cifar is for 32x32 images, these are {self.side}x{self.side}"
+            return Problem(what, hint="choose strengths: imagenet")
+        return None
+
+    def fingerprint(self, shift: Shift) -> dict[str, Any]:
+        clean = {"kind": "generated", "shift": shift.id, "clean": self.clean.fingerprint()}
+        if shift == CLEAN:
+            return clean
+        return {
+            **clean,
+            "strengths": self.strengths,
+            "seed": self.seed,
+            "recompress_jpeg": self.recompress_jpeg,
+            "libraries": corruptions.library_versions(self.strengths, shift.corruption),
+        }
+
+    def freshness(self, shift: Shift) -> str:
+        return self.clean.freshness()
+
+    def read(self, shift: Shift, index: np.ndarray) -> np.ndarray:
+        return np.stack([self._one(shift, int(i)) for i in index])
+
+    def _one(self, shift: Shift, index: int) -> np.ndarray:
+        pixels = self.clean.decode(index)
+        if shift == CLEAN:
+            return pixels
+        seed = corruptions.image_seed(self.ids[index], shift.corruption, shift.severity, self.seed)
+        pixels = corruptions.corrupt(pixels, shift.corruption, shift.severity, strengths=self.strengths, seed=seed)
+        return recompress(pixels, self.recompress_jpeg) if self.recompress_jpeg else pixels

@@ -1,0 +1,157 @@
+"""Streams: a protocol becomes an ordered list of batches, hashed and shared by all methods.
+
+A batch is a list of (shift, image index), with two flags: ``reset_before`` and ``adapt``. A segment is a named run of
+batches that is reported; no batch crosses its end, so its last batch may be short, as in the published loaders.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, order=True)
+class Shift:
+    """What was done to the images: a corruption at a severity, or nothing ("clean", severity 0)."""
+
+    corruption: str
+    severity: int
+
+    @property
+    def id(self) -> str:
+        """``clean``, or for example ``contrast-5``."""
+        return self.corruption if self.severity == 0 else f"{self.corruption}-{self.severity}"
+
+
+CLEAN = Shift("clean", 0)
+
+
+def derived_seed(*axes: object) -> int:
+    """A 63-bit seed from named axes, such as ("order", seed, shift): equal axes give equal draws, anything else others."""
+    text = json.dumps(axes, separators=(",", ":"), default=str)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """How a stream is made; the stream itself is :func:`build`.
+
+    Attributes:
+        protocol: "reset" (one segment a shift, reset between shifts) or "continual" (never reset).
+        shifts: in the order in which they come.
+        images: number of images of the data set.
+        subset: how many of them are used, or None for all; drawn by ``data_seed``, so that trial seeds share them.
+        batch_size: images in a batch; a segment's last may be smaller.
+        seed: the trial's seed, which orders the images.
+        data_seed: the data's seed.
+    """
+
+    protocol: str
+    shifts: tuple[Shift, ...]
+    images: int
+    subset: int | None
+    batch_size: int
+    seed: int
+    data_seed: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Attributes: shift: (B,) index into ``Stream.shifts``; image: (B,) image index; and the two flags."""
+
+    shift: np.ndarray
+    image: np.ndarray
+    reset_before: bool
+    adapt: bool
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A named run of batches, [first, last) in the stream; ``visit`` counts earlier segments of the same name."""
+
+    name: str
+    visit: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An ordered list of batches, stored flat.
+
+    Attributes:
+        shifts: the shifts that occur.
+        shift: (N,) int16, index into ``shifts`` of each image in stream order.
+        image: (N,) int32, image index in stream order.
+        bounds: (batches + 1,) int64, where each batch starts.
+        reset_before, adapt: (batches,) bool.
+        segments: in order, covering all batches.
+    """
+
+    shifts: tuple[Shift, ...]
+    shift: np.ndarray
+    image: np.ndarray
+    bounds: np.ndarray
+    reset_before: np.ndarray
+    adapt: np.ndarray
+    segments: tuple[Segment, ...]
+
+    def batch(self, index: int) -> Batch:
+        """Batch number ``index``."""
+        where = slice(int(self.bounds[index]), int(self.bounds[index + 1]))
+        return Batch(self.shift[where], self.image[where], bool(self.reset_before[index]), bool(self.adapt[index]))
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest of everything in the stream, in hexadecimal."""
+        digest = hashlib.sha256()
+        names = [s.id for s in self.shifts]
+        segments = [(s.name, s.visit, s.first, s.last) for s in self.segments]
+        digest.update(json.dumps([names, segments], separators=(",", ":")).encode())
+        for array in (self.shift, self.image, self.bounds, self.reset_before, self.adapt):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=64)
+def subset(images: int, size: int | None, data_seed: int) -> np.ndarray:
+    """(size,) int32 sorted image indices drawn by ``data_seed``; a smaller subset lies inside a larger one."""
+    if size is None or size >= images:
+        return np.arange(images, dtype=np.int32)
+    order = np.random.default_rng(derived_seed("subset", data_seed)).permutation(images)
+    return np.sort(order[:size]).astype(np.int32)
+
+
+@functools.lru_cache(maxsize=256)
+def build(spec: StreamSpec) -> Stream:
+    """The stream of a spec: for each shift the same images, shuffled by (seed, shift), in batches."""
+    chosen = subset(spec.images, spec.subset, spec.data_seed)
+    orders = [
+        np.random.default_rng(derived_seed("order", spec.seed, shift.id, 0)).permutation(chosen) for shift in spec.shifts
+    ]
+    starts = np.arange(0, len(chosen), spec.batch_size)
+    per_shift = len(starts)
+    batches = per_shift * len(spec.shifts)
+    bounds = np.concatenate([starts + i * len(chosen) for i in range(len(spec.shifts))] + [[len(chosen) * len(spec.shifts)]])
+    first_of_shift = np.arange(batches) % per_shift == 0
+    return Stream(
+        shifts=spec.shifts,
+        shift=np.repeat(np.arange(len(spec.shifts), dtype=np.int16), len(chosen)),
+        image=np.concatenate(orders).astype(np.int32),
+        bounds=bounds.astype(np.int64),
+        reset_before=first_of_shift & (np.arange(batches) > 0) & (spec.protocol == "reset"),
+        adapt=np.ones(batches, dtype=bool),
+        segments=tuple(
+            Segment(shift.id, 0, i * per_shift, (i + 1) * per_shift) for i, shift in enumerate(spec.shifts)
+        ),
+    )
+
+
+def specs(protocol: str, shifts: tuple[Shift, ...], **common: int | None) -> list[StreamSpec]:
+    """One stream a shift under "reset", so that they spread over devices; one stream of all under "continual"."""
+    groups = [(shift,) for shift in shifts] if protocol == "reset" else [shifts]
+    return [StreamSpec(protocol, group, **common) for group in groups]  # type: ignore[arg-type]
