@@ -50,7 +50,7 @@ class _CountBackwards(_SharedHook):
 
 def stem(net: nn.Module) -> nn.Module:
     """The first module that has parameters of its own and no children."""
-    return next(m for m in net.modules() if not any(m.children()) and any(m.parameters(recurse=False)))
+    return next(m for m in net.modules() if not [*m.children()] and [*m.parameters(recurse=False)])
 
 
 class PassCounter:

@@ -1,0 +1,177 @@
+"""Train the two small source models of the digits demo and write ``tta_bench/weights/digits_*.safetensors``.
+
+    python benchmarks/train_digits.py            # trains both, a few minutes on one core
+    python benchmarks/train_digits.py --check    # trains nothing: clean accuracy of the files that are there
+
+They see the 797 training digits only, shifted, turned and scaled a little, and no corruption. The same thread count
+gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tta_bench.data.digits import load_split
+from tta_bench.models import ModelSpec, SourceModel, build_network, load_weights, read_state
+
+WEIGHTS = pathlib.Path(__file__).resolve().parent.parent / "tta_bench" / "weights"
+MEAN = (0.3, 0.3, 0.3)  # of the training digits, rounded; a suite repeats both
+STD = (0.36, 0.36, 0.36)
+METADATA_KEY = "source_model"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one source model is trained.
+
+    Attributes:
+        spec: the network.
+        optimizer: "sgd" (Nesterov, momentum 0.9) or "adamw".
+        lr: the highest learning rate; it rises over the first twentieth and then falls along a cosine.
+        weight_decay: of the weights with two dimensions and more.
+        epochs: passes over the 797 images.
+        batch_size: images a step.
+    """
+
+    spec: ModelSpec
+    optimizer: str
+    lr: float
+    weight_decay: float
+    epochs: int
+    batch_size: int = 64
+
+
+RECIPES = (
+    Recipe(
+        ModelSpec(
+            name="digits_resnet_bn", architecture="resnet18", stem="cifar", mean=MEAN, std=STD,
+            options={"num_classes": 10, "layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]},
+        ),
+        "sgd", lr=0.05, weight_decay=5e-4, epochs=30,
+    ),
+    Recipe(
+        ModelSpec(
+            name="digits_vit_ln", architecture="vit_tiny_patch16_224", mean=MEAN, std=STD,
+            options={"num_classes": 10, "img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4},
+        ),
+        "adamw", lr=2e-3, weight_decay=0.05, epochs=80,
+    ),
+)  # fmt: skip
+
+
+def as_tensor(images: np.ndarray) -> Tensor:
+    """uint8 (N, 32, 32, 3) to float32 (N, 3, 32, 32) in [0, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255).contiguous()
+
+
+def moved(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image (B, 3, H, W) turned by up to 10°, scaled by 0.9–1.1 and shifted by up to 2 pixels, black outside."""
+    turn, zoom, right, down = (torch.rand(4, len(x), generator=generator) * 2 - 1).unbind()
+    angle, scale = turn * math.radians(10), 1 + 0.1 * zoom
+    shift = torch.stack([right, down], dim=1) * (2 * 2 / x.shape[-1])  # the grid spans −1..1
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    rotation = torch.stack([torch.stack([cos, -sin], dim=1), torch.stack([sin, cos], dim=1)], dim=1)
+    grid = F.affine_grid(torch.cat([rotation, shift.unsqueeze(2)], dim=2), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
+
+
+def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer; weight decay for matrices and kernels only, not for norms and biases."""
+    parameters = list(net.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=recipe.lr)
+
+
+def lr_factor(step: int, steps: int) -> float:
+    """Share of the highest learning rate at ``step``: a linear rise, then half a cosine."""
+    rise = max(1, steps // 20)
+    return (step + 1) / rise if step < rise else 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
+
+
+def train(recipe: Recipe, images: Tensor, labels: Tensor, seed: int) -> nn.Module:
+    """The trained network, in eval mode, from images (N, 3, 32, 32) in [0, 1] and labels (N,)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # timm draws the initial weights from the global generator
+        net = build_network(recipe.spec)
+    model = SourceModel(net, MEAN, STD).train()
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = make_optimizer(net, recipe)
+    steps = recipe.epochs * (len(images) // recipe.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps))
+    for _ in range(recipe.epochs):
+        order = torch.randperm(len(images), generator=generator)
+        for batch in order.split(recipe.batch_size)[: len(images) // recipe.batch_size]:
+            loss = F.cross_entropy(model(moved(images[batch], generator)), labels[batch], label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return net.eval()
+
+
+def write_weights(net: nn.Module, spec: ModelSpec, path: pathlib.Path) -> None:
+    """Write the state of ``net`` in float16 (integers stay), with the spec as JSON metadata; all or nothing."""
+    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in net.state_dict().items()}
+    about = {"architecture": spec.architecture, "options": dict(spec.options), "stem": spec.stem,
+             "mean": spec.mean, "std": spec.std}  # fmt: skip
+    # One key only: the file format does not promise an order of metadata keys, and the bytes are to repeat.
+    metadata = {METADATA_KEY: json.dumps(about, sort_keys=True)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(safetensors.torch.save(state, metadata))
+    os.replace(partial, path)
+
+
+def accuracy_pct(spec: ModelSpec, path: pathlib.Path, images: Tensor, labels: Tensor) -> float:
+    """Per cent correct of the weights in ``path``, loaded strictly and cast to float32."""
+    net = build_network(spec)
+    load_weights(net, read_state(path), spec.name)
+    model = SourceModel(net.float(), MEAN, STD).eval()
+    with torch.inference_mode():
+        correct = [(model(x).argmax(1) == y).sum() for x, y in zip(images.split(100), labels.split(100), strict=True)]
+    return 100 * float(sum(correct)) / len(labels)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, or check, the models; one line for each."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--out", type=pathlib.Path, default=WEIGHTS, help="folder of the weights")
+    parser.add_argument("--model", default="all", choices=["all", *(r.spec.name for r in RECIPES)])
+    parser.add_argument("--check", action="store_true", help="train nothing, report the accuracy of the files")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads; another count gives other last bits")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    torch.use_deterministic_algorithms(True)
+    split = load_split()
+    test, test_labels = as_tensor(split.test_images), torch.from_numpy(split.test_labels)
+    for recipe in (r for r in RECIPES if args.model in ("all", r.spec.name)):
+        path, start = args.out / f"{recipe.spec.name}.safetensors", time.perf_counter()
+        if not args.check:
+            net = train(recipe, as_tensor(split.train_images), torch.from_numpy(split.train_labels), args.seed)
+            write_weights(net, recipe.spec, path)
+        pct = accuracy_pct(recipe.spec, path, test, test_labels)
+        seconds = time.perf_counter() - start
+        print(f"{recipe.spec.name}: {pct:.1f} % of {len(test)} held-out digits, {path.stat().st_size} bytes, {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

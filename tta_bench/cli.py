@@ -1,0 +1,99 @@
+"""The command line: arguments, messages, exit codes; no logic. torch, Ray and pandas are imported inside commands.
+
+Exit codes: 0 every trial ok or skipped; 1 a bug; 2 usage or configuration, nothing was run; 3 finished, but some trials
+failed; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Any
+
+import click
+
+from tta_bench import __version__
+from tta_bench.errors import UsageError
+
+FORMATS = ("tex", "md", "csv", "png", "pdf")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="tta-bench")
+def cli() -> None:
+    """Benchmark test-time adaptation of image classifiers.
+
+    Run a suite, then make its report:
+
+      tta-bench run digits_c
+
+      tta-bench report
+    """
+
+
+@cli.command()
+@click.argument("suite")
+@click.option("--only", multiple=True, metavar="EXPR", help="Run only method=tent,severity=4|5; several are united.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Replace a key of the suite: seeds=[0,1].")
+@click.option("--executor", type=click.Choice(["ray", "local"]), default="ray", show_default=True,
+              help="Ray, or this process (no isolation).")  # fmt: skip
+@click.option("--address", metavar="auto|HOST:PORT", help="Join an existing Ray cluster.")
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="At most so many Ray workers.")
+@click.option("--cpus-per-trial", type=click.IntRange(1), metavar="N",
+              help="CPU cores and torch threads of a trial.  [default: 1 with ray, all with local]")  # fmt: skip
+@click.option("--gpus-per-trial", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, metavar="X",
+              help="Share of a GPU that a trial gets.")  # fmt: skip
+@click.option("--out", metavar="DIR", help="The run's folder.  [default: results/<suite name>]")
+@click.option("--cache", metavar="DIR|off", help="Image cache.  [default: $TTA_BENCH_CACHE or the user's cache folder]")
+@click.option("--retry-failed", is_flag=True, help="Run trials again that failed by the method's own error.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Use a seeded subset of N images.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print the plan, run nothing.")
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file that defines methods.")
+def run(**options: Any) -> None:
+    """Run SUITE, a YAML file or the name of a shipped suite; finished trials are skipped."""
+    from tta_bench import sweep
+
+    sys.exit(sweep.run(sweep.Options(**options), resume=shlex.join(["tta-bench", *sys.argv[1:]])))
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, metavar="[RUN]")
+@click.option("--format", "formats", default=",".join(FORMATS[:4]), show_default=True, metavar="LIST",
+              help=f"Some of {','.join(FORMATS)}.")  # fmt: skip
+@click.option("--out", metavar="DIR", help="Where to write.  [default: <run>/report]")
+def report(runs: tuple[str, ...], formats: str, out: str | None) -> None:
+    """Print the table of a run and write it as files; without RUN, of the newest run below results/."""
+    from tta_bench import report as reports
+
+    reports.write(runs, formats.split(","), out, known=FORMATS)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file that defines methods.")
+def methods(name: str | None, plugins: tuple[str, ...]) -> None:
+    """List the methods, or show one's origin, hyperparameters, presets and needs."""
+    from tta_bench import listing
+
+    listing.show(name, plugins) if name else listing.list_all(plugins)
+
+
+def main() -> None:
+    """Entry point: bad input is one message and exit code 2."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except UsageError as error:
+        for problem in error.problems:
+            click.echo(str(problem), err=True)
+        count = len(error.problems)
+        click.echo(f"{count} problem{'s' if count > 1 else ''}; nothing was run", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The embedded digits: scikit-learn's 1,797 handwritten digits, split so that source models never see a test image."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+SIDE = 32
+TEST_IMAGES = 1000
+_SPLIT_SEED = 20260101  # the shipped source models were trained on the rest of this split: never change it
+
+
+class DigitsSplit(NamedTuple):
+    """Images are uint8 (n, 32, 32, 3), labels int64 (n,), ids the rows (n,) of scikit-learn's table."""
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    train_ids: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    test_ids: np.ndarray
+
+
+def load_split() -> DigitsSplit:
+    """The 797 training and 1,000 test digits, scaled from 8×8 (0 to 16) to 32×32 RGB."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = np.stack([_scaled(image) for image in data.images])
+    labels = data.target.astype(np.int64)
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(images))
+    test, train = np.sort(order[:TEST_IMAGES]), np.sort(order[TEST_IMAGES:])
+    return DigitsSplit(images[train], labels[train], train, images[test], labels[test], test)
+
+
+def _scaled(image: np.ndarray) -> np.ndarray:
+    grey = Image.fromarray((image * (255.0 / 16.0)).round().astype(np.uint8))
+    return np.repeat(np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC))[:, :, None], 3, axis=2)

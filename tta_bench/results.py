@@ -1,0 +1,284 @@
+"""What is on disk: one file pair a trial, written atomically; tidy tables, rebuilt from those at any time.
+
+``trials/<key>.npz`` holds what is known of every image and batch, ``trials/<key>.json`` the scalars and the status; its
+rename commits the trial. ``plan.json`` lists what was asked for, so that a trial that never ran is a row, too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+import numpy as np
+import pandas as pd
+
+from tta_bench.errors import Problem, UsageError
+from tta_bench.plan import Plan
+from tta_bench.runner import TrialResult
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of ``segments``.
+
+    Attributes:
+        name: carries the unit.
+        kind: "key" (what was asked), "result" (equal bit for bit when a trial is run again on one kind of device with one
+            thread count), "cost" (times and memory), or "origin" (where the number comes from).
+        meaning: in one sentence.
+    """
+
+    name: str
+    kind: str
+    meaning: str
+
+
+COLUMNS = [
+    Column("label", "key", "the method's row in tables"),
+    Column("method", "key", "registered name of the method"),
+    Column("variant", "key", "official (as published code computes) or paper, where the two differ"),
+    Column("preset", "key", "published hyperparameters that it started from; empty: the Config's defaults"),
+    Column("model", "key", "source model"),
+    Column("dataset", "key", "data set; generated corruptions say so"),
+    Column("protocol", "key", "reset (before every shift) or continual"),
+    Column("segment", "key", "the reported run of batches"),
+    Column("visit", "key", "how many earlier segments have the same name"),
+    Column("shift", "key", "corruption and severity, or clean"),
+    Column("corruption", "key", "corruption, or clean"),
+    Column("severity", "key", "1 to 5; clean is 0"),
+    Column("seed", "key", "trial seed"),
+    Column("batch_size", "key", "nominal batch size"),
+    Column("precision", "key", "float32 or float64"),
+    Column("status", "result", "ok, failed, skipped, or missing (not run yet)"),
+    Column("reason", "result", "why it is not ok"),
+    Column("images", "result", "images graded"),
+    Column("correct", "result", "images classified correctly"),
+    Column("error_pct", "result", "share of images classified wrongly, per cent"),
+    Column("confidence_mean", "result", "mean probability of the predicted class"),
+    Column("batches", "result", "batches in the segment"),
+    Column("images_forwarded", "result", "images that entered the network, counted at its stem, in the segment"),
+    Column("images_backwarded", "result", "images that a gradient came back for, counted at the classifier, in the segment"),
+    Column("updates", "result", "optimizer steps taken in the segment"),
+    Column("adapted_parameters", "result", "scalars that require a gradient after setup"),
+    Column("step_ms_median", "cost", "median time of a batch's step, warm-up batches apart, ms"),
+    Column("step_ms_p95", "cost", "95th percentile of the same, ms"),
+    Column("images_per_s", "cost", "images per second of step time, warm-up batches apart"),
+    Column("warmup_ms", "cost", "time of the trial's first batches, ms"),
+    Column("data_ms_median", "cost", "median time to load a batch, ms"),
+    Column("peak_memory_mib", "cost", "peak device memory in the segment, MiB; empty on the CPU"),
+    Column("prepare_s", "cost", "time of prepare() in the run that made its result, s"),
+    Column("trial_s", "cost", "wall time of the whole trial, s"),
+    Column("source_images", "origin", "clean unlabelled source images that the method saw"),
+    Column("reset_keeps", "origin", "state that the published reset() leaves alone"),
+    Column("needs_backward", "origin", "the method takes backward passes"),
+    Column("needs_source_images", "origin", "it sees source images"),
+    Column("needs_checkpoint", "origin", "it needs a learned checkpoint"),
+    Column("needs_min_batch", "origin", "smallest batch it adapts on"),
+    Column("needs_norm_kinds", "origin", "normalisation layers of which it needs one"),
+    Column("session", "origin", "session in run.json that ran it"),
+    Column("host", "origin", "machine"),
+    Column("device", "origin", "cpu or cuda"),
+    Column("device_name", "origin", "model of the device"),
+    Column("threads", "origin", "CPU threads of torch"),
+    Column("torch", "origin", "torch's version"),
+    Column("key", "origin", "the trial's key: SHA-256 of all that was asked"),
+]
+_NAMES = [column.name for column in COLUMNS]
+
+
+def result_columns(segments: pd.DataFrame) -> pd.DataFrame:
+    """The part of ``segments`` that a repeated run must reproduce bit for bit, statistics of the method included."""
+    names = [c.name for c in COLUMNS if c.kind in ("key", "result")]
+    return segments[names + [name for name in segments if name.startswith("stat_")]]
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: pathlib.Path, write: Any) -> None:
+    """Call ``write(stream)`` on a new file beside ``path``, flush it to disk, and rename it into place."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        pathlib.Path(name).chmod(0o644)
+        pathlib.Path(name).replace(path)
+    except BaseException:
+        pathlib.Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Write ``value`` as JSON, atomically."""
+    write_atomically(path, lambda stream: stream.write(json.dumps(value, indent=1).encode()))
+
+
+def write(run: pathlib.Path, result: TrialResult, asked: Mapping[str, Any], session: int) -> None:
+    """Commit one trial: arrays first, then the JSON whose rename makes it count."""
+    folder = run / "trials"
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {f"batches/{name}": a for name, a in result.batches.items()}
+    arrays |= {f"images/{name}": a for name, a in result.images.items()}
+    write_atomically(folder / f"{result.key}.npz", lambda stream: np.savez(stream, allow_pickle=False, **arrays))
+    record = {k: v for k, v in asdict(result).items() if k not in ("batches", "images")}
+    record |= {"schema_version": SCHEMA_VERSION, "session": session, "asked": dict(asked)}
+    write_json(folder / f"{result.key}.json", record)
+
+
+def write_plan(run: pathlib.Path, plan: Plan) -> None:
+    """Write what was asked for: every cell of the tables, in order, with the key of the trial that fills it."""
+    trials = [
+        {
+            "key": t.key,
+            "label": t.label,
+            "method": t.method,
+            "variant": t.variant,
+            "preset": t.preset,
+            "config": dict(t.config),
+            "model": t.model,
+            "dataset": plan.setting.datasets[t.model].name,
+            "protocol": t.stream.protocol,
+            "shifts": [[s.corruption, s.severity, s.id] for s in t.stream.shifts],
+            "seed": t.seed,
+            "batch_size": t.stream.batch_size,
+            "images": t.stream.subset,
+            "precision": t.precision,
+        }
+        for t in plan.trials
+    ]
+    notes = sorted({dataset.note for dataset in plan.setting.datasets.values() if dataset.note})
+    whole = all(t.stream.subset == t.stream.images for t in plan.trials)
+    write_json(run / "plan.json", {"schema_version": SCHEMA_VERSION, "suite": plan.name, "notes": notes,
+                                   "all_images": whole, "trials": trials})  # fmt: skip
+
+
+def statuses(run: pathlib.Path, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The committed records among ``keys``; a file that cannot be read does not count."""
+    found = {}
+    for key in dict.fromkeys(keys):
+        record = _read_record(run / "trials" / f"{key}.json")
+        if record is not None:
+            found[key] = record
+    return found
+
+
+def _read_record(path: pathlib.Path) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return record if record.get("schema_version") == SCHEMA_VERSION else None
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run as tidy tables.
+
+    Attributes:
+        path: the run's folder.
+        plan: content of ``plan.json``.
+        segments: a row for each trial, segment and shift, in plan order; failed, skipped and missing trials included.
+        batches: a row for each batch of the trials that are ok: the online curve.
+        stale: trial files whose key is not in the plan, left out of the tables.
+    """
+
+    path: pathlib.Path
+    plan: Mapping[str, Any]
+    segments: pd.DataFrame
+    batches: pd.DataFrame
+    stale: int
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Trials by status."""
+        status = self.segments.groupby(["label", "model", "seed", "key"], sort=False)["status"].first()
+        return {str(name): int(count) for name, count in status.value_counts().items()}
+
+
+def load(run: pathlib.Path) -> Results:
+    """Read a run's folder.
+
+    Raises:
+        UsageError: it is none, or was written by another schema version.
+    """
+    try:
+        plan = json.loads((run / "plan.json").read_text())
+    except (OSError, ValueError) as error:
+        hint = "give the folder that 'tta-bench run' printed last"
+        raise UsageError(Problem(f"not a run: {error}", where=str(run), hint=hint)) from error
+    if plan["schema_version"] != SCHEMA_VERSION:
+        what = f"schema version {plan['schema_version']}, this tta-bench reads {SCHEMA_VERSION}"
+        raise UsageError(Problem(what, where=str(run), hint="run the suite again into another folder"))
+    records = statuses(run, (t["key"] for t in plan["trials"]))
+    rows = [row for trial in plan["trials"] for row in _rows(trial, records.get(trial["key"]))]
+    segments = pd.DataFrame(rows)
+    stats = [name for name in segments.columns if name.startswith("stat_")]
+    segments = segments.reindex(columns=_NAMES + stats).convert_dtypes(convert_string=False, convert_floating=False)
+    batches = [_batches(run, trial) for trial in plan["trials"] if records.get(trial["key"], {}).get("status") == "ok"]
+    on_disk = {path.stem for path in (run / "trials").glob("*.json")}
+    stale = len(on_disk - {t["key"] for t in plan["trials"]})
+    return Results(run, plan, segments, pd.concat(batches, ignore_index=True) if batches else pd.DataFrame(), stale)
+
+
+def _rows(trial: Mapping[str, Any], record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    asked = {k: v for k, v in trial.items() if k in _NAMES}
+    if record is None:
+        record = {"status": "missing", "reason": "not run yet", "segments": [], "facts": {}, "environment": {}}
+    shared = {
+        **asked,
+        **{k: v for k, v in record["facts"].items() if k in _NAMES},
+        **{k: v for k, v in record["environment"].items() if k in _NAMES},
+        "status": record["status"],
+        "reason": record["reason"],
+        "session": record.get("session"),
+    }
+    if record["status"] == "ok":
+        return [{**shared, **segment} for segment in record["segments"]]
+    return [
+        {**shared, "images": None, "segment": name, "visit": 0, "shift": name, "corruption": corruption, "severity": severity}
+        for corruption, severity, name in trial["shifts"]
+    ]
+
+
+def _batches(run: pathlib.Path, trial: Mapping[str, Any]) -> pd.DataFrame:
+    with np.load(run / "trials" / f"{trial['key']}.npz", allow_pickle=False) as arrays:
+        columns = {name.removeprefix("batches/"): arrays[name] for name in arrays if name.startswith("batches/")}
+        batch, correct = arrays["images/batch"], arrays["images/correct"]
+        shift = arrays["images/shift"]
+    starts = np.flatnonzero(np.diff(batch, prepend=-1))
+    right = np.add.reduceat(correct.astype(np.int64), starts)
+    names = np.array([name for _, _, name in trial["shifts"]])
+    frame = pd.DataFrame({"segment": names[shift[starts]], **columns})
+    frame["error_pct"] = 100.0 * (1.0 - right / frame["images"])
+    frame["images_seen"] = frame.groupby("segment")["images"].cumsum()
+    frame["running_error_pct"] = 100.0 * (1.0 - pd.Series(right).groupby(frame["segment"]).cumsum() / frame["images_seen"])
+    for position, name in enumerate(("label", "model", "protocol", "seed")):
+        frame.insert(position, name, trial[name])
+    frame["key"] = trial["key"]
+    return frame
+
+
+def write_tables(results: Results) -> list[pathlib.Path]:
+    """Write ``segments.parquet``, ``segments.csv`` and ``batches.parquet`` into the run's folder, atomically."""
+    def parquet(frame: pd.DataFrame) -> Any:
+        return lambda stream: frame.to_parquet(stream, index=False)
+
+    def csv(stream: IO[bytes]) -> None:
+        stream.write(results.segments.to_csv(index=False).encode())
+
+    paths = [results.path / name for name in ("segments.parquet", "segments.csv", "batches.parquet")]
+    for path, writer in zip(paths, (parquet(results.segments), csv, parquet(results.batches)), strict=True):
+        write_atomically(path, writer)
+    return paths
