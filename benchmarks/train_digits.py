@@ -170,7 +170,9 @@ def main(argv: list[str] | None = None) -> None:
             write_weights(net, recipe.spec, path)
         pct = accuracy_pct(recipe.spec, path, test, test_labels)
         seconds = time.perf_counter() - start
-        print(f"{recipe.spec.name}: {pct:.1f} % of {len(test)} held-out digits, {path.stat().st_size} bytes, {seconds:.0f} s")
+        print(
+            f"{recipe.spec.name}: {pct:.1f} % of {len(test)} held-out digits, {path.stat().st_size} bytes, {seconds:.0f} s"
+        )
 
 
 if __name__ == "__main__":

@@ -116,6 +116,9 @@ class Context:
     generator: torch.Generator
 
 
+_Config = Config  # inside Adapter, the name Config is the method's own
+
+
 class Adapter(abc.ABC):
     """Base class of every method. Subclass it, give it a Config, implement ``step``."""
 
@@ -126,7 +129,7 @@ class Adapter(abc.ABC):
     outputs: ClassVar[Literal["logits", "probabilities"]] = "logits"
     reset_keeps: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, model: SourceModel, config: Config, context: Context):
+    def __init__(self, model: SourceModel, config: _Config, context: Context):
         self.model = model
         self.config: Any = config
         self.context = context
@@ -134,7 +137,7 @@ class Adapter(abc.ABC):
         self._initial: Snapshot | None = None
 
     @classmethod
-    def skip(cls, model: SourceModel, config: Config, context: Context) -> str | None:
+    def skip(cls, model: SourceModel, config: _Config, context: Context) -> str | None:
         """Why this method cannot run with this model here, or None. The default checks ``needs.norm_kinds``."""
         kinds = cls.needs.norm_kinds
         if kinds and not any(model.norm_kind(module) in kinds for module in model.net.modules()):

@@ -86,7 +86,7 @@ class Document:
         if isinstance(node, yaml.SequenceNode):
             return [self._convert(child, (*path, i), environment) for i, child in enumerate(node.value)]
         text = self._expand(node, environment)
-        return scalar(text) if node.style is None else text
+        return scalar(text) if isinstance(node, yaml.ScalarNode) and node.style is None else text
 
     def _mapping(self, node: yaml.MappingNode, path: Path, environment: Mapping[str, str]) -> dict[str, Any]:
         result: dict[str, Any] = {}

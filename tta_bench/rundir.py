@@ -33,9 +33,11 @@ def locked(run: pathlib.Path) -> Iterator[None]:
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        stream = open(run / "lock", "a+")
+        stream = open(run / "lock", "a+")  # noqa: SIM115  (held until the process ends)
     except OSError as error:
-        raise UsageError(Problem(f"cannot write the run's folder: {error}", str(run), hint="choose --out DIR")) from error
+        raise UsageError(
+            Problem(f"cannot write the run's folder: {error}", str(run), hint="choose --out DIR")
+        ) from error
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,6 +89,7 @@ def _version(name: str) -> str | None:
 def _git_state() -> dict[str, Any] | None:
     """Commit of the checkout that the package is imported from, and whether it has uncommitted changes."""
     here = pathlib.Path(__file__).parent
+
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10)

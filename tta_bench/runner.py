@@ -88,11 +88,11 @@ class Workbench:
 
     def images(self, trial: Trial) -> list[Images | Direct]:
         """The images of each shift of the trial's stream."""
-        return [
-            self.cache.images(self.setting.cache_entry(trial.model, trial.stream, s)) for s in trial.stream.shifts
-        ]
+        return [self.cache.images(self.setting.cache_entry(trial.model, trial.stream, s)) for s in trial.stream.shifts]
 
-    def prepared(self, adapter: Adapter, trial: Trial, counter: PassCounter) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def prepared(
+        self, adapter: Adapter, trial: Trial, counter: PassCounter
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(what ``prepare`` returned, facts about it); reused for a method, config, model, source data and seed."""
         request = adapter.source_request()
         if request is None:
@@ -165,8 +165,8 @@ def run_trial(trial: Trial, bench: Workbench) -> TrialResult:
     start = time.perf_counter()
     try:
         outcome = _Run(trial, bench).result()
-    except _Skip as reason:
-        outcome = {"status": "skipped", "reason": str(reason)}
+    except _Skip as skipped:
+        outcome = {"status": "skipped", "reason": str(skipped)}
     except Exception as error:  # whatever a plugin raises: this is the one place that turns it into a row
         reason = f"{type(error).__name__}: {error}"
         outcome = {"status": "failed", "reason": reason, "traceback": traceback.format_exc()}
@@ -283,7 +283,11 @@ class _Run:
             **cost,
         }
         rows = [
-            {**shared, **_shift_columns(self.stream.shifts[s]), **metrics.summary(correct[shift == s], confidence[shift == s])}
+            {
+                **shared,
+                **_shift_columns(self.stream.shifts[s]),
+                **metrics.summary(correct[shift == s], confidence[shift == s]),
+            }
             for s in np.unique(shift)
         ]
         return {

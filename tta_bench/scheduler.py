@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.resources
 import os
 import pathlib
 import socket
@@ -97,9 +98,8 @@ def _run_local(
 
 def identity() -> dict[str, str]:
     """What the driver and its workers must agree on: the code that runs, wherever each of them found it."""
-    package = pathlib.Path(tta_bench.__file__).parent
-    methods = pathlib.Path(__import__("tta_bench.methods", fromlist=["x"]).__file__).parent
-    return {"version": __version__, "harness": folder_sha256(package), "methods": folder_sha256(methods)}
+    folders = {name: pathlib.Path(str(importlib.resources.files(name))) for name in ("tta_bench", "tta_bench.methods")}
+    return {"version": __version__, **{name: folder_sha256(folder) for name, folder in folders.items()}}
 
 
 class Worker:
@@ -141,7 +141,9 @@ def _ray(resources: Resources, scratch: pathlib.Path) -> Iterator[Any]:
             ray.init(address=address, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             hint = "is it running? 'ray status' on its head node says so"
-            raise UsageError(Problem(f"cannot use the Ray cluster: {error}", f"--address {address}", hint=hint)) from error
+            raise UsageError(
+                Problem(f"cannot use the Ray cluster: {error}", f"--address {address}", hint=hint)
+            ) from error
     try:
         yield ray
     finally:

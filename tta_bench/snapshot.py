@@ -8,6 +8,7 @@ keeps its identity, so that optimizers and captured graphs still point at the ri
 from __future__ import annotations
 
 import copy
+import functools
 import types
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -26,7 +27,7 @@ class Snapshot:
     """The state of an object graph. Build one with :meth:`of`; :meth:`restore` may be called any number of times."""
 
     def __init__(self) -> None:
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], object]] = []
         self._seen: dict[int, Any] = {}  # holds the objects, so that an id is not used again
 
     @classmethod
@@ -58,7 +59,7 @@ class Snapshot:
             self._tensor(value)
         elif isinstance(value, torch.Generator):
             state = value.get_state()
-            self._undo.append(lambda: value.set_state(state) and None)
+            self._undo.append(functools.partial(value.set_state, state))
         elif isinstance(value, np.ndarray):
             array = value.copy()
             self._undo.append(lambda: np.copyto(value, array))

@@ -131,12 +131,15 @@ def build(spec: StreamSpec) -> Stream:
     """The stream of a spec: for each shift the same images, shuffled by (seed, shift), in batches."""
     chosen = subset(spec.images, spec.subset, spec.data_seed)
     orders = [
-        np.random.default_rng(derived_seed("order", spec.seed, shift.id, 0)).permutation(chosen) for shift in spec.shifts
+        np.random.default_rng(derived_seed("order", spec.seed, shift.id, 0)).permutation(chosen)
+        for shift in spec.shifts
     ]
     starts = np.arange(0, len(chosen), spec.batch_size)
     per_shift = len(starts)
     batches = per_shift * len(spec.shifts)
-    bounds = np.concatenate([starts + i * len(chosen) for i in range(len(spec.shifts))] + [[len(chosen) * len(spec.shifts)]])
+    bounds = np.concatenate(
+        [starts + i * len(chosen) for i in range(len(spec.shifts))] + [[len(chosen) * len(spec.shifts)]]
+    )
     first_of_shift = np.arange(batches) % per_shift == 0
     return Stream(
         shifts=spec.shifts,
@@ -145,9 +148,7 @@ def build(spec: StreamSpec) -> Stream:
         bounds=bounds.astype(np.int64),
         reset_before=first_of_shift & (np.arange(batches) > 0) & (spec.protocol == "reset"),
         adapt=np.ones(batches, dtype=bool),
-        segments=tuple(
-            Segment(shift.id, 0, i * per_shift, (i + 1) * per_shift) for i, shift in enumerate(spec.shifts)
-        ),
+        segments=tuple(Segment(shift.id, 0, i * per_shift, (i + 1) * per_shift) for i, shift in enumerate(spec.shifts)),
     )
 
 

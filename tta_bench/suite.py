@@ -111,7 +111,9 @@ class Suite(Part):
     methods: Annotated[list[Annotated[MethodEntry, BeforeValidator(_named)]], Field(min_length=1)]
     protocol: Protocol = Protocol()
     batch_size: Annotated[int, Field(ge=1)] = 64
-    corruptions: Annotated[list[Annotated[str, AfterValidator(_corruption)]], Field(min_length=1), AfterValidator(_distinct)]
+    corruptions: Annotated[
+        list[Annotated[str, AfterValidator(_corruption)]], Field(min_length=1), AfterValidator(_distinct)
+    ]
     severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1), AfterValidator(_distinct)] = [5]
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)] = [0]
     precision: Literal["float32", "float64"] = "float32"
@@ -161,7 +163,9 @@ def find(name: str) -> pathlib.Path:
         return path
     if name in shipped():
         return pathlib.Path(str(importlib.resources.files("tta_bench.suites") / f"{name}.yaml"))
-    raise UsageError(Problem(f"no such suite: {name}", hint="give a YAML file, or a shipped suite: " + ", ".join(shipped())))
+    raise UsageError(
+        Problem(f"no such suite: {name}", hint="give a YAML file, or a shipped suite: " + ", ".join(shipped()))
+    )
 
 
 def load(name: str, *, sets: Iterable[str] = (), plugins: Iterable[str] = ()) -> LoadedSuite:
@@ -221,9 +225,11 @@ def _validated(document: Document, problems: list[Problem]) -> Suite | None:
 def _path(document: Document, location: Iterable[str | int]) -> Path:
     """The place in the file that pydantic's location means; parts that are no keys (a union's tag) are left out."""
     path: list[str | int] = []
-    node = document.data
+    node: Any = document.data
     for part in location:
-        if isinstance(node, dict) and part in node or isinstance(node, list) and isinstance(part, int) and part < len(node):
+        if (isinstance(node, dict) and part in node) or (
+            isinstance(node, list) and isinstance(part, int) and part < len(node)
+        ):
             path.append(part)
             node = node[part]
     return tuple(path)
@@ -259,7 +265,9 @@ def _literal_hint(error: Mapping[str, Any]) -> str:
 def _fields_at(model: Any, location: Iterable[str | int]) -> list[str]:
     """Names of the fields of the part of ``model`` at pydantic's ``location``."""
     for part in location:
-        models = list(_models_in(model.model_fields[part].annotation)) if part in getattr(model, "model_fields", {}) else []
+        models = (
+            list(_models_in(model.model_fields[part].annotation)) if part in getattr(model, "model_fields", {}) else []
+        )
         tagged = [m for m in models if part == _tag(m)] or models
         if len(tagged) == 1:
             model = tagged[0]
@@ -332,9 +340,13 @@ def _method_problems(document: Document, registry: Registry) -> Iterator[Problem
         for model in per_model if isinstance(per_model, dict) else ():
             if model not in model_names:
                 hint = near_miss(model, [str(n) for n in model_names])
-                yield document.problem(("methods", i, "per_model", model), f"unknown model {model!r}", hint, at_key=True)
+                yield document.problem(
+                    ("methods", i, "per_model", model), f"unknown model {model!r}", hint, at_key=True
+                )
 
 
-def config_problems(document: Document, config: type[BaseModel], error: pydantic.ValidationError, prefix: Path) -> list[Problem]:
+def config_problems(
+    document: Document, config: type[BaseModel], error: pydantic.ValidationError, prefix: Path
+) -> list[Problem]:
     """A method's refused hyperparameters, placed in the suite's file below ``prefix``."""
     return [_problem(document, config, dict(e), prefix) for e in error.errors(include_url=False)]

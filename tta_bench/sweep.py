@@ -68,7 +68,9 @@ def run(options: Options, resume: str) -> int:
             _run(options, loaded, plan, waiting, cache, out, console)
             code = _conclude(plan, selected, out, console)
     except KeyboardInterrupt:
-        console.print(f"\ninterrupted; what had finished is kept. To go on:\n  {resume}", highlight=False, soft_wrap=True)
+        console.print(
+            f"\ninterrupted; what had finished is kept. To go on:\n  {resume}", highlight=False, soft_wrap=True
+        )
         return 130
     print(out)
     return code
@@ -78,7 +80,9 @@ def _check(options: Options) -> None:
     if options.executor == "local":
         for name in ("address", "workers"):
             if getattr(options, name) is not None:
-                raise UsageError(Problem(f"--{name} needs --executor ray", hint="leave it out, or choose --executor ray"))
+                raise UsageError(
+                    Problem(f"--{name} needs --executor ray", hint="leave it out, or choose --executor ray")
+                )
 
 
 def _cache(options: Options, loaded: suite.Suite) -> ImageCache:

@@ -45,7 +45,9 @@ class DigitsPart(DataPart):
 class ArrayImages(CleanImages):
     """Clean images held as one uint8 array (N, side, side, 3)."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, ids: Sequence[str], num_classes: int, origin: dict[str, Any]):
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, ids: Sequence[str], num_classes: int, origin: dict[str, Any]
+    ):
         self.images, self.ids = images, ids
         self.labels = labels.astype(np.int64)
         self.num_classes, self.side = num_classes, int(images.shape[1])
@@ -127,7 +129,11 @@ class CifarC(Dataset):
     def fingerprint(self, shift: Shift) -> dict[str, Any]:
         if shift == CLEAN and self._clean:
             return self._clean.fingerprint()
-        return {"kind": "cifar_c", "shift": shift.id, "file": [self._file(shift).name, self._file(shift).stat().st_size]}
+        return {
+            "kind": "cifar_c",
+            "shift": shift.id,
+            "file": [self._file(shift).name, self._file(shift).stat().st_size],
+        }
 
     def array(self, shift: Shift) -> np.ndarray:
         if shift == CLEAN and self._clean:

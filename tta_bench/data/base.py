@@ -59,7 +59,7 @@ class Geometry:
             width, height = (int(self.resize * side / short) if side != short else self.resize for side in image.size)
             image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         if self.crop is not None:
-            left, top = (int(round((side - self.crop) / 2.0)) for side in image.size)
+            left, top = (round((side - self.crop) / 2.0) for side in image.size)
             image = image.crop((left, top, left + self.crop, top + self.crop))
         return image
 

@@ -92,7 +92,7 @@ def checksum(array: np.ndarray) -> int:
     """CRC-32 of an array's bytes."""
     flat, value = array.reshape(-1), 0
     for start in range(0, flat.size, _BLOCK):
-        value = zlib.crc32(flat[start : start + _BLOCK], value)
+        value = zlib.crc32(flat[start : start + _BLOCK].data, value)
     return value
 
 

@@ -133,7 +133,7 @@ def library_versions(strengths: Strengths, corruption: str) -> dict[str, str]:
 
 
 def _version(name: str) -> str:
-    for distribution in (("opencv-python", "opencv-python-headless") if name == "opencv" else (name,)):
+    for distribution in ("opencv-python", "opencv-python-headless") if name == "opencv" else (name,):
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(distribution)
     return "absent"

@@ -106,7 +106,9 @@ class FolderImages(CleanImages):
             with Image.open(path) as image:
                 width, height = image.size
         except OSError as error:
-            raise UsageError(Problem(f"cannot decode image: {error}", str(path), hint="replace or remove it")) from error
+            raise UsageError(
+                Problem(f"cannot decode image: {error}", str(path), hint="replace or remove it")
+            ) from error
         if width != height:
             hint = "choose preprocess: standard"
             raise UsageError(Problem(f"image is {width}x{height} pixels, not square", str(path), hint=hint))
@@ -171,7 +173,9 @@ class ImageNetC(Dataset):
             return error.problems[0]
         lost = [path for path in self.ids if path not in there]
         if lost:
-            return Problem(f"{len(lost)} of {len(self.ids)} images are missing, the first is {lost[0]}", where=str(folder))
+            return Problem(
+                f"{len(lost)} of {len(self.ids)} images are missing, the first is {lost[0]}", where=str(folder)
+            )
         return None
 
     def _used(self, shift: Shift) -> tuple[pathlib.Path, Listing, Geometry]:

@@ -62,6 +62,7 @@ def to_hsv(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def from_hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
     """The inverse of :func:`to_hsv`: (H, W, 3)."""
+
     def channel(n: int) -> np.ndarray:
         k = (n + hue) % 6
         return value - value * saturation * np.clip(np.minimum(k, 4 - k), 0, 1)

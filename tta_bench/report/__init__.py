@@ -54,11 +54,15 @@ def newest() -> pathlib.Path:
     """
     plans = sorted(pathlib.Path("results").glob("*/plan.json"), key=lambda path: path.stat().st_mtime)
     if not plans:
-        raise UsageError(Problem("no run below results/", hint="give a run's folder, or make one: tta-bench run digits_c"))
+        raise UsageError(
+            Problem("no run below results/", hint="give a run's folder, or make one: tta-bench run digits_c")
+        )
     return plans[-1].parent
 
 
-def _text(name: str, make: Callable[[Sequence[ErrorTable]], str]) -> Callable[[Sequence[ErrorTable], pathlib.Path], list[pathlib.Path]]:
+def _text(
+    name: str, make: Callable[[Sequence[ErrorTable]], str]
+) -> Callable[[Sequence[ErrorTable], pathlib.Path], list[pathlib.Path]]:
     def write_text(made: Sequence[ErrorTable], folder: pathlib.Path) -> list[pathlib.Path]:
         path = folder / name
         results.write_atomically(path, lambda stream: stream.write(make(made).encode()))

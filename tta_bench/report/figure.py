@@ -42,7 +42,9 @@ def draw(made: Sequence[ErrorTable], path: pathlib.Path) -> pathlib.Path:
     # from all panels: a method that one model cannot run is drawn in another
     handles = {h.get_label(): h for axis in axes[:, 0] for h in axis.containers}
     shown = [label for label in labels if label in handles]
-    figure.legend([handles[label] for label in shown], shown, loc="outside upper center", ncols=min(6, len(shown)), frameon=False)
+    figure.legend(
+        [handles[label] for label in shown], shown, loc="outside upper center", ncols=min(6, len(shown)), frameon=False
+    )
     write_atomically(path, lambda stream: figure.savefig(stream, format=path.suffix[1:], dpi=150))
     plt.close(figure)
     return path
@@ -77,7 +79,9 @@ def _panel(axis: Axes, table: ErrorTable, model: str, labels: Sequence[str]) -> 
 def _bars(axis: Axes, row: Row, columns: Sequence[str], offset: float, width: float, colour: str) -> None:
     cells = [row.mean if name == "mean" else row.cells[name] for name in columns]
     have = [i for i, cell in enumerate(cells) if cell.mean is not None]
-    heights = [cells[i].mean for i in have]
+    heights = [float(cells[i].mean or 0.0) for i in have]
     spread = [cells[i].std or np.nan for i in have]
     errors = None if np.isnan(spread).all() else spread
-    axis.bar(np.array(have) + offset, heights, width, label=row.label, color=colour, yerr=errors, error_kw={"linewidth": 0.8})
+    axis.bar(
+        np.array(have) + offset, heights, width, label=row.label, color=colour, yerr=errors, error_kw={"linewidth": 0.8}
+    )

@@ -28,9 +28,7 @@ def _columns(table: ErrorTable) -> list[str]:
 
 
 def _cells(table: ErrorTable, row: Row) -> list[tuple[Cell, bool]]:
-    return [
-        (row.mean if name == "mean" else row.cells[name], table.is_best(row, name)) for name in _columns(table)
-    ]
+    return [(row.mean if name == "mean" else row.cells[name], table.is_best(row, name)) for name in _columns(table)]
 
 
 def notes(table: ErrorTable) -> list[str]:
@@ -91,7 +89,8 @@ def csv(made: Sequence[ErrorTable]) -> str:
 
 
 _ESCAPES = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-            "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "×": r"$\times$", "·": r"$\cdot$"}  # fmt: skip
+            "~": r"\textasciitilde{}",
+            "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "×": r"$\times$", "·": r"$\cdot$"}  # fmt: skip
 
 
 def escape(text: str) -> str:

@@ -138,7 +138,9 @@ def _spread(by_seed: pd.Series, state: str) -> Cell:
 def _caption(results: Results, frame: pd.DataFrame, severity: int, partial: bool) -> str:
     seeds = sorted(int(s) for s in frame["seed"].unique())
     images = max(int(t["images"]) for t in results.plan["trials"])
-    spread = "one seed, so no spread is known" if len(seeds) == 1 else f"mean ± standard deviation over {len(seeds)} seeds"
+    spread = (
+        "one seed, so no spread is known" if len(seeds) == 1 else f"mean ± standard deviation over {len(seeds)} seeds"
+    )
     parts = [
         f"Error in per cent on {' and '.join(frame['dataset'].unique())}",
         *([f"severity {severity}"] if severity else []),
