@@ -60,7 +60,7 @@ RECIPES = (
             name="digits_resnet_bn", architecture="resnet18", stem="cifar", mean=MEAN, std=STD,
             options={"num_classes": 10, "layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]},
         ),
-        "sgd", lr=0.05, weight_decay=5e-4, epochs=30,
+        "sgd", lr=0.1, weight_decay=5e-4, epochs=40,
     ),
     Recipe(
         ModelSpec(

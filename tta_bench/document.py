@@ -86,6 +86,8 @@ class Document:
         if isinstance(node, yaml.SequenceNode):
             return [self._convert(child, (*path, i), environment) for i, child in enumerate(node.value)]
         text = self._expand(node, environment)
+        if text is None:
+            return ""  # already a problem; an empty text gives rise to no second one
         return scalar(text) if isinstance(node, yaml.ScalarNode) and node.style is None else text
 
     def _mapping(self, node: yaml.MappingNode, path: Path, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -100,7 +102,9 @@ class Document:
             result[key] = self._convert(value_node, (*path, key), environment)
         return result
 
-    def _expand(self, node: yaml.Node, environment: Mapping[str, str]) -> str:
+    def _expand(self, node: yaml.Node, environment: Mapping[str, str]) -> str | None:
+        known = len(self.problems)
+
         def value(match: re.Match[str]) -> str:
             name, default = match.group(1), match.group(2)
             # as in a shell, ':-' also stands in for an empty variable
@@ -111,7 +115,8 @@ class Document:
                 return ""
             return found
 
-        return _VARIABLE.sub(value, node.value)
+        text = _VARIABLE.sub(value, node.value)
+        return text if len(self.problems) == known else None
 
 
 def parse(text: str, name: str, environment: Mapping[str, str] | None = None) -> Document:

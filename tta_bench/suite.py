@@ -64,7 +64,7 @@ class ModelEntry(Part):
     def _one_origin(self) -> ModelEntry:
         if (self.timm is None) == (self.architecture is None):
             raise PydanticCustomError("origin", "give either timm: (a full tag) or architecture: (with weights:)")
-        if self.architecture and not (self.weights and self.mean and self.std):
+        if self.architecture and None in (self.weights, self.mean, self.std):
             raise PydanticCustomError("origin", "architecture: needs weights:, mean: and std: beside it")
         return self
 
@@ -231,7 +231,7 @@ def _path(document: Document, location: Iterable[str | int]) -> Path:
             isinstance(node, list) and isinstance(part, int) and part < len(node)
         ):
             path.append(part)
-            node = node[part]
+            node = node[part]  # type: ignore[index]
     return tuple(path)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tta_bench.data.arrays import CifarC, CifarCPart, DigitsPart, digits
+from tta_bench.data.arrays import CifarC, CifarCPart, DigitsPart, embedded_digits
 from tta_bench.data.base import IMAGENET_GEOMETRY, CleanImages, DataPart, Dataset, Geometry
 from tta_bench.data.folder import FolderImages, FolderPart, ImageNetC, ImageNetCPart
 from tta_bench.data.generated import Generated
@@ -30,7 +30,7 @@ def open_data(part: DataPart, shifts: Iterable[Shift], weights_geometry: Geometr
         UsageError: the data are not there, or not of the expected form.
     """
     if isinstance(part, DigitsPart):
-        test, source = digits()
+        test, source = embedded_digits()
         return Generated(test, source, strengths=part.strengths, seed=part.seed, name="digits-C")
     if isinstance(part, CifarCPart):
         return CifarC(part)

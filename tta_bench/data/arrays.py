@@ -145,7 +145,7 @@ class CifarC(Dataset):
         return np.asarray(self.array(shift)[index])
 
 
-def digits() -> tuple[ArrayImages, ArrayImages]:
+def embedded_digits() -> tuple[ArrayImages, ArrayImages]:
     """(test, source): the 1,000 held-out digits, and the 797 that the source models were trained on."""
     from importlib import metadata
 

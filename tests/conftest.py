@@ -1,0 +1,126 @@
+"""What several test files share: the command line in this process, small image folders, small suites."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tta_bench.torchvision_repair  # noqa: F401
+from tta_bench import cli
+from tta_bench.data.digits import load_split
+
+SHARED = pathlib.Path(__file__).resolve().parent.parent.parent / "shared"
+
+DIGITS_SUITE = """\
+name: small
+data: {kind: digits, max_images: 100}
+models:
+  - name: resnet_bn
+    architecture: resnet18
+    options: {num_classes: 10, layers: [1, 1, 1, 1], channels: [16, 32, 64, 128]}
+    stem: cifar
+    weights: "package:tta_bench/weights/digits_resnet_bn.safetensors"
+    mean: [0.3, 0.3, 0.3]
+    std: [0.36, 0.36, 0.36]
+methods: [source, tent]
+batch_size: 40
+corruptions: [clean, contrast]
+severities: [5]
+seeds: [0]
+"""
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    import torch
+
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """One image cache for the whole session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def run_cli(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, cache: pathlib.Path
+) -> Callable[..., Outcome]:
+    """Call the command line in this process, from ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TTA_BENCH_CACHE", str(cache))
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["tta-bench", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Outcome(code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def suite_file(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
+    """Write a suite: the small digits suite with text replaced, ``suite_file(("methods: [source, tent]", "…"), …)``."""
+
+    def write(*replacements: tuple[str, str], text: str = DIGITS_SUITE, name: str = "small.yaml") -> pathlib.Path:
+        for old, new in replacements:
+            assert old in text, old
+            text = text.replace(old, new)
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def digit_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A clean image folder of 10 classes × 3 real digits, 32×32 PNG."""
+    root = tmp_path_factory.mktemp("digits") / "test"
+    split = load_split()
+    for digit in range(10):
+        folder = root / f"digit_{digit}"
+        folder.mkdir(parents=True)
+        for number in np.flatnonzero(split.test_labels == digit)[:3]:
+            Image.fromarray(split.test_images[number]).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder of real images and source models that CI has beside the checkout."""
+    if not (SHARED / "models").is_dir():
+        pytest.skip("needs the real images and source models of CI (folder 'shared' beside the checkout)")
+    return SHARED
+
+
+@pytest.fixture
+def cifar(shared: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables that ``suites/cifar10_c.yaml`` asks for."""
+    monkeypatch.setenv("CIFAR10", str(shared / "data" / "cifar10"))
+    monkeypatch.setenv("CIFAR10_MODELS", str(shared / "models"))
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """This process's environment without anything that points Python at other code."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return {**kept, **more}

@@ -1,0 +1,184 @@
+"""Bad suites: each problem placed, all of them at once, nothing written. Good ones: what they resolve to."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import DIGITS_SUITE, Outcome
+from PIL import Image
+
+from tta_bench import suite
+from tta_bench.streams import CLEAN, Shift
+
+SuiteFile = Callable[..., pathlib.Path]
+Cli = Callable[..., Outcome]
+
+FOLDER = "data: {{kind: folder, root: {root}, strengths: cifar, preprocess: none}}"
+DIGITS = "data: {kind: digits, max_images: 100}"
+
+BAD = {
+    "unknown key": ("severities: [5]", "severties: [5]", "unknown key 'severties' in suite", "did you mean 'severities'?"),
+    "duplicate key": ("seeds: [0]", "seeds: [0]\nseeds: [1]", "duplicate key 'seeds'", "already on line 15"),
+    "wrong type": ("batch_size: 40", "batch_size: lots", "batch_size: Input should be a valid integer", ""),
+    "bool for a number": ("batch_size: 40", "batch_size: true", "batch_size: Input should be a valid integer", ""),
+    "unknown method": ("[source, tent]", "[source, tnet]", "unknown method 'tnet'", "did you mean 'tent'?"),
+    "unknown corruption": ("[clean, contrast]", "[clean, contrats]", "unknown corruption 'contrats'", "did you mean 'contrast'?"),
+    "severity 6": ("severities: [5]", "severities: [5, 6]", "severities.1: Input should be less than or equal to 5", ""),
+    "unknown data kind": ("kind: digits", "kind: digit", "digit", "did you mean 'digits'?"),
+    "missing key": ("name: small\n", "", "missing key 'name' in suite", ""),
+    "unknown hyperparameter": ("[source, tent]", "[{name: tent, config: {lrr: 0.1}}]", "unknown key 'lrr'", "did you mean 'lr'?"),
+    "wrong hyperparameter": ("[source, tent]", "[{name: tent, config: {lr: fast}}]", "lr: Input should be a valid number", ""),
+    "unknown optimizer": ("[source, tent]", "[{name: tent, config: {optimizer: sdg}}]", "unknown optimizer 'sdg'", "sgd"),
+    "unknown model in per_model": ("[source, tent]", "[{name: tent, per_model: {resnet: {lr: 0.1}}}]", "unknown model 'resnet'", "did you mean 'resnet_bn'?"),
+    "label twice": ("[source, tent]", "[tent, tent]", "two methods have the label 'tent'", "label"),
+    "unknown protocol": ("batch_size: 40", "batch_size: 40\nprotocol: {kind: rest}", "rest", "did you mean 'reset'?"),
+    "missing data root": (DIGITS, FOLDER.format(root="/nowhere/at/all"), "no such folder: /nowhere/at/all", ""),
+    "unset variable": (DIGITS, FOLDER.format(root='"${NOT_SET_ANYWHERE}/x"'), "the variable NOT_SET_ANYWHERE is not set", "export"),
+    "class count": ("num_classes: 10", "num_classes: 12", "weights do not fit the model", "number of classes"),
+    "image size": ("stem: cifar", "stem: cifar\n    image_size: 224", "takes 224x224 images, digits-C has 32x32", "another model"),
+    "missing weights": ("digits_resnet_bn.s", "digits_resnet.s", "no such weights file", ""),
+    "missing weights package": ("package:tta_bench/", "package:no_such_package/", "'no_such_package' that holds the weights", "pip install no-such-package"),
+    "unknown preset": ("stem: cifar", "stem: cifar\n    preset: cifar1O", "no method has a preset 'cifar1O'", "did you mean 'cifar10'?"),
+    "architecture without mean": ("    mean: [0.3, 0.3, 0.3]\n", "", "architecture: needs weights:, mean: and std:", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_message_and_writes_nothing(
+    case: str, suite_file: SuiteFile, run_cli: Cli, tmp_path: pathlib.Path
+) -> None:
+    old, new, message, hint = BAD[case]
+    file = suite_file((old, new))
+    outcome = run_cli("run", file, "--executor", "local", "--out", tmp_path / "out")
+    assert outcome.code == 2, outcome.err
+    assert message in outcome.err
+    assert hint in outcome.err
+    assert f"{file}:" in outcome.err, "the place is named"
+    assert "1 problem; nothing was run" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not (tmp_path / "out").exists()
+    assert outcome.out == ""
+
+
+def test_the_place_is_line_column_and_caret(suite_file: SuiteFile, run_cli: Cli) -> None:
+    file = suite_file(("severities: [5]", "severties: [5]"))
+    lines = run_cli("run", file).err.splitlines()
+    assert lines[0] == f"{file}:14:1: unknown key 'severties' in suite"
+    assert lines[1] == "    14 | severties: [5]"
+    assert lines[2] == "       | ^^^^^^^^^"
+    assert lines[3].startswith("  hint: did you mean 'severities'?")
+
+
+def test_all_problems_are_told_at_once(suite_file: SuiteFile, run_cli: Cli) -> None:
+    file = suite_file(
+        ("severities: [5]", "severities: [7]"),
+        ("[source, tent]", "[source, tnet]"),
+        ("[clean, contrast]", "[clean, contrats]"),
+        (DIGITS, FOLDER.format(root="/nowhere/at/all")),
+        ("seeds: [0]", "seeds: [0]\ntypo: 1"),
+    )
+    err = run_cli("run", file).err
+    for message in ("less than or equal to 5", "'tnet'", "'contrats'", "/nowhere/at/all", "'typo'"):
+        assert message in err
+    assert "5 problems; nothing was run" in err
+
+
+def test_a_folder_without_images(suite_file: SuiteFile, run_cli: Cli, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "empty" / "class").mkdir(parents=True)
+    outcome = run_cli("run", suite_file((DIGITS, FOLDER.format(root=tmp_path / "empty"))))
+    assert outcome.code == 2
+    assert "the folder holds no images" in outcome.err
+
+
+def test_a_truncated_jpeg_is_named(suite_file: SuiteFile, run_cli: Cli, tmp_path: pathlib.Path) -> None:
+    for digit in range(10):
+        path = tmp_path / "images" / str(digit) / "a.jpeg"
+        path.parent.mkdir(parents=True)
+        noise = np.random.default_rng(digit).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+    damaged = tmp_path / "images" / "3" / "a.jpeg"
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    file = suite_file((DIGITS, FOLDER.format(root=tmp_path / "images")))
+    outcome = run_cli("run", file, "--executor", "local", "--out", tmp_path / "out", "--cache", tmp_path / "cache")
+    assert outcome.code == 2
+    assert f"{damaged}: cannot decode image" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "cache").iterdir()), "no half-made entry is left behind"
+
+
+def test_weights_that_do_not_fit_name_the_tensors(suite_file: SuiteFile, run_cli: Cli, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file({"conv1.weight": torch.zeros(1, 3, 3, 3), "other": torch.zeros(2)}, path)
+    file = suite_file(("package:tta_bench/weights/digits_resnet_bn.safetensors", str(path)))
+    outcome = run_cli("run", file)
+    assert outcome.code == 2
+    for part in ("missing", "unexpected other", "conv1.weight: file (1, 3, 3, 3), model (64, 3, 3, 3)", "w.safetensors"):
+        assert part in outcome.err
+
+
+def test_class_counts_that_do_not_match_name_both(suite_file: SuiteFile, run_cli: Cli, digit_folder: pathlib.Path,
+                                                  tmp_path: pathlib.Path) -> None:  # fmt: skip
+    fewer = tmp_path / "fewer"
+    fewer.mkdir()
+    for folder in sorted(digit_folder.iterdir())[:7]:
+        (fewer / folder.name).symlink_to(folder)
+    outcome = run_cli("run", suite_file((DIGITS, FOLDER.format(root=fewer))))
+    assert outcome.code == 2
+    assert "model 'resnet_bn' has 10 classes, CIFAR-10-C (generated) has 7" in outcome.err
+
+
+@pytest.mark.parametrize("text", [DIGITS_SUITE, None])
+def test_an_ambiguous_timm_alias_lists_its_tags(
+    text: str | None, suite_file: SuiteFile, run_cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    if text is None:  # a shipped suite, spoilt
+        monkeypatch.setenv("IMAGENET_C", str(tmp_path))
+        monkeypatch.setenv("IMAGENET_VAL", str(tmp_path))
+        whole = suite.find("imagenet_c").read_text()
+        file = suite_file((".augreg2_in21k_ft_in1k", ""), ("resnet50_gn.a1h_in1k", "resnet50_gn"), text=whole)
+    else:
+        start, end = text.index("    architecture"), text.index("methods:")
+        file = suite_file((text[start:end], "    timm: vit_base_patch16_224\n"), text=text)
+    outcome = run_cli("run", file)
+    assert outcome.code == 2
+    assert "'vit_base_patch16_224' does not name its weights" in outcome.err
+    assert "vit_base_patch16_224.augreg2_in21k_ft_in1k" in outcome.err
+
+
+def test_a_plugin_with_a_syntax_error_is_placed(suite_file: SuiteFile, run_cli: Cli, tmp_path: pathlib.Path) -> None:
+    plugin = tmp_path / "broken.py"
+    plugin.write_text("x = 1\ndef method(:\n    pass\n")
+    outcome = run_cli("run", suite_file(), "--plugin", plugin)
+    assert outcome.code == 2
+    assert f"{plugin}:2:" in outcome.err
+    assert "not valid Python" in outcome.err
+    assert "def method(:" in outcome.err
+
+
+def test_set_replaces_keys_and_dotted_keys(suite_file: SuiteFile) -> None:
+    loaded = suite.load(str(suite_file()), sets=["seeds=[1, 2]", "data.max_images=7", "protocol.kind=continual"])
+    assert loaded.suite.seeds == [1, 2]
+    assert loaded.suite.data.max_images == 7
+    assert loaded.suite.protocol.kind == "continual"
+
+
+def test_clean_ignores_severities(suite_file: SuiteFile) -> None:
+    loaded = suite.load(str(suite_file(("severities: [5]", "severities: [3, 5]"))))
+    assert loaded.suite.shifts() == (CLEAN, Shift("contrast", 3), Shift("contrast", 5))
+
+
+def test_every_shipped_suite_is_valid(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    for name in ("IMAGENET_C", "IMAGENET_VAL", "CIFAR10", "CIFAR10_MODELS"):
+        monkeypatch.setenv(name, os.fspath(tmp_path))
+    for part in ("test", "train"):
+        (tmp_path / part).mkdir()
+    assert suite.shipped() == ["cifar10_c", "digits_c", "imagenet_c", "imagenet_c_lite0"]
+    for name in suite.shipped():
+        assert suite.load(name).suite.name == name
