@@ -39,7 +39,9 @@ def test_one_reset_stream_of_several_shifts_resets_between_them_only() -> None:
     assert np.flatnonzero(stream.reset_before).tolist() == [5, 10]
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 6}, {"subset": 10}, {"protocol": "reset"}, {"shifts": SHIFTS[:2]}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"batch_size": 6}, {"subset": 10}, {"protocol": "reset"}, {"shifts": SHIFTS[:2]}]
+)
 def test_the_hash_changes_with_everything_in_the_stream(change: dict[str, object]) -> None:
     other = dataclasses.replace(SPEC, **change)
     assert build(other).sha256 != build(SPEC).sha256

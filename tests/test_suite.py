@@ -119,7 +119,12 @@ def test_weights_that_do_not_fit_name_the_tensors(suite_file: SuiteFile, run_cli
     file = suite_file(("package:tta_bench/weights/digits_resnet_bn.safetensors", str(path)))
     outcome = run_cli("run", file)
     assert outcome.code == 2
-    for part in ("missing", "unexpected other", "conv1.weight: file (1, 3, 3, 3), model (64, 3, 3, 3)", "w.safetensors"):
+    for part in (
+        "missing",
+        "unexpected other",
+        "conv1.weight: file (1, 3, 3, 3), model (64, 3, 3, 3)",
+        "w.safetensors",
+    ):
         assert part in outcome.err
 
 

@@ -1,0 +1,325 @@
+"""The contract: reset restores everything, predict changes nothing, a method can reach no secret."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pathlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from networks import batches, ready, small_model
+from torch import Tensor
+
+from tta_bench import plan, suite
+from tta_bench.adapter import Adapter, Config, FilePath
+from tta_bench.data.cache import ImageCache
+from tta_bench.methods.norm import Norm
+from tta_bench.methods.source import Source
+from tta_bench.methods.tent import Tent
+from tta_bench.registry import Registry
+from tta_bench.runner import Workbench, run_trial
+from tta_bench.streams import build
+from tta_bench.testing import Secrets, find_leaks
+
+METHODS = [(Source, kind, {}) for kind in ("batch", "group", "layer")] + [(Norm, "batch", {})]
+METHODS += [(Tent, kind, config) for kind in ("batch", "group", "layer")
+            for config in ({"lr": 0.05}, {"optimizer": "adam", "lr": 0.01})]  # fmt: skip
+
+
+class Hoarder(Adapter):
+    """Keeps state of every kind that a reset must restore."""
+
+    reset_keeps = ("kept", "nested.kept")
+
+    def setup(self) -> None:
+        self.running = torch.zeros(3)
+        self.scalars = [0, {"seen": 0}]
+        self.queue: deque[int] = deque(maxlen=3)
+        self.array = np.zeros(2)
+        self.kept = 0
+        self.nested = Nested()
+        self.parameter = torch.nn.Parameter(torch.ones(2))
+        self.optimizer = torch.optim.Adam([self.parameter], lr=0.1)
+
+    def step(self, x: Tensor) -> Tensor:
+        noise = torch.rand(1, generator=self.context.generator)
+        self.running += x.mean() + noise
+        self.scalars[0] += 1
+        self.scalars[1]["seen"] += len(x)
+        self.scalars[1][f"new{self.scalars[0]}"] = 1
+        self.queue.append(len(self.queue))
+        self.array += 1
+        self.kept += 1
+        self.nested.kept += 1
+        self.nested.lost += 1
+        self.late = "set after setup"
+        self.optimizer.param_groups[0]["lr"] *= 0.5
+        (self.parameter.sum() * self.running.sum()).backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            self.model.classifier().bias.add_(1)
+            return self.model(x) + self.running.sum() + self.parameter.sum().detach() + self.scalars[0]
+
+
+class Nested:
+    """An object of a method's own."""
+
+    def __init__(self) -> None:
+        self.kept = self.lost = 0
+
+
+@pytest.mark.parametrize(("cls", "kind", "config"), METHODS)
+def test_after_reset_predictions_equal_a_fresh_adapters(cls: type[Adapter], kind: str, config: dict[str, Any]) -> None:
+    used, fresh = (ready(cls, small_model(kind), **config) for _ in range(2))
+    first = [used.step(x) for x in batches(4)]
+    used.reset()
+    again = [used.step(x) for x in batches(4)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert all(torch.equal(a, fresh.step(x)) for a, x in zip(again, batches(4), strict=True))
+    if cls is Tent:
+        assert not torch.equal(first[-1], Source.step(fresh, batches(4)[-1])), "it adapts at all"
+
+
+def test_reset_restores_every_kind_of_state_but_what_it_keeps() -> None:
+    used, fresh = (ready(Hoarder, small_model("batch")) for _ in range(2))
+    parameters = [id(p) for p in used.model.parameters()]
+    for _ in range(2):  # a second reset works as the first did
+        first = [used.step(x) for x in batches(3)]
+        used.reset()
+    assert all(torch.equal(a, used.step(x)) for a, x in zip(first, batches(3), strict=True))
+    used.reset()
+    assert (used.kept, used.nested.kept) == (9, 9)  # type: ignore[attr-defined]
+    assert used.nested.lost == 0  # type: ignore[attr-defined]
+    assert not hasattr(used, "late")
+    assert used.scalars == [0, {"seen": 0}]  # type: ignore[attr-defined]
+    assert used.optimizer.state == {}  # type: ignore[attr-defined]
+    assert used.optimizer.param_groups[0]["lr"] == 0.1  # type: ignore[attr-defined]
+    assert [id(p) for p in used.model.parameters()] == parameters, "in place"
+    assert torch.equal(used.step(batches(1)[0]), fresh.step(batches(1)[0]))
+
+
+def test_reset_restores_buffers_that_a_method_deleted() -> None:
+    class Deletes(Adapter):
+        def step(self, x: Tensor) -> Tensor:
+            self.model.net.bn1.running_mean = None  # type: ignore[union-attr,assignment]
+            self.model.net.bn1.running_var = None  # type: ignore[union-attr,assignment]
+            return self.predict(x)
+
+    adapter, [x] = ready(Deletes, small_model("batch")), batches(1)
+    before = adapter.predict(x)
+    assert not torch.equal(adapter.step(x), before)
+    adapter.reset()
+    assert torch.equal(adapter.predict(x), before)
+
+
+@pytest.mark.parametrize(("cls", "kind", "config"), METHODS)
+def test_predict_changes_nothing(cls: type[Adapter], kind: str, config: dict[str, Any]) -> None:
+    asked, left = (ready(cls, small_model(kind), **config) for _ in range(2))
+    *first, last = batches(4)
+    for x in first:
+        asked.predict(last)
+        assert torch.equal(asked.step(x), left.step(x))
+    asked.predict(x)
+    state, other = asked.model.state_dict(), left.model.state_dict()
+    assert all(torch.equal(state[name], other[name]) for name in other)
+
+
+def test_norm_normalises_with_the_batchs_own_biased_statistics() -> None:
+    model = small_model("batch")
+    adapter, [x] = ready(Norm, copy.deepcopy(model)), batches(1)
+    seen = {}
+    model.net.bn1.register_forward_pre_hook(lambda _m, inputs: seen.update(x=inputs[0]))  # type: ignore[union-attr]
+    adapter.model.net.bn1.register_forward_hook(lambda _m, _i, out: seen.update(y=out))  # type: ignore[union-attr]
+    model(x), adapter.step(x)
+    mean, var = seen["x"].mean((0, 2, 3), keepdim=True), seen["x"].var((0, 2, 3), unbiased=False, keepdim=True)
+    assert torch.allclose(seen["y"], torch.relu((seen["x"] - mean) / (var + 1e-5).sqrt()), atol=1e-5) or torch.allclose(
+        seen["y"], (seen["x"] - mean) / (var + 1e-5).sqrt(), atol=1e-5
+    )
+
+
+def test_tent_takes_the_published_step() -> None:
+    model = small_model("layer")
+    adapter, [x] = ready(Tent, copy.deepcopy(model), lr=0.1), batches(1)
+    reference = copy.deepcopy(model)
+    names = [n for n, m in reference.net.named_modules() if model.norm_kind(m)]
+    parameters = [p.requires_grad_() for n in names for p in reference.net.get_submodule(n).parameters()]
+    logits = reference(x)
+    loss = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+    gradients = torch.autograd.grad(loss, parameters)
+    assert torch.equal(adapter.step(x), logits), "the logits graded are those before the update"
+    adapted = [p for n in names for p in adapter.model.net.get_submodule(n).parameters()]
+    for before, gradient, after in zip(parameters, gradients, adapted, strict=True):
+        assert torch.allclose(before - 0.1 * gradient, after, atol=1e-7)
+    frozen = {n for n, p in adapter.model.net.named_parameters() if not p.requires_grad}
+    assert all(torch.equal(model.net.get_parameter(n), adapter.model.net.get_parameter(n)) for n in frozen)
+
+
+def test_file_valued_hyperparameters_are_known(tmp_path: pathlib.Path) -> None:
+    class WithFile(Config):
+        checkpoint: FilePath | None = None
+        other: str = "x"
+
+    (tmp_path / "c").write_text("x")
+    assert WithFile(checkpoint=str(tmp_path / "c")).files() == {"checkpoint": str(tmp_path / "c")}
+    assert WithFile().files() == {}
+    with pytest.raises(ValueError, match="no such file"):
+        WithFile(checkpoint="/nowhere")
+
+
+# -- no secret is in reach ---------------------------------------------------------------------------------------------
+
+_found: list[str] = []
+_secrets = Secrets()  # a module's global: the walk does not look there
+
+
+class Spy(Tent):
+    """Looks around in every step."""
+
+    name = "spy"
+
+    def step(self, x: Tensor) -> Tensor:
+        scores = super().step(x)
+        _found.extend(find_leaks({"adapter": self, "x": x, "context": self.context, "config": self.config}, _secrets))
+        return scores
+
+
+@pytest.fixture
+def trial(cache: pathlib.Path, tmp_path: pathlib.Path, digit_folder: pathlib.Path) -> tuple[plan.Trial, Workbench]:
+    from conftest import DIGITS_SUITE
+
+    text = DIGITS_SUITE.replace("{kind: digits, max_images: 100}", f"{{kind: folder, root: {digit_folder}, "
+                                "preprocess: none, strengths: cifar}").replace("batch_size: 40", "batch_size: 12")  # fmt: skip
+    (tmp_path / "s.yaml").write_text(text)
+    made = plan.make(suite.load(str(tmp_path / "s.yaml")))
+    chosen = next(t for t in made.trials if t.method == "tent" and t.stream.shifts[0].corruption == "contrast")
+    return chosen, Workbench(made.setting, ImageCache(cache), torch.device("cpu"), 1)
+
+
+def secrets_of(trial: plan.Trial, bench: Workbench) -> Secrets:
+    data, stream = bench.setting.datasets[trial.model], build(trial.stream)
+    [images] = bench.images(trial)
+    order = data.labels[stream.image]
+    return Secrets(
+        labels=[data.labels, order, *(order[i:j] for i, j in zip(stream.bounds[:-1], stream.bounds[1:], strict=True))],
+        paths=frozenset([str(data.clean.root), *data.ids]),  # type: ignore[attr-defined]
+        shifts=frozenset(["contrast", "contrast-5"]),
+        later=images.take(stream.image[stream.bounds[-2] :]),
+    )
+
+
+class _SpyRegistryEntry:
+    """Stands in for a registry entry that loads :class:`Spy`."""
+
+    def __init__(self, cls: type[Adapter]):
+        self._cls = cls
+
+    def load(self) -> type[Adapter]:
+        return self._cls
+
+
+def run_with(cls: type[Adapter], trial: tuple[plan.Trial, Workbench]) -> None:
+    wanted, bench = trial
+    bench.setting = plan.Setting(bench.setting.models, bench.setting.datasets, {"tent": _SpyRegistryEntry(cls)})  # type: ignore[dict-item]
+    result = run_trial(wanted, bench)
+    assert result.status == "ok", result.traceback
+
+
+def test_a_method_reaches_no_label_path_shift_or_later_image(
+    trial: tuple[plan.Trial, Workbench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("test_adapter._secrets", secrets_of(*trial))
+    _found.clear()
+    run_with(Spy, trial)
+    # the last batch is no later image once it is the present one: only x itself may then hold it
+    assert [leak for leak in _found if not leak.startswith("x:")] == []
+    assert _found == ["x: a later image"], "the walk did look: in the third step x is what was secret before"
+
+
+Plant = Callable[[Adapter, Tensor, Secrets], None]
+
+
+def plant_labels(adapter: Any, x: Tensor, secrets: Secrets) -> None:
+    adapter.deep = {"list": [secrets.labels[1]]}
+
+
+def plant_batch_labels_in_closure(adapter: Any, x: Tensor, secrets: Secrets) -> None:
+    hidden = torch.as_tensor(secrets.labels[2].copy())
+    adapter.callback = lambda: hidden
+
+
+def plant_label_iterator(adapter: Any, x: Tensor, secrets: Secrets) -> None:
+    def generate(labels: list[int]) -> Iterator[int]:
+        yield from labels
+
+    adapter.iterator = generate(secrets.labels[0].tolist())
+    next(adapter.iterator)
+
+
+def plant_path(adapter: Any, x: Tensor, secrets: Secrets) -> None:
+    adapter.config_of_data = (pathlib.Path(sorted(secrets.paths)[0]) / "sub",)
+
+
+def plant_shift(adapter: Any, x: Tensor, secrets: Secrets) -> None:
+    adapter.loader = functools.partial(print, shift="contrast-5")
+
+
+def plant_on_class(adapter: Any, x: Tensor, secrets: Secrets) -> None:
+    type(adapter).shared = {"contrast": 1}
+
+
+def plant_later_image(adapter: Any, x: Tensor, secrets: Secrets) -> None:
+    adapter.buffer = torch.as_tensor(secrets.later).permute(0, 3, 1, 2).float() / 255
+
+
+def plant_view_of_all_images(adapter: Any, x: Tensor, secrets: Secrets) -> None:
+    whole = torch.cat([torch.zeros_like(x), (torch.as_tensor(secrets.later).permute(0, 3, 1, 2) / 255).contiguous()])
+    adapter.view = whole[: len(x)]  # what a loader that slices shared memory would hand out
+
+
+PLANTS: dict[Plant, str] = {
+    plant_labels: "adapter.deep['list'][0]: label array of 30",
+    plant_batch_labels_in_closure: "adapter.callback (closure hidden): label array of 12",
+    plant_label_iterator: "label array of 30",
+    plant_path: "adapter.config_of_data[0]: file path",
+    plant_shift: "adapter.loader.keywords['shift']: shift name 'contrast-5'",
+    plant_on_class: "shared (key): shift name 'contrast'",
+    plant_later_image: "adapter.buffer: a later image",
+    plant_view_of_all_images: "adapter.view: a later image",
+}
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
+def test_a_planted_secret_is_caught(plant: Plant, trial: tuple[plan.Trial, Workbench]) -> None:
+    class Planted(Source):
+        shared: ClassVar[dict[str, int]] = {}
+
+    adapter, [x] = ready(Planted, small_model("batch")), batches(1)
+    secrets = secrets_of(*trial)
+    assert find_leaks({"adapter": adapter, "x": x}, secrets) == []
+    plant(adapter, x, secrets)
+    leaks = find_leaks({"adapter": adapter, "x": x}, secrets)
+    assert any(PLANTS[plant] in leak for leak in leaks), leaks
+
+
+def test_x_owns_its_memory(trial: tuple[plan.Trial, Workbench]) -> None:
+    sizes = []
+
+    class Measures(Tent):
+        def step(self, x: Tensor) -> Tensor:
+            sizes.append((x.untyped_storage().nbytes(), x.numel() * x.element_size(), float(x.min()), float(x.max())))
+            return self.predict(x)
+
+    run_with(Measures, trial)
+    assert all(stored == own and 0 <= low <= high <= 1 for stored, own, low, high in sizes)
+    assert len(sizes) == 3
+
+
+def test_built_ins_are_found_as_a_strangers_are() -> None:
+    registry = Registry()
+    assert {"source", "norm", "tent"} <= set(registry.names())
+    assert registry.load("tent") is Tent

@@ -1,0 +1,118 @@
+"""Counts are measured from outside, whatever a method does or says."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from networks import batches, ready, small_model
+from torch import Tensor
+
+from tta_bench.adapter import Adapter
+from tta_bench.meters import PassCounter, StepCounter, Stopwatch
+from tta_bench.methods.functional import adapt_norm_affine
+from tta_bench.methods.source import Source
+from tta_bench.methods.tent import Tent
+
+
+class Teacher(Adapter):
+    """Forwards each image through the model and through a deep copy of it; learns from the copy."""
+
+    def setup(self) -> None:
+        self.teacher = copy.deepcopy(self.model)
+        self.optimizer = torch.optim.SGD(adapt_norm_affine(self.model), lr=0.01)
+
+    def step(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = self.teacher(x).softmax(1)
+        logits = self.model(x)
+        torch.nn.functional.cross_entropy(logits, target).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return logits.detach()
+
+
+class Parts(Adapter):
+    """Uses features and head in place of the model."""
+
+    def step(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.model.head(self.model.features(x))
+
+
+class HeadOnly(Adapter):
+    """Trains the classifier alone, two steps a batch, so that no gradient reaches its input; and lies about it."""
+
+    def setup(self) -> None:
+        self.model.classifier().requires_grad_(True)
+        self.optimizer = torch.optim.Adam(self.model.classifier().parameters())
+
+    def step(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            logits = self.model(x)
+            logits.square().mean().backward()
+            self.optimizer.step()
+        return logits.detach()
+
+    def stats(self) -> dict[str, float]:
+        return {"updates": 0.0, "images_forwarded": 1e9}
+
+
+class Wrapped(torch.optim.SGD):
+    """An optimizer whose step calls another optimizer's step, as sharpness-aware ones do."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], lr: float):
+        super().__init__(parameters, lr=lr)
+        self.inner = torch.optim.SGD(parameters, lr=lr)
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        self.inner.step()
+
+
+class Nested(Teacher):
+    """Steps through an optimizer in an optimizer."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.optimizer = Wrapped(adapt_norm_affine(self.model), lr=0.01)
+
+
+EXPECTED = {  # three batches of 8: images forwarded, images backwarded, updates
+    Source: (24, 0, 0), Tent: (24, 24, 3), Teacher: (48, 24, 3), Parts: (24, 0, 0), HeadOnly: (48, 48, 6), Nested: (48, 24, 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["batch", "group", "layer"])
+@pytest.mark.parametrize("cls", EXPECTED)
+def test_counts_equal_those_made_by_hand(cls: type[Adapter], kind: str) -> None:
+    pristine = small_model(kind)
+    counter, steps = PassCounter(pristine), StepCounter()
+    adapter = ready(cls, copy.deepcopy(pristine))
+    with steps.watching():
+        for x in batches(3):
+            adapter.step(x)
+        adapter.reset()
+    assert (*counter.read(), steps.read()) == EXPECTED[cls]
+    assert (*counter.read(), steps.read()) == (0, 0, 0), "a read starts anew"
+
+
+def test_steps_outside_are_not_counted() -> None:
+    steps = StepCounter()
+    parameter = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    parameter.grad = torch.ones(1)
+    with steps.watching():
+        optimizer.step()
+    optimizer.step()
+    assert steps.read() == 1
+
+
+def test_the_stopwatch_times_each_block() -> None:
+    watch = Stopwatch(torch.device("cpu"))
+    for _ in range(3):
+        with watch.timing():
+            pass
+    assert watch.read_ms().shape == (3,)
+    assert (watch.read_ms() >= 0).all()
+    assert watch.read_ms().shape == (0,)
