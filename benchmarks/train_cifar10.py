@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import pathlib
 import shutil
 import sys
@@ -100,7 +99,8 @@ def check_md5(path: pathlib.Path, expected: str) -> None:
     found = file_md5(path)
     if found != expected:
         hint = "delete the file and download it again"
-        raise UsageError(Problem(f"MD5 is {found}, published is {expected}: the archive is damaged", str(path), hint=hint))
+        what = f"MD5 is {found}, published is {expected}: the archive is damaged"
+        raise UsageError(Problem(what, where=str(path), hint=hint))
 
 
 def download(folder: pathlib.Path, url: str = URL, md5: str = MD5) -> pathlib.Path:
@@ -119,7 +119,7 @@ def download(folder: pathlib.Path, url: str = URL, md5: str = MD5) -> pathlib.Pa
         with urllib.request.urlopen(url, timeout=60) as response, partial.open("wb") as file:
             shutil.copyfileobj(response, file)
         check_md5(partial, md5)
-        os.replace(partial, path)
+        partial.replace(path)
     except OSError as error:
         hint = "download it by other means and give it with --archive"
         raise UsageError(Problem(f"cannot download: {error}", url, hint=hint)) from error
@@ -152,13 +152,14 @@ def unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
     try:
         with tarfile.open(archive) as tar:
             for member in tar.getmembers():
-                if member.isfile() and member.name.endswith((".bin", ".txt")):
-                    member.name = pathlib.PurePosixPath(member.name).name  # no folder of the archive's choosing
-                    tar.extract(member, partial, filter="data")
+                content = tar.extractfile(member) if member.isfile() else None
+                if content is not None and member.name.endswith(".bin"):
+                    with content, (partial / pathlib.PurePosixPath(member.name).name).open("wb") as file:
+                        shutil.copyfileobj(content, file)
     except (tarfile.TarError, EOFError, OSError) as error:
         shutil.rmtree(partial)
         raise UsageError(Problem(f"cannot unpack: {error}", str(archive), hint="download it again")) from error
-    os.replace(partial, folder)
+    partial.replace(folder)
 
 
 def export(images: ArrayImages, folder: pathlib.Path) -> None:
@@ -169,7 +170,7 @@ def export(images: ArrayImages, folder: pathlib.Path) -> None:
         path = folder / CLASSES[label] / f"{number:05d}.png"
         partial = path.with_suffix(".partial")
         Image.fromarray(pixels).save(partial, "PNG")
-        os.replace(partial, path)
+        partial.replace(path)
 
 
 def as_tensor(images: np.ndarray) -> Tensor:
@@ -264,7 +265,7 @@ def new_model(recipe: Recipe, seed: int, device: torch.device) -> SourceModel:
 def train(
     recipe: Recipe, train_part: tuple[Tensor, Tensor], test_part: tuple[Tensor, Tensor], seed: int
 ) -> SourceModel:
-    """Train on ``train_part`` (images, labels), where they lie; the accuracy on ``test_part`` is printed, never used."""
+    """Train on ``train_part`` (images, labels) on their device; accuracy on ``test_part`` is printed, never used."""
     images, labels = train_part
     model = new_model(recipe, seed, images.device)
     generator = torch.Generator().manual_seed(seed)
@@ -281,7 +282,8 @@ def train(
             optimizer.step()
             schedule.step()
         pct, seconds = accuracy_pct(model, *test_part), time.perf_counter() - start
-        print(f"{recipe.spec.name}: epoch {epoch + 1}/{recipe.epochs}, test {pct:.2f} % correct, {seconds:.0f} s", flush=True)
+        done = f"{recipe.spec.name}: epoch {epoch + 1}/{recipe.epochs}"
+        print(f"{done}, test {pct:.2f} % correct, {seconds:.0f} s", flush=True)
     return model
 
 
@@ -293,7 +295,7 @@ def write_weights(net: nn.Module, spec: ModelSpec, path: pathlib.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_bytes(safetensors.torch.save(state, {METADATA_KEY: json.dumps(about, sort_keys=True)}))
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -318,6 +320,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def usable_device(name: str) -> torch.device:
+    """The device called ``name``.
+
+    Raises:
+        UsageError: this machine, or this build of torch, has none.
+    """
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        what = f"cannot use it: {str(error).splitlines()[0]}"
+        raise UsageError(Problem(what, where=f"--device {name}", hint="--device cpu always works")) from error
+
+
 def run(args: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     folder = archive_folder(download(args.download) if args.download else args.archive)
@@ -328,7 +343,7 @@ def run(args: argparse.Namespace) -> None:
             print(f"{args.export / part}: {len(images.labels)} images")
     if args.out is None:
         return
-    device = torch.device(args.device)
+    device = usable_device(args.device)
     limit = {"train": args.limit_train, "test": None}
     tensors = {
         part: (as_tensor(a.images[: limit[part]]).to(device), torch.from_numpy(a.labels[: limit[part]]).to(device))

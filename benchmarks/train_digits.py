@@ -12,13 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import pathlib
 import time
 from dataclasses import dataclass
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
@@ -137,7 +135,7 @@ def write_weights(net: nn.Module, spec: ModelSpec, path: pathlib.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_bytes(safetensors.torch.save(state, metadata))
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def accuracy_pct(spec: ModelSpec, path: pathlib.Path, images: Tensor, labels: Tensor) -> float:
@@ -170,9 +168,8 @@ def main(argv: list[str] | None = None) -> None:
             write_weights(net, recipe.spec, path)
         pct = accuracy_pct(recipe.spec, path, test, test_labels)
         seconds = time.perf_counter() - start
-        print(
-            f"{recipe.spec.name}: {pct:.1f} % of {len(test)} held-out digits, {path.stat().st_size} bytes, {seconds:.0f} s"
-        )
+        result = f"{pct:.1f} % of {len(test)} held-out digits, {path.stat().st_size} bytes"
+        print(f"{recipe.spec.name}: {result}, {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

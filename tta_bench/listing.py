@@ -7,9 +7,9 @@ import pathlib
 from collections.abc import Iterable
 
 from pydantic import ValidationError
-from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tta_bench.adapter import Adapter, Needs
 from tta_bench.errors import UsageError
@@ -41,29 +41,41 @@ def show(name: str, plugins: Iterable[str] = ()) -> None:
     cls: type[Adapter] = entry.load()
     console = Console(highlight=False)
     console.print(f"[bold]{name}[/bold]  {entry.origin}  {entry.file or entry.target}\n", soft_wrap=True)
-    console.print(inspect.getdoc(inspect.getmodule(cls)) or inspect.getdoc(cls) or "", markup=False)
-    console.print(f"\nneeds: {_needs(cls.needs)}")
-    console.print(f"reset() keeps: {', '.join(cls.reset_keeps) or 'nothing'}\n")
-    console.print(_hyperparameters(cls))
+    for paragraph in (inspect.getdoc(inspect.getmodule(cls)) or inspect.getdoc(cls) or "").split("\n\n"):
+        console.print(paragraph.replace("\n", " "), markup=False)
+        console.print()
+    console.print(f"needs            {_needs(cls.needs)}")
+    console.print(f"reset() keeps    {', '.join(cls.reset_keeps) or 'nothing'}\n")
+    console.print(_grid("hyperparameter", "default", _defaults(cls).items()))
+    if cls.presets:
+        console.print()
+        rows = ((name, f"{_changes(cls, name)}\nfrom {preset.citation}") for name, preset in cls.presets.items())
+        console.print(_grid("preset", "what differs from the defaults", rows))
 
 
-def _hyperparameters(cls: type[Adapter]) -> Table:
-    """Hyperparameters down, the defaults and each preset across."""
-    table = Table("hyperparameter", "default", *cls.presets, box=None, pad_edge=False)
-    for field, info in cls.Config.model_fields.items():
-        default = info.get_default(call_default_factory=True)
-        shown = "required" if default is PydanticUndefined else repr(default)
-        table.add_row(field, shown, *(_preset_value(cls, p, field, shown) for p in cls.presets))
-    table.add_row("from", "", *(preset.citation for preset in cls.presets.values()))
+def _grid(left: str, right: str, rows: Iterable[tuple[str, str]]) -> Table:
+    table = Table(left, right, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
     return table
 
 
-def _preset_value(cls: type[Adapter], preset: str, field: str, default: str) -> str:
+def _defaults(cls: type[Adapter]) -> dict[str, str]:
+    """Hyperparameters as they are without any preset; a field that has no default is "required"."""
     try:
-        value = repr(getattr(cls.Config.model_validate(dict(cls.presets[preset].values)), field))
+        return {name: repr(value) for name, value in cls.Config().model_dump().items()}
+    except ValidationError:  # some field has no default
+        fields = cls.Config.model_fields.items()
+        return {name: "required" if info.is_required() else repr(info.get_default()) for name, info in fields}
+
+
+def _changes(cls: type[Adapter], preset: str) -> str:
+    try:
+        values = cls.Config.model_validate(dict(cls.presets[preset].values)).model_dump()
     except ValidationError as error:
         return f"broken: {error.errors()[0]['msg']}"
-    return "" if value == default else value
+    defaults = _defaults(cls)
+    return ", ".join(f"{k} = {v!r}" for k, v in values.items() if repr(v) != defaults[k]) or "nothing"
 
 
 def _needs(needs: Needs) -> str:

@@ -1,0 +1,211 @@
+"""The command line: exit codes, resuming, failures in sight, what it prints where."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pandas as pd
+import pytest
+from conftest import Outcome, clean_environment
+
+from tta_bench import results
+
+Cli = Callable[..., Outcome]
+SuiteFile = Callable[..., pathlib.Path]
+
+FLAKY = """\
+import pathlib
+from tta_bench.adapter import Adapter, Config
+
+class Flaky(Adapter):
+    name = "flaky"
+    class Config(Config):
+        fixed: str
+    def step(self, x):
+        if not pathlib.Path(self.config.fixed).exists():
+            raise RuntimeError("not [fixed] yet")
+        return self.predict(x)
+"""
+
+
+def local(run_cli: Cli, *arguments: object) -> Outcome:
+    return run_cli("run", *arguments, "--executor", "local", "--cpus-per-trial", 1)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from tta_bench.cli import cli\n"
+        "try: cli(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'pandas', 'matplotlib', 'pydantic', 'timm', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env=clean_environment(), check=False).returncode == 0
+
+
+def test_a_run_writes_tables_with_units_and_provenance(
+    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path
+) -> None:
+    outcome = local(run_cli, suite_file())
+    out = tmp_path / "results" / "small"
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == f"{out}\n", "the run's folder is all of stdout"
+    assert "[4/4] ok" in outcome.err
+    assert "\x1b" not in outcome.err, "no colours where there is no terminal"
+    segments, batches = pd.read_parquet(out / "segments.parquet"), pd.read_parquet(out / "batches.parquet")
+    assert list(segments.columns) == [column.name for column in results.COLUMNS]
+    assert list(pd.read_csv(out / "segments.csv").columns) == list(segments.columns)
+    assert segments["label"].tolist() == ["source", "source", "tent", "tent"], "rows in plan order"
+    assert len(batches) == 4 * 3
+    last = batches.groupby("key", sort=False)["running_error_pct"].last()
+    assert last.tolist() == pytest.approx(segments["error_pct"].tolist()), "the online curve ends at the row's error"
+    [session] = json.loads((out / "run.json").read_text())["sessions"]
+    assert session["command"][:2] == ["tta-bench", "run"]
+    assert {"torch", "timm", "ray", "numpy"} <= set(session["packages"])
+    assert session["suite"]["methods"][1]["name"] == "tent"
+
+
+def test_a_failing_method_stops_no_other_and_is_run_again_on_request(
+    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "flaky.py").write_text(FLAKY)
+    methods = f"[source, {{name: flaky, config: {{fixed: {tmp_path}/fixed}}}}, tent]"
+    file = suite_file(("[source, tent]", methods), ("name: small", "name: small\nplugins: [flaky.py]"))
+    first = local(run_cli, file, "--out", "out")
+    assert first.code == 3
+    assert "failed 2 times: RuntimeError: not [fixed] yet" in first.err
+    segments = results.load(pathlib.Path("out")).segments
+    assert segments["status"].tolist() == ["ok", "ok", "failed", "failed", "ok", "ok"]
+    record = json.loads((tmp_path / "out" / "trials" / f"{segments['key'][2]}.json").read_text())
+    assert 'raise RuntimeError("not [fixed] yet")' in record["traceback"]
+    (tmp_path / "fixed").touch()
+    assert local(run_cli, file, "--out", "out").code == 3, "a method's own failure is kept"
+    assert local(run_cli, file, "--out", "out", "--retry-failed").code == 0
+    assert set(results.load(pathlib.Path("out")).segments["status"]) == {"ok"}
+
+
+def test_only_runs_a_part_and_the_rest_is_missing_not_absent(run_cli: Cli, suite_file: SuiteFile) -> None:
+    assert local(run_cli, suite_file(), "--out", "out", "--only", "method=source").code == 0
+    loaded = results.load(pathlib.Path("out"))
+    assert loaded.segments["status"].tolist() == ["ok", "ok", "missing", "missing"]
+    assert loaded.counts == {"ok": 2, "missing": 2}
+
+
+def test_a_changed_suite_leaves_stale_trials_out(run_cli: Cli, suite_file: SuiteFile) -> None:
+    local(run_cli, suite_file(), "--out", "out")
+    outcome = local(run_cli, suite_file(("[source, tent]", "[{name: tent, config: {lr: 0.1}}]")), "--out", "out")
+    assert "4 stale trial files are left out" in outcome.err
+    assert set(results.load(pathlib.Path("out")).segments["label"]) == {"tent"}
+
+
+def test_two_rows_that_ask_for_the_same_share_one_trial(run_cli: Cli, suite_file: SuiteFile) -> None:
+    file = suite_file(("[source, tent]", "[source, {name: source, label: again}]"))
+    assert "2 trials" in local(run_cli, file, "--out", "out").err
+    segments = results.load(pathlib.Path("out")).segments
+    assert segments["label"].tolist() == ["source", "source", "again", "again"]
+    assert segments["error_pct"][0] == segments["error_pct"][2]
+
+
+def test_limit_is_in_the_folders_name(run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path) -> None:
+    assert local(run_cli, suite_file(), "--limit", 30).out.strip() == str(tmp_path / "results" / "small-limit30")
+    loaded = results.load(tmp_path / "results" / "small-limit30")
+    assert set(loaded.segments["images"]) == {30}
+    assert not loaded.plan["all_images"]
+
+
+def test_dry_run_writes_nothing(run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path) -> None:
+    outcome = local(run_cli, suite_file(), "--dry-run", "--cache", tmp_path / "cache")
+    assert outcome.code == 0
+    assert "4 to run" in outcome.err
+    assert "2 shifts to make" in outcome.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small.yaml"]
+
+
+def test_without_a_cache_the_numbers_are_the_same(run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path) -> None:
+    local(run_cli, suite_file(), "--out", "on")
+    local(run_cli, suite_file(), "--out", "off", "--cache", "off")
+    tables = [results.result_columns(results.load(pathlib.Path(name)).segments) for name in ("on", "off")]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
+def test_a_cache_that_does_not_fit_stops_the_run(
+    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    outcome = local(run_cli, suite_file(), "--cache", tmp_path / "cache")
+    assert outcome.code == 2
+    assert "0.00 GiB are free" in outcome.err
+    assert "--cache off" in outcome.err
+
+
+def test_a_second_run_on_a_folder_is_refused_by_name(
+    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path
+) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys, pathlib; from tta_bench.rundir import locked\n"
+         "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()", str(tmp_path / "out")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=clean_environment(),
+    )  # fmt: skip
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        outcome = local(run_cli, suite_file(), "--out", "out")
+        assert outcome.code == 2
+        assert f"the run is in use by process {holder.pid} on " in outcome.err
+    finally:
+        holder.kill()
+        holder.wait()
+    assert local(run_cli, suite_file(), "--out", "out").code == 0, "the lock dies with its process"
+
+
+def test_ctrl_c_keeps_what_finished_and_prints_how_to_go_on(
+    suite_file: SuiteFile, tmp_path: pathlib.Path, cache: pathlib.Path, run_cli: Cli
+) -> None:
+    (tmp_path / "slow.py").write_text(FLAKY.replace("if not", "import time; time.sleep(1)\n        if not"))
+    (tmp_path / "fixed").touch()
+    methods = f"[source, {{name: flaky, config: {{fixed: {tmp_path}/fixed}}}}]"
+    file = suite_file(("[source, tent]", methods), ("name: small", "name: small\nplugins: [slow.py]"))
+    command = [sys.executable, "-m", "tta_bench", "run", str(file), "--executor", "local", "--out", "out"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                               env=clean_environment(TTA_BENCH_CACHE=str(cache)))  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "out" / "trials").glob("*.json"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"tta-bench run {file} --executor local --out out" in err.decode()
+    assert "Traceback" not in err.decode()
+    outcome = local(run_cli, file, "--out", "out")
+    assert "2 finished, 2 to run" in outcome.err
+    assert outcome.code == 0
+
+
+def test_methods_lists_origin_needs_and_hyperparameters(run_cli: Cli) -> None:
+    listed = run_cli("methods").out
+    assert all(name in listed for name in ("source", "norm", "tent", "tta-bench 0.1.0", "batch norm"))
+    shown = run_cli("methods", "tent").out
+    for part in ("arXiv 2006.10726", "lr", "0.00025", "imagenet_vit_b16", "0.001", "Tent's code", "backward"):
+        assert part in shown
+    wrong = run_cli("methods", "tnet")
+    assert wrong.code == 2
+    assert "did you mean 'tent'?" in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["run", "digit_c"], "no such suite: digit_c"), (["report", "nowhere"], "not a run"), (["report"], "no run below results/"),
+     (["run", "digits_c", "--set", "seeds"], "not of the form key=value"), (["run", "digits_c", "--limit", "x"], "'x'")],
+)  # fmt: skip
+def test_usage_errors_exit_2(run_cli: Cli, arguments: list[str], message: str) -> None:
+    outcome = run_cli(*arguments)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err

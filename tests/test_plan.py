@@ -1,0 +1,97 @@
+"""Plans: what is in a trial's key, what is not, and choosing among trials."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+
+import pytest
+
+from tta_bench import plan, suite
+from tta_bench.errors import UsageError
+
+Plans = Callable[..., plan.Plan]
+
+
+@pytest.fixture
+def make(suite_file: Callable[..., pathlib.Path]) -> Plans:
+    def call(*replacements: tuple[str, str], sets: tuple[str, ...] = (), limit: int | None = None) -> plan.Plan:
+        return plan.make(suite.load(str(suite_file(*replacements)), sets=sets), limit)
+
+    return call
+
+
+def keys(made: plan.Plan, label: str = "tent") -> list[str]:
+    return [t.key for t in made.trials if t.label == label]
+
+
+def test_planning_twice_gives_the_same_keys(make: Plans) -> None:
+    assert keys(make()) == keys(make())
+    assert len(set(keys(make()))) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["seeds=[1]", "batch_size=20", "precision=float64", "data.seed=3", "data.max_images=50", "protocol.kind=continual",
+     "methods=[{name: tent, config: {lr: 0.1}}]", "methods=[{name: tent, config: {optimizer: adam}}]",
+     "methods=[{name: tent, config: {optimizer_options: {momentum: 0.5}}}]"],
+)  # fmt: skip
+def test_whatever_changes_a_number_changes_the_key(make: Plans, change: str) -> None:
+    assert not set(keys(make(sets=(change,)))) & set(keys(make()))
+
+
+def test_what_changes_no_number_changes_no_key(make: Plans) -> None:
+    before = keys(make())
+    assert keys(make(("[source, tent]", "[norm, tent]"))) == before, "other methods"
+    assert keys(make(("[clean, contrast]", "[clean, contrast, fog]")))[:2] == before, "other corruptions"
+    assert keys(make(("name: small", "name: other"))) == before, "the suite's name"
+    assert keys(make(("[source, tent]", "[{name: tent, label: x}]")), "x") == before, "the row's name"
+    assert keys(make(("[source, tent]", "[{name: tent, config: {lr: 2.5e-4}}]"))) == before, "a default written out"
+
+
+def test_per_model_and_grid_win_over_config_and_preset(make: Plans) -> None:
+    methods = "[{name: tent, config: {lr: 0.1}, per_model: {resnet_bn: {lr: 0.2}}}, " \
+              "{name: tent, label: g, grid: {lr: [0.3, 0.4], steps: [1, 2]}}]"  # fmt: skip
+    made = make(("[source, tent]", methods), ("stem: cifar", "stem: cifar\n    preset: cifar10"))
+    found = {t.label: (t.config["lr"], t.config["optimizer"], t.preset) for t in made.trials}
+    assert found["tent"] == (0.2, "adam", "cifar10")
+    assert found["g[lr=0.3,steps=2]"] == (0.3, "adam", "cifar10")
+    assert len(found) == 5
+
+
+def test_limit_takes_the_place_of_max_images(make: Plans) -> None:
+    assert make(limit=30).trials[0].stream.subset == 30
+    assert make().trials[0].stream.subset == 100
+    assert make(limit=5000).trials[0].stream.subset == 1000
+
+
+def test_only_selects_united_conjunctions(make: Plans) -> None:
+    trials = make(("severities: [5]", "severities: [3, 5]"), ("[source, tent]", "[source, norm, tent]")).trials
+
+    def chosen(*only: str) -> list[tuple[str, str]]:
+        return [(t.label, t.stream.shifts[0].id) for t in plan.select(trials, only)]
+
+    assert chosen("method=source|norm,corruption=contrast,severity=3") == [
+        ("source", "contrast-3"),
+        ("norm", "contrast-3"),
+    ]
+    assert chosen("method=tent,severity=5") == [("tent", "clean"), ("tent", "contrast-5")], "clean has no severity"
+    assert len(chosen("method=source", "method=tent,severity=5")) == 5
+    assert len(chosen()) == 9
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [("method=tnet", "no trial has method 'tnet'"), ("sverity=5", "'sverity=5' is not field=value"),
+     ("severity=2", "no trial has severity '2'"), ("method", "is not field=value")],
+)  # fmt: skip
+def test_bad_selections_are_refused(make: Plans, only: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan.select(make().trials, [only])
+
+
+def test_no_absolute_path_is_in_a_key(suite_file: Callable[..., pathlib.Path], digit_folder: pathlib.Path) -> None:
+    folder = f"{{kind: folder, root: {digit_folder}, preprocess: none, strengths: cifar}}"
+    made = plan.make(suite.load(str(suite_file(("{kind: digits, max_images: 100}", folder)))))
+    for trial in made.trials:
+        assert str(digit_folder) not in str(trial.asked)

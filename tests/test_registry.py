@@ -1,0 +1,109 @@
+"""Plugins: found, named, broken, colliding."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from conftest import Outcome, clean_environment
+
+from tta_bench.errors import UsageError
+from tta_bench.registry import Registry, code_digest, plugin_entries
+
+PLUGIN = """\
+from tta_bench.adapter import Adapter
+
+class Mine(Adapter):
+    name = "mine"
+    def step(self, x):
+        return self.predict(x)
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: pathlib.Path) -> pathlib.Path:
+    path = tmp_path / "mine.py"
+    path.write_text(PLUGIN)
+    return path
+
+
+def fake_distribution(root: pathlib.Path, name: str, entry: str) -> None:
+    """Metadata of an installed package that registers one method."""
+    info = root / f"{name}-1.2.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text(f"[tta_bench.methods]\n{entry}\n")
+
+
+def test_listing_names_imports_nothing() -> None:
+    code = (
+        "import sys; from tta_bench.registry import Registry; names = Registry().names(); "
+        "assert {'source', 'norm', 'tent'} <= set(names); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env=clean_environment(), check=False).returncode == 0
+
+
+def test_a_plugin_file_is_loaded_under_its_own_name(plugin: pathlib.Path) -> None:
+    registry = Registry(plugins=[plugin])
+    assert registry.load("mine").__name__ == "Mine"
+    assert registry.entry("mine").origin == "file mine.py"
+
+
+def test_a_broken_package_breaks_only_the_run_that_asks_for_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, run_cli: Callable[..., Outcome]
+) -> None:
+    fake_distribution(tmp_path / "site", "tta-memo", "memo = tta_memo:Memo")
+    (tmp_path / "site" / "tta_memo.py").write_text("import not_there\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert Registry().load("tent").__name__ == "Tent"
+    with pytest.raises(UsageError, match=r"'memo' \(tta-memo 1.2\) cannot be loaded: ModuleNotFoundError.*not_there"):
+        Registry().load("memo")
+    listed = run_cli("methods")
+    assert listed.code == 0
+    assert "tta-memo 1.2" in listed.out
+    assert "broken" in listed.out
+    assert run_cli("methods", "memo").code == 2
+
+
+def test_two_packages_with_one_name_are_an_error_naming_both(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        fake_distribution(tmp_path / "site", name, f"same = {name}:Method")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    with pytest.raises(UsageError, match=r"two plugins have the name 'same': (one|two) 1.2 .* and (one|two) 1.2"):
+        Registry().entry("same")
+    assert Registry().load("tent").__name__ == "Tent"
+
+
+def test_a_plugin_file_cannot_take_a_built_ins_name(plugin: pathlib.Path) -> None:
+    plugin.write_text(PLUGIN.replace('"mine"', '"tent"'))
+    with pytest.raises(UsageError, match=r"two plugins have the name 'tent': tta-bench .* and file mine.py"):
+        Registry(plugins=[plugin]).entry("tent")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("x = 1\n", "defines no method"), (PLUGIN.replace('    name = "mine"\n', ""), "class Mine has no 'name'"),
+     ("import not_there\n", "cannot be imported: ModuleNotFoundError"), ("1/0\n", "ZeroDivisionError")],
+)  # fmt: skip
+def test_bad_plugin_files_say_what_to_mend(tmp_path: pathlib.Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.py"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        plugin_entries(path)
+    assert str(path) in str(caught.value)
+
+
+def test_the_code_digest_follows_the_code(plugin: pathlib.Path) -> None:
+    before = code_digest(Registry(plugins=[plugin]).entry("mine"))
+    other = plugin.with_name("other.py")
+    other.write_text(PLUGIN + "# a comment\n")
+    assert code_digest(Registry(plugins=[other]).entry("mine")) != before
+    assert set(before) == {"plugin_sha256"}
+    built_in = code_digest(Registry().entry("tent"))
+    assert built_in["distribution"].startswith("tta-bench ")
+    assert len(built_in["code_sha256"]) == 64

@@ -1,0 +1,212 @@
+"""One trial: what it records, and what becomes of a method that misbehaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tta_bench import plan, suite
+from tta_bench.adapter import Adapter, Config, Needs, SourceRequest
+from tta_bench.data.cache import ImageCache
+from tta_bench.runner import TrialResult, Workbench, run_trial
+from tta_bench.streams import build
+
+Runner = Callable[..., TrialResult]
+
+
+class _Entry:
+    """Stands in for a registry entry."""
+
+    def __init__(self, cls: type[Adapter]):
+        self._cls = cls
+
+    def load(self) -> type[Adapter]:
+        return self._cls
+
+
+@pytest.fixture
+def run(suite_file: Callable[..., pathlib.Path], cache: pathlib.Path) -> Runner:
+    """Run ``cls`` on the small digits suite; text replaced in the suite as ``suite_file`` does."""
+
+    def call(
+        cls: type[Adapter], *replacements: tuple[str, str], trial: int = 1, bench: dict[str, Any] | None = None
+    ) -> TrialResult:
+        made = plan.make(suite.load(str(suite_file(*replacements))))
+        setting = dataclasses.replace(made.setting, methods={"source": _Entry(cls)})  # type: ignore[dict-item]
+        store = bench if bench is not None else {}
+        if "bench" not in store:
+            store["bench"] = Workbench(setting, ImageCache(cache), torch.device("cpu"), 1)
+        store["bench"].setting = setting
+        store["trial"] = made.trials[trial]
+        return run_trial(made.trials[trial], store["bench"])
+
+    return call
+
+
+class Plain(Adapter):
+    """The source model."""
+
+    def step(self, x: Tensor) -> Tensor:
+        return self.predict(x)
+
+
+def test_a_row_says_what_was_measured(run: Runner) -> None:
+    store: dict[str, Any] = {}
+    result = run(Plain, bench=store)
+    assert (result.status, result.reason) == ("ok", "")
+    [row] = result.segments
+    assert row["shift"] == "contrast-5"
+    assert (row["images"], row["batches"], row["images_forwarded"], row["updates"]) == (100, 3, 100, 0)
+    images, labels = result.images, store["bench"].setting.datasets["resnet_bn"].labels
+    stream = build(store["trial"].stream)
+    assert np.array_equal(images["image"], stream.image), "in stream order"
+    assert np.array_equal(images["correct"], images["predicted"] == labels[stream.image])
+    assert row["correct"] == images["correct"].sum()
+    assert row["error_pct"] == pytest.approx(100 - row["correct"])
+    assert row["confidence_mean"] == pytest.approx(images["confidence"].mean(), abs=1e-6)
+    assert result.batches["images"].tolist() == [40, 40, 20]
+    assert row["images_per_s"] > 0
+    assert row["warmup_ms"] > 0
+    assert row["peak_memory_mib"] is None
+    assert result.environment["threads"] == 1
+
+
+def test_scores_are_the_models_own(run: Runner) -> None:
+    store: dict[str, Any] = {}
+    result = run(Plain, bench=store)
+    bench = store["bench"]
+    model, _ = bench.pristine("resnet_bn", "float32")
+    [images] = bench.images(store["trial"])
+    stream = build(store["trial"].stream)
+    x = torch.from_numpy(images.take(stream.image[:40])).permute(0, 3, 1, 2).contiguous().float() / 255
+    with torch.no_grad():
+        assert np.array_equal(model(x).argmax(1).numpy(), result.images["predicted"][:40])
+
+
+def test_probabilities_are_not_softmaxed_again(run: Runner) -> None:
+    class Probabilities(Plain):
+        outputs = "probabilities"
+
+        def step(self, x: Tensor) -> Tensor:
+            return self.predict(x).softmax(1)
+
+    assert np.allclose(run(Probabilities).images["confidence"], run(Plain).images["confidence"], atol=1e-6)
+
+
+def test_precision_reaches_the_method(run: Runner) -> None:
+    class Checks(Plain):
+        def step(self, x: Tensor) -> Tensor:
+            assert x.dtype == self.model(x).dtype == torch.float64
+            return self.predict(x)
+
+    assert run(Checks, ("seeds: [0]", "seeds: [0]\nprecision: float64")).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("scores", "reason"),
+    [(lambda z: z * float("nan"), "FloatingPointError: the scores of batch 0"), (lambda z: z[:, :3], "must return scores of shape"),
+     (lambda z: z.argmax(1), "must return scores of shape"), (lambda z: None, "it returned NoneType"),
+     (lambda z: 1 / 0, "ZeroDivisionError")],
+)  # fmt: skip
+def test_a_method_that_misbehaves_is_a_failed_row(run: Runner, scores: Callable[[Tensor], Any], reason: str) -> None:
+    class Bad(Plain):
+        def step(self, x: Tensor) -> Tensor:
+            return scores(self.predict(x))  # type: ignore[no-any-return]
+
+    result = run(Bad)
+    assert result.status == "failed"
+    assert reason in result.reason
+    assert "Traceback" in result.traceback
+    assert result.segments == []
+
+
+def test_a_method_may_decline_before_it_runs(run: Runner) -> None:
+    class Declines(Plain):
+        needs = Needs(norm_kinds=("layer",))
+
+        def setup(self) -> None:
+            raise AssertionError("it was set up")
+
+    result = run(Declines)
+    assert (result.status, result.reason) == ("skipped", "the model has no layer normalisation layer")
+
+
+def test_batches_below_min_batch_are_predicted(run: Runner) -> None:
+    class Counts(Plain):
+        needs = Needs(min_batch=30)
+        calls: list[tuple[str, int]] = []
+
+        def step(self, x: Tensor) -> Tensor:
+            self.calls.append(("step", len(x)))
+            return self.model(x)  # type: ignore[no-any-return]
+
+        def predict(self, x: Tensor) -> Tensor:
+            self.calls.append(("predict", len(x)))
+            return super().predict(x)
+
+    run(Counts)
+    assert Counts.calls == [("step", 40), ("step", 40), ("predict", 20)]
+
+
+class Prepared(Plain):
+    """Asks for source images."""
+
+    class Config(Config):
+        """What it asks for."""
+
+    needs = Needs(source_images=True)
+    times = 0
+
+    def source_request(self) -> SourceRequest:
+        return SourceRequest(images=30, batch_size=8)
+
+    def prepare(self, source: Iterator[Tensor]) -> dict[str, Tensor]:
+        type(self).times += 1
+        seen = list(source)
+        assert [len(x) for x in seen] == [8, 8, 8, 6]
+        self.model.classifier().bias.data.add_(100)  # a side effect, which must not outlive prepare()
+        return {"mean": torch.cat(seen).mean()}
+
+    def step(self, x: Tensor) -> Tensor:
+        assert float(self.prepared["mean"]) > 0
+        self.prepared["mean"].zero_().add_(1)
+        return self.predict(x)
+
+
+def test_prepare_is_reused_and_leaves_nothing_but_what_it_returned(run: Runner) -> None:
+    store: dict[str, Any] = {}
+    first, second = run(Prepared, trial=1, bench=store), run(Prepared, trial=0, bench=store)
+    assert (first.status, second.status) == ("ok", "ok"), first.traceback
+    assert Prepared.times == 1
+    assert first.facts["source_images"] == second.facts["source_images"] == 30
+    assert np.array_equal(first.images["confidence"], run(Plain, trial=1).images["confidence"])
+
+
+def test_a_continual_stream_is_one_trial_of_many_segments(run: Runner) -> None:
+    resets = []
+
+    class Watches(Plain):
+        def reset(self) -> None:
+            resets.append(1)
+            super().reset()
+
+    result = run(Watches, ("batch_size: 40", "batch_size: 40\nprotocol: {kind: continual}"), trial=0)
+    assert [row["segment"] for row in result.segments] == ["clean", "contrast-5"]
+    assert len(resets) == 1, "after prepare(), never again"
+
+
+def test_global_draws_do_not_depend_on_what_ran_before(run: Runner) -> None:
+    class Noisy(Plain):
+        def step(self, x: Tensor) -> Tensor:
+            return self.predict(x) + torch.rand(10) + torch.rand(10, generator=self.context.generator)
+
+    first = run(Noisy)
+    torch.rand(7)
+    assert np.array_equal(first.images["confidence"], run(Noisy).images["confidence"])
