@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import json
 import math
 import pathlib
 import shutil
@@ -25,11 +24,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
+from training import as_tensor, lr_factor, make_optimizer, write_weights
 
 from tta_bench.data.arrays import ArrayImages, read_archive
 from tta_bench.errors import Problem, UsageError
@@ -41,7 +40,6 @@ FOLDER = "cifar-10-batches-bin"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2471, 0.2435, 0.2616)
-METADATA_KEY = "source_model"
 _RESNET = {"num_classes": 10, "channels": [64, 64, 128, 256]}
 
 
@@ -173,11 +171,6 @@ def export(images: ArrayImages, folder: pathlib.Path) -> None:
         partial.replace(path)
 
 
-def as_tensor(images: np.ndarray) -> Tensor:
-    """uint8 (N, 32, 32, 3) to float32 (N, 3, 32, 32) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(255).contiguous()
-
-
 def crop_and_flip(x: Tensor, generator: torch.Generator) -> Tensor:
     """A 32×32 crop from each image (B, 3, 32, 32) padded with 4 black pixels a side, mirrored half of the time."""
     count, _, side, _ = x.shape
@@ -217,24 +210,6 @@ def mix(x: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor,
     return mixed, targets * share + targets[other] * (1 - share)
 
 
-def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer; weight decay for matrices and kernels only, not for norms and biases."""
-    parameters = list(net.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=recipe.lr)
-
-
-def lr_factor(step: int, steps: int) -> float:
-    """Share of the highest learning rate at ``step``: a linear rise, then half a cosine."""
-    rise = max(1, steps // 20)
-    return (step + 1) / rise if step < rise else 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
 def batches(
     images: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -269,7 +244,7 @@ def train(
     images, labels = train_part
     model = new_model(recipe, seed, images.device)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = make_optimizer(model.net, recipe)
+    optimizer = make_optimizer(model.net, recipe.optimizer, recipe.lr, recipe.weight_decay)
     steps = recipe.epochs * (len(images) // min(recipe.batch_size, len(images)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps))
     for epoch in range(recipe.epochs):
@@ -285,17 +260,6 @@ def train(
         done = f"{recipe.spec.name}: epoch {epoch + 1}/{recipe.epochs}"
         print(f"{done}, test {pct:.2f} % correct, {seconds:.0f} s", flush=True)
     return model
-
-
-def write_weights(net: nn.Module, spec: ModelSpec, path: pathlib.Path) -> None:
-    """Write the state of ``net`` in float16 (integers stay), with the spec as JSON metadata; all or nothing."""
-    state = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in net.state_dict().items()}
-    about = {"architecture": spec.architecture, "options": dict(spec.options), "stem": spec.stem,
-             "mean": spec.mean, "std": spec.std}  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(safetensors.torch.save(state, {METADATA_KEY: json.dumps(about, sort_keys=True)}))
-    partial.replace(path)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -10,17 +10,15 @@ gives the same bytes.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import pathlib
 import time
 from dataclasses import dataclass
 
-import numpy as np
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from training import as_tensor, lr_factor, make_optimizer, write_weights
 
 from tta_bench.data.digits import load_split
 from tta_bench.models import ModelSpec, SourceModel, build_network, load_weights, read_state
@@ -28,7 +26,6 @@ from tta_bench.models import ModelSpec, SourceModel, build_network, load_weights
 WEIGHTS = pathlib.Path(__file__).resolve().parent.parent / "tta_bench" / "weights"
 MEAN = (0.3, 0.3, 0.3)  # of the training digits, rounded; a suite repeats both
 STD = (0.36, 0.36, 0.36)
-METADATA_KEY = "source_model"
 
 
 @dataclass(frozen=True)
@@ -70,11 +67,6 @@ RECIPES = (
 )  # fmt: skip
 
 
-def as_tensor(images: np.ndarray) -> Tensor:
-    """uint8 (N, 32, 32, 3) to float32 (N, 3, 32, 32) in [0, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255).contiguous()
-
-
 def moved(x: Tensor, generator: torch.Generator) -> Tensor:
     """Each image (B, 3, H, W) turned by up to 10°, scaled by 0.9–1.1 and shifted by up to 2 pixels, black outside."""
     turn, zoom, right, down = (torch.rand(4, len(x), generator=generator) * 2 - 1).unbind()
@@ -86,24 +78,6 @@ def moved(x: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(x, grid, align_corners=False)
 
 
-def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer; weight decay for matrices and kernels only, not for norms and biases."""
-    parameters = list(net.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=recipe.lr)
-
-
-def lr_factor(step: int, steps: int) -> float:
-    """Share of the highest learning rate at ``step``: a linear rise, then half a cosine."""
-    rise = max(1, steps // 20)
-    return (step + 1) / rise if step < rise else 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
-
-
 def train(recipe: Recipe, images: Tensor, labels: Tensor, seed: int) -> nn.Module:
     """The trained network, in eval mode, from images (N, 3, 32, 32) in [0, 1] and labels (N,)."""
     with torch.random.fork_rng(devices=[]):
@@ -111,7 +85,7 @@ def train(recipe: Recipe, images: Tensor, labels: Tensor, seed: int) -> nn.Modul
         net = build_network(recipe.spec)
     model = SourceModel(net, MEAN, STD).train()
     generator = torch.Generator().manual_seed(seed)
-    optimizer = make_optimizer(net, recipe)
+    optimizer = make_optimizer(net, recipe.optimizer, recipe.lr, recipe.weight_decay)
     steps = recipe.epochs * (len(images) // recipe.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps))
     for _ in range(recipe.epochs):
@@ -123,19 +97,6 @@ def train(recipe: Recipe, images: Tensor, labels: Tensor, seed: int) -> nn.Modul
             optimizer.step()
             schedule.step()
     return net.eval()
-
-
-def write_weights(net: nn.Module, spec: ModelSpec, path: pathlib.Path) -> None:
-    """Write the state of ``net`` in float16 (integers stay), with the spec as JSON metadata; all or nothing."""
-    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in net.state_dict().items()}
-    about = {"architecture": spec.architecture, "options": dict(spec.options), "stem": spec.stem,
-             "mean": spec.mean, "std": spec.std}  # fmt: skip
-    # One key only: the file format does not promise an order of metadata keys, and the bytes are to repeat.
-    metadata = {METADATA_KEY: json.dumps(about, sort_keys=True)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(safetensors.torch.save(state, metadata))
-    partial.replace(path)
 
 
 def accuracy_pct(spec: ModelSpec, path: pathlib.Path, images: Tensor, labels: Tensor) -> float:

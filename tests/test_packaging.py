@@ -126,7 +126,7 @@ def test_the_readmes_method_runs_as_it_stands(tmp_path: pathlib.Path, cache: pat
 def test_every_readme_command_exists() -> None:
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) < 200
-    for command in set(re.findall(r"tta-bench (\w+)", readme)):
+    for command in set(re.findall(r"(?:^|`)tta-bench (\w+)", readme, re.MULTILINE)):
         help_text = subprocess.run([sys.executable, "-m", "tta_bench", command, "--help"], capture_output=True,
                                    env=clean_environment(), check=False)  # fmt: skip
         assert help_text.returncode == 0, command

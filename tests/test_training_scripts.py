@@ -36,9 +36,13 @@ def script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
+    sys.path.insert(0, str(ROOT / "benchmarks"))  # as when the script is run
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
     return module
 
 
@@ -228,7 +232,7 @@ def test_shipped_weights_say_how_to_use_them() -> None:
     for recipe in digits.RECIPES:
         path = digits.WEIGHTS / f"{recipe.spec.name}.safetensors"
         with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()[digits.METADATA_KEY])
+            about = json.loads(file.metadata()["source_model"])
         assert about["options"] == recipe.spec.options
         assert (tuple(about["mean"]), tuple(about["std"])) == (recipe.spec.mean, recipe.spec.std)
         model = load(ModelSpec("from metadata", weights=f"package:tta_bench/weights/{path.name}", **about))

@@ -33,11 +33,13 @@ class Column:
         kind: "key" (what was asked), "result" (equal bit for bit when a trial is run again on one kind of device with one
             thread count), "cost" (times and memory), or "origin" (where the number comes from).
         meaning: in one sentence.
+        dtype: pandas' name; integers and booleans may be missing.
     """
 
     name: str
     kind: str
     meaning: str
+    dtype: str = "object"
 
 
 COLUMNS = [
@@ -49,46 +51,51 @@ COLUMNS = [
     Column("dataset", "key", "data set; generated corruptions say so"),
     Column("protocol", "key", "reset (before every shift) or continual"),
     Column("segment", "key", "the reported run of batches"),
-    Column("visit", "key", "how many earlier segments have the same name"),
+    Column("visit", "key", "how many earlier segments have the same name", "Int64"),
     Column("shift", "key", "corruption and severity, or clean"),
     Column("corruption", "key", "corruption, or clean"),
-    Column("severity", "key", "1 to 5; clean is 0"),
-    Column("seed", "key", "trial seed"),
-    Column("batch_size", "key", "nominal batch size"),
+    Column("severity", "key", "1 to 5; clean is 0", "Int64"),
+    Column("seed", "key", "trial seed", "Int64"),
+    Column("batch_size", "key", "nominal batch size", "Int64"),
     Column("precision", "key", "float32 or float64"),
     Column("status", "result", "ok, failed, skipped, or missing (not run yet)"),
     Column("reason", "result", "why it is not ok"),
-    Column("images", "result", "images graded"),
-    Column("correct", "result", "images classified correctly"),
-    Column("error_pct", "result", "share of images classified wrongly, per cent"),
-    Column("confidence_mean", "result", "mean probability of the predicted class"),
-    Column("batches", "result", "batches in the segment"),
-    Column("images_forwarded", "result", "images that entered the network, counted at its stem, in the segment"),
+    Column("images", "result", "images graded", "Int64"),
+    Column("correct", "result", "images classified correctly", "Int64"),
+    Column("error_pct", "result", "share of images classified wrongly, per cent", "float64"),
+    Column("confidence_mean", "result", "mean probability of the predicted class", "float64"),
+    Column("batches", "result", "batches in the segment", "Int64"),
     Column(
-        "images_backwarded", "result", "images that a gradient came back for, counted at the classifier, in the segment"
+        "images_forwarded", "result", "images that entered the network, counted at its stem, in the segment", "Int64"
     ),
-    Column("updates", "result", "optimizer steps taken in the segment"),
-    Column("adapted_parameters", "result", "scalars that require a gradient after setup"),
-    Column("step_ms_median", "cost", "median time of a batch's step, warm-up batches apart, ms"),
-    Column("step_ms_p95", "cost", "95th percentile of the same, ms"),
-    Column("images_per_s", "cost", "images per second of step time, warm-up batches apart"),
-    Column("warmup_ms", "cost", "time of the trial's first batches, ms"),
-    Column("data_ms_median", "cost", "median time to load a batch, ms"),
-    Column("peak_memory_mib", "cost", "peak device memory in the segment, MiB; empty on the CPU"),
-    Column("prepare_s", "cost", "time of prepare() in the run that made its result, s"),
-    Column("trial_s", "cost", "wall time of the whole trial, s"),
-    Column("source_images", "origin", "clean unlabelled source images that the method saw"),
+    Column(
+        "images_backwarded",
+        "result",
+        "images that a gradient came back for, counted at the classifier, in the segment",
+        "Int64",
+    ),
+    Column("updates", "result", "optimizer steps taken in the segment", "Int64"),
+    Column("adapted_parameters", "result", "scalars that require a gradient after setup", "Int64"),
+    Column("step_ms_median", "cost", "median time of a batch's step, warm-up batches apart, ms", "float64"),
+    Column("step_ms_p95", "cost", "95th percentile of the same, ms", "float64"),
+    Column("images_per_s", "cost", "images per second of step time, warm-up batches apart", "float64"),
+    Column("warmup_ms", "cost", "time of the trial's first batches, ms", "float64"),
+    Column("data_ms_median", "cost", "median time to load a batch, ms", "float64"),
+    Column("peak_memory_mib", "cost", "peak device memory in the segment, MiB; empty on the CPU", "float64"),
+    Column("prepare_s", "cost", "time of prepare() in the run that made its result, s", "float64"),
+    Column("trial_s", "cost", "wall time of the whole trial, s", "float64"),
+    Column("source_images", "origin", "clean unlabelled source images that the method saw", "Int64"),
     Column("reset_keeps", "origin", "state that the published reset() leaves alone"),
-    Column("needs_backward", "origin", "the method takes backward passes"),
-    Column("needs_source_images", "origin", "it sees source images"),
-    Column("needs_checkpoint", "origin", "it needs a learned checkpoint"),
-    Column("needs_min_batch", "origin", "smallest batch it adapts on"),
+    Column("needs_backward", "origin", "the method takes backward passes", "boolean"),
+    Column("needs_source_images", "origin", "it sees source images", "boolean"),
+    Column("needs_checkpoint", "origin", "it needs a learned checkpoint", "boolean"),
+    Column("needs_min_batch", "origin", "smallest batch it adapts on", "Int64"),
     Column("needs_norm_kinds", "origin", "normalisation layers of which it needs one"),
-    Column("session", "origin", "session in run.json that ran it"),
+    Column("session", "origin", "session in run.json that ran it", "Int64"),
     Column("host", "origin", "machine"),
     Column("device", "origin", "cpu or cuda"),
     Column("device_name", "origin", "model of the device"),
-    Column("threads", "origin", "CPU threads of torch"),
+    Column("threads", "origin", "CPU threads of torch", "Int64"),
     Column("torch", "origin", "torch's version"),
     Column("key", "origin", "the trial's key: SHA-256 of all that was asked"),
 ]
@@ -227,7 +234,7 @@ def load(run: pathlib.Path) -> Results:
     rows = [row for trial in plan["trials"] for row in _rows(trial, records.get(trial["key"]))]
     segments = pd.DataFrame(rows)
     stats = [name for name in segments.columns if name.startswith("stat_")]
-    segments = segments.reindex(columns=_NAMES + stats).convert_dtypes(convert_string=False, convert_floating=False)
+    segments = segments.reindex(columns=_NAMES + stats).astype({c.name: c.dtype for c in COLUMNS})
     batches = [_batches(run, trial) for trial in plan["trials"] if records.get(trial["key"], {}).get("status") == "ok"]
     on_disk = {path.stem for path in (run / "trials").glob("*.json")}
     stale = len(on_disk - {t["key"] for t in plan["trials"]})

@@ -1,0 +1,122 @@
+"""What the harness costs: whole trials against bare loops over the same tensors, in one process, in pairs.
+
+    CIFAR10=PATH CIFAR10_MODELS=PATH python benchmarks/overhead.py [--pairs 7] [--model resnet18_bn] [--check 5]
+
+Each pair runs a bare loop and a whole trial (deep copy of the model, hooks, snapshot, images from the warm cache, meters,
+grading), in alternating order. Printed are the medians of both and the median of the pairs' ratios. ``--check P`` exits 1
+where the median cost is above P per cent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from tta_bench import plan, suite
+from tta_bench.data.cache import ImageCache, default_root
+from tta_bench.models import SourceModel
+from tta_bench.plan import Trial
+from tta_bench.runner import Workbench, run_trial, to_tensor
+from tta_bench.streams import build
+
+THREADS = 2
+
+
+def bare_source(model: SourceModel, batches: list[Tensor], labels: list[Tensor]) -> float:
+    """Per cent wrong of the plain model."""
+    wrong = 0
+    with torch.no_grad():
+        for x, y in zip(batches, labels, strict=True):
+            wrong += int((model(x).argmax(1) != y).sum())
+    return 100.0 * wrong / sum(map(len, labels))
+
+
+def bare_tent(model: SourceModel, batches: list[Tensor], labels: list[Tensor]) -> float:
+    """Per cent wrong of Tent with Adam, written as a script would; the model is changed."""
+    model.train()
+    parameters = []
+    for module in model.net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats, module.running_mean, module.running_var = False, None, None
+        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
+            parameters += [module.weight.requires_grad_(), module.bias.requires_grad_()]
+    optimizer, wrong = torch.optim.Adam(parameters, lr=1e-3), 0
+    for x, y in zip(batches, labels, strict=True):
+        logits = model(x)
+        (-(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        wrong += int((logits.argmax(1) != y).sum())
+    return 100.0 * wrong / sum(map(len, labels))
+
+
+BARE = {"source": bare_source, "tent": bare_tent}
+
+
+def timed(function: Callable[[], float]) -> tuple[float, float]:
+    """(seconds, what the function returned)."""
+    start = time.perf_counter()
+    value = function()
+    return time.perf_counter() - start, value
+
+
+def compare(trial: Trial, bench: Workbench, pairs: int) -> float:
+    """Print one line for a trial; returns the median cost of the harness in per cent of the bare loop."""
+    stream, data = build(trial.stream), bench.setting.datasets[trial.model]
+    [images] = bench.images(trial)
+    numbers = [stream.batch(i).image for i in range(len(stream.bounds) - 1)]
+    batches = [to_tensor(images.take(n), bench.device, trial.precision) for n in numbers]
+    labels = [torch.from_numpy(data.labels[n]) for n in numbers]
+    pristine, _ = bench.pristine(trial.model, trial.precision)
+
+    def bare() -> tuple[float, float]:
+        model = copy.deepcopy(pristine)  # outside the time
+        return timed(lambda: BARE[trial.method](model, batches, labels))
+
+    def whole() -> tuple[float, float]:
+        return timed(lambda: float(run_trial(trial, bench).segments[0]["error_pct"]))
+
+    bare(), whole()  # warm-up
+    times: list[tuple[float, float]] = []
+    for number in range(pairs):
+        first, second = (bare, whole) if number % 2 == 0 else (whole, bare)
+        results = {function: function() for function in (first, second)}
+        assert abs(results[bare][1] - results[whole][1]) < 1e-9, "both must compute the same thing"
+        times.append((results[bare][0], results[whole][0]))
+    cost = 100.0 * (statistics.median(w / b for b, w in times) - 1.0)
+    seconds = [statistics.median(column) for column in zip(*times, strict=True)]
+    print(
+        f"{trial.method:8} bare {seconds[0]:7.3f} s   trial {seconds[1]:7.3f} s   cost {cost:+.1f} % of the bare loop"
+    )
+    return cost
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--model", default="resnet18_bn")
+    parser.add_argument("--check", type=float, help="exit 1 above so many per cent")
+    options = parser.parse_args()
+    sets = [
+        "batch_size=100",
+        "corruptions=[contrast]",
+        "methods=[source, {name: tent, config: {optimizer: adam, lr: 1e-3}}]",
+    ]
+    made = plan.make(suite.load("cifar10_c", sets=sets), limit=2000)
+    cache = ImageCache(default_root())
+    cache.build(cache.to_build(made.cache_entries()), processes=THREADS)
+    bench = Workbench(made.setting, cache, torch.device("cpu"), THREADS)
+    print(f"{options.model}, 2,000 images, batch 100, {THREADS} threads, warm cache, {options.pairs} pairs")
+    costs = [compare(trial, bench, options.pairs) for trial in made.trials if trial.model == options.model]
+    return int(options.check is not None and max(costs) > options.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
