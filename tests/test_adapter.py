@@ -323,3 +323,13 @@ def test_built_ins_are_found_as_a_strangers_are() -> None:
     registry = Registry()
     assert {"source", "norm", "tent"} <= set(registry.names())
     assert registry.load("tent") is Tent
+
+
+def test_norm_forces_tents_eps_or_keeps_each_layers_own() -> None:
+    model = small_model("batch")
+    for layer in model.net.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.eps = 1e-3
+    for eps, expected in ((1e-5, 1e-5), (None, 1e-3)):
+        net = ready(Norm, copy.deepcopy(model), eps=eps).model.net
+        assert {m.eps for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {expected}

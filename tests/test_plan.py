@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tta_bench import plan, suite
+from tta_bench import plan, selection, suite
 from tta_bench.errors import UsageError
 
 Plans = Callable[..., plan.Plan]
@@ -69,7 +69,7 @@ def test_only_selects_united_conjunctions(make: Plans) -> None:
     trials = make(("severities: [5]", "severities: [3, 5]"), ("[source, tent]", "[source, norm, tent]")).trials
 
     def chosen(*only: str) -> list[tuple[str, str]]:
-        return [(t.label, t.stream.shifts[0].id) for t in plan.select(trials, only)]
+        return [(t.label, t.stream.shifts[0].id) for t in selection.select(trials, only)]
 
     assert chosen("method=source|norm,corruption=contrast,severity=3") == [
         ("source", "contrast-3"),
@@ -87,7 +87,7 @@ def test_only_selects_united_conjunctions(make: Plans) -> None:
 )  # fmt: skip
 def test_bad_selections_are_refused(make: Plans, only: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        plan.select(make().trials, [only])
+        selection.select(make().trials, [only])
 
 
 def test_no_absolute_path_is_in_a_key(suite_file: Callable[..., pathlib.Path], digit_folder: pathlib.Path) -> None:

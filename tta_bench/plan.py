@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -398,52 +398,3 @@ class _Fingerprints:
         if (id(source),) not in self._known:
             self._known[(id(source),)] = digest(source.fingerprint())
         return self._known[(id(source),)]
-
-
-# -- choosing among trials ---------------------------------------------------------------------------------------------
-
-_FILTERS: dict[str, Callable[[Trial], set[str]]] = {
-    "method": lambda t: {t.label, t.method},
-    "model": lambda t: {t.model},
-    "corruption": lambda t: {shift.corruption for shift in t.stream.shifts},
-    "severity": lambda t: {str(shift.severity) for shift in t.stream.shifts},
-    "seed": lambda t: {str(t.seed)},
-}
-
-
-def select(trials: Iterable[Trial], only: Iterable[str]) -> list[Trial]:
-    """The trials that any of the ``--only`` expressions asks for; all where there is none.
-
-    An expression is ``field=value|value,field=value``; ``clean`` has no severity and passes every filter on it.
-
-    Raises:
-        UsageError: an unknown field, or a value that no trial has (with the nearest).
-    """
-    trials = list(trials)
-    expressions = [_conditions(text, trials) for text in only]
-    return [t for t in trials if not expressions or any(_matches(t, e) for e in expressions)]
-
-
-def _conditions(text: str, trials: list[Trial]) -> dict[str, set[str]]:
-    conditions: dict[str, set[str]] = {}
-    for condition in text.split(","):
-        name, equals, values = condition.partition("=")
-        if not equals or name not in _FILTERS:
-            hint = f"for example --only method=tent,severity=4|5; fields: {', '.join(_FILTERS)}"
-            raise UsageError(Problem(f"--only {text}: {condition!r} is not field=value", hint=hint))
-        known = {value for trial in trials for value in _FILTERS[name](trial)}
-        for value in values.split("|"):
-            if value not in known:
-                raise UsageError(
-                    Problem(f"--only {text}: no trial has {name} {value!r}", hint=near_miss(value, sorted(known)))
-                )
-        conditions[name] = set(values.split("|"))
-    return conditions
-
-
-def _matches(trial: Trial, conditions: Mapping[str, set[str]]) -> bool:
-    def holds(name: str, values: set[str]) -> bool:
-        found = _FILTERS[name](trial)
-        return bool(found & values) or (name == "severity" and found == {"0"})
-
-    return all(holds(name, values) for name, values in conditions.items())

@@ -138,7 +138,10 @@ def _remember(store: OrderedDict[Any, Any], key: Any, value: Any) -> None:
 
 def to_tensor(pixels: np.ndarray, device: torch.device, precision: str) -> Tensor:
     """uint8 (B, H, W, 3) to a fresh tensor (B, 3, H, W) in [0, 1] on ``device``."""
-    planes = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).contiguous()
+    held = torch.from_numpy(pixels)
+    if device.type == "cuda":
+        held = held.pin_memory()  # else the copy would make the host wait
+    planes = held.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
     return planes.to(getattr(torch, precision)).div_(255)
 
 

@@ -52,6 +52,20 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def describe(resources: Resources, trials: int) -> str:
+    """What ``trials`` will run on, in a line."""
+    gpus = torch.cuda.device_count()
+    if resources.executor == "local":
+        place = "one GPU" if gpus else f"{resources.cpus_per_trial or available_cpus()} CPU threads"
+        return f"{trials} trials in this process, on {place}"
+    if resources.address:
+        return f"{trials} trials on the Ray cluster at {resources.address}"
+    slot = _slot({"GPU": gpus}, resources)
+    found = int(_slots({"CPU": available_cpus(), "GPU": gpus}, slot))
+    size = f"{slot['num_gpus']:g} GPU" if "num_gpus" in slot else f"{slot['num_cpus']:g} CPU"
+    return f"{trials} trials × {min(found, resources.workers or found)} Ray workers of {size} on this machine"
+
+
 def run(
     setting: Setting,
     trials: Sequence[Trial],

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from tta_bench import plan as planning
-from tta_bench import results, rundir, scheduler, suite
+from tta_bench import results, rundir, scheduler, selection, suite
 from tta_bench.data.cache import Entry, ImageCache, default_root
 from tta_bench.errors import Problem, UsageError
 from tta_bench.plan import Plan, Trial
@@ -52,20 +52,24 @@ def run(options: Options, resume: str) -> int:
     _check(options)
     loaded = suite.load(options.suite, sets=options.sets, plugins=options.plugins)
     plan = planning.make(loaded, options.limit)
-    selected = planning.select(plan.trials, options.only)
+    selected = selection.select(plan.trials, options.only)
     cache = _cache(options, loaded.suite)
     out = _out(options, plan)
     done = results.statuses(out, (t.key for t in selected))
     waiting = [t for t in _distinct(selected) if not _finished(done.get(t.key), options.retry_failed)]
     missing = cache.to_build(plan.cache_entries(waiting))
     _check_space(cache, missing)
-    console.print(_summary(plan, selected, waiting, cache, missing, out), highlight=False, soft_wrap=True)
+    resources = scheduler.Resources(
+        options.executor, options.address, options.workers, options.cpus_per_trial, options.gpus_per_trial
+    )
+    said = _summary(plan, selected, waiting, cache, missing, resources, out)
+    console.print(said, highlight=False, soft_wrap=True)
     if options.dry_run:
         return 0
     try:
         _prepare(cache, missing, console)
         with rundir.locked(out):
-            _run(options, loaded, plan, waiting, cache, out, console)
+            _run(resources, loaded, plan, waiting, cache, out, console)
             code = _conclude(plan, selected, out, console)
     except KeyboardInterrupt:
         console.print(
@@ -124,7 +128,7 @@ def _check_space(cache: ImageCache, missing: Sequence[Entry]) -> None:
 
 def _summary(
     plan: Plan, selected: Sequence[Trial], waiting: Sequence[Trial], cache: ImageCache, missing: Sequence[Entry],
-    out: pathlib.Path,
+    resources: scheduler.Resources, out: pathlib.Path,
 ) -> str:  # fmt: skip
     distinct = len(_distinct(selected))
     first = next(iter(plan.setting.datasets.values()))
@@ -134,6 +138,7 @@ def _summary(
         f"{plan.name}: {first.name}, {images} images a shift",
         f"  {distinct} trials of {methods} methods × {len(plan.setting.models)} models: "
         f"{distinct - len(waiting)} finished, {len(waiting)} to run",
+        f"  {scheduler.describe(resources, len(waiting))}",
         f"  results in {out}",
     ]
     if cache.root is None:
@@ -154,16 +159,13 @@ def _prepare(cache: ImageCache, missing: Sequence[Entry], console: Console) -> N
 
 
 def _run(
-    options: Options, loaded: suite.LoadedSuite, plan: Plan, waiting: Sequence[Trial], cache: ImageCache,
+    resources: scheduler.Resources, loaded: suite.LoadedSuite, plan: Plan, waiting: Sequence[Trial], cache: ImageCache,
     out: pathlib.Path, console: Console,
 ) -> None:  # fmt: skip
     results.write_plan(out, plan)
     session = rundir.begin_session(out, loaded.suite.model_dump(mode="json"))
     if not waiting:
         return
-    resources = scheduler.Resources(
-        options.executor, options.address, options.workers, options.cpus_per_trial, options.gpus_per_trial
-    )
     with TrialProgress(console, len(waiting)) as progress:
 
         def keep(trial: Trial, result: TrialResult) -> None:
