@@ -72,17 +72,21 @@ def gaussian_blur(x: np.ndarray, c: float, rng: Generator) -> np.ndarray:
 
 
 def glass_blur(x: np.ndarray, c: tuple[float, int, int], rng: Generator) -> np.ndarray:
-    """Gaussian; then swap each pixel with one at a random offset in [−d, d), pass by pass, upwards; then Gaussian."""
+    """Gaussian; then each pixel takes the value of one at a random offset in [−d, d), pass by pass; then Gaussian.
+
+    The data sets' generator means to swap the two pixels. What it does, as does the ``imagecorruptions`` package, is to
+    copy one over the other, because NumPy's tuple assignment works on views; the published images are made that way.
+    """
     sigma, delta, passes = c
     x = quantised(gaussian(x, sigma))
     rows = range(SIDE - delta, delta, -1)
     offsets = rng.integers(-delta, delta, size=(passes, len(rows), len(rows), 2)).tolist()
-    pixels = [list(map(tuple, row)) for row in x.tolist()]  # each swap sees the last one's result: no vector form
+    pixels = x.tolist()  # each copy sees the last one's result: there is no vector form
     for per_pass in offsets:
         for h, per_row in zip(rows, per_pass, strict=True):
             for w, (dx, dy) in zip(rows, per_row, strict=True):
                 if h < SIDE and w < SIDE:
-                    pixels[h][w], pixels[h + dy][w + dx] = pixels[h + dy][w + dx], pixels[h][w]
+                    pixels[h][w] = pixels[h + dy][w + dx]
     return gaussian(np.array(pixels), sigma)
 
 
