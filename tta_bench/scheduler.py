@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.resources
+import logging
 import os
 import pathlib
 import socket
@@ -147,6 +148,8 @@ def _ray(resources: Resources, scratch: pathlib.Path) -> Iterator[Any]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    # a cluster that lives and dies with this command needs no advice on its access token
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address == "local":
         options |= {"num_cpus": available_cpus(), "include_dashboard": False}
