@@ -45,6 +45,11 @@ BAD = {
     "missing weights": ("digits_resnet_bn.s", "digits_resnet.s", "no such weights file", ""),
     "missing weights package": ("package:tta_bench/", "package:no_such_package/", "'no_such_package' that holds the weights", "pip install no-such-package"),
     "unknown preset": ("stem: cifar", "stem: cifar\n    preset: cifar1O", "no method has a preset 'cifar1O'", "did you mean 'cifar10'?"),
+    "data without kind": ("kind: digits, ", "", "missing key 'kind' in data", "one of: folder, imagenet_c, cifar_c, digits"),
+    "a list is missing": ("severities: [5]", "severities: 5", "severities: Input should be a list", ""),
+    "two means": ("mean: [0.3, 0.3, 0.3]", "mean: [0.3, 0.3]", "models.0.mean: item 3 of the list is missing", ""),
+    "unknown architecture": ("architecture: resnet18", "architecture: resnet188", "Unknown model (resnet188)", "options"),
+    "unknown option": ("layers: [1, 1, 1, 1]", "layerz: [1, 1, 1, 1]", "unexpected keyword argument 'layerz'", "options"),
     "architecture without mean": ("    mean: [0.3, 0.3, 0.3]\n", "", "architecture: needs weights:, mean: and std:", ""),
 }  # fmt: skip
 

@@ -137,7 +137,13 @@ def parse(text: str, name: str, environment: Mapping[str, str] | None = None) ->
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         source = f"{mark.line + 1:>6} | {document.lines[mark.line]}" if mark and mark.line < len(document.lines) else ""
-        raise UsageError(Problem(f"not valid YAML: {error.problem}", where, source)) from error
+        begun = error.context_mark
+        hint = (
+            f"{error.context}, which begins on line {begun.line + 1}"
+            if begun and mark and begun.line != mark.line
+            else ""
+        )
+        raise UsageError(Problem(f"not valid YAML: {error.problem}", where, source, hint)) from error
     except yaml.YAMLError as error:
         raise UsageError(Problem(f"not valid YAML: {error}", name)) from error
     if node is not None:

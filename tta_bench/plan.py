@@ -143,8 +143,10 @@ def _model(loaded: LoadedSuite, index: int, entry: ModelEntry, problems: list[Pr
     try:
         model = load(spec)
     except UsageError as error:
-        key = "weights" if entry.weights else "timm" if entry.timm else "architecture"
-        problems += [document.problem(("models", index, key), _sentence(p), p.hint) for p in error.problems]
+        network = "timm" if entry.timm else "architecture"
+        for problem in error.problems:
+            key = "weights" if entry.weights and "weights" in problem.message else network
+            problems.append(document.problem(("models", index, key), _sentence(problem), problem.hint))
         return None
     published = getattr(model.net, "pretrained_cfg", None) or {}
     asked = {

@@ -242,11 +242,18 @@ def _problem(document: Document, model: type[BaseModel], error: Mapping[str, Any
     if kind == "extra_forbidden":
         hint = near_miss(str(last), _fields_at(model, error["loc"][:-1]))
         return document.problem(path, f"unknown key {last!r} in {where}", hint, at_key=True)
+    if kind == "missing" and isinstance(last, int):
+        return document.problem(path, f"{'.'.join(map(str, path))}: item {last + 1} of the list is missing")
     if kind == "missing":
         where = ".".join(str(part) for part in path if not isinstance(part, int)) or "suite"
         return document.problem(path, f"missing key {last!r} in {where}", at_key=True)
+    if kind == "union_tag_not_found":
+        kinds = [str(_tag(part)) for part in _models_in(model.model_fields[str(last)].annotation)]
+        return document.problem(path, f"missing key 'kind' in {last}", "one of: " + ", ".join(kinds), at_key=True)
     context = error.get("ctx", {})
     message = error["msg"].removeprefix("Value error, ")
+    for jargon, word in (("a valid array", "a list"), ("an object", "a mapping"), ("a valid dictionary", "a mapping")):
+        message = message.replace(jargon, word)  # pydantic names JSON's kinds, the file is YAML
     shown = ".".join(str(part) for part in path)
     known = kind in ("unknown_corruption",)
     hint = str(context.get("hint", "")) or _literal_hint(error)
