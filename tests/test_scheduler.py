@@ -190,7 +190,8 @@ def test_a_worker_that_always_dies_is_a_failed_row_and_run_again(run_cli: Cli, s
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--address", "ray://host:10001"], "Ray Client"), (["--executor", "local", "--workers", "2"], "needs --executor ray"),
+    [(["--address", "ray://host:10001"], "Ray Client"), (["--address", "127.0.0.1:1"], "no Ray cluster answers"),
+     (["--address", "nonsense"], "no Ray cluster answers"), (["--executor", "local", "--workers", "2"], "needs --executor ray"),
      (["--cpus-per-trial", "4000"], "a trial needs")],
 )  # fmt: skip
 def test_resources_that_cannot_be_had(run_cli: Cli, suite_file: SuiteFile, options: list[str], message: str) -> None:

@@ -137,13 +137,29 @@ class Worker:
         return run_trial(trial, self._bench)
 
 
+def check_address(address: str) -> None:
+    """Say at once that a cluster cannot be used; Ray itself would try for minutes.
+
+    Raises:
+        UsageError: the address is of Ray Client, or nobody answers there.
+    """
+    if address.startswith("ray://"):
+        what = "Ray Client (ray://) is not supported: results would pass through a proxy that can lose them"
+        raise UsageError(Problem(what, "--address", hint="run on a node of the cluster with --address auto"))
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        hint = "give auto, or HOST:PORT as 'ray start --head' printed it"
+        raise UsageError(Problem(f"no Ray cluster answers: {error}", f"--address {address}", hint=hint)) from error
+
+
 @contextlib.contextmanager
 def _ray(resources: Resources, scratch: pathlib.Path) -> Iterator[Any]:
     """Ray, connected, started from ``scratch``: it puts the driver's working directory first on its workers' path."""
     address = resources.address or "local"
-    if address.startswith("ray://"):
-        what = "Ray Client (ray://) is not supported: results would pass through a proxy that can lose them"
-        raise UsageError(Problem(what, "--address", hint="run on a node of the cluster with --address auto"))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray

@@ -87,6 +87,8 @@ def _check(options: Options) -> None:
                 raise UsageError(
                     Problem(f"--{name} needs --executor ray", hint="leave it out, or choose --executor ray")
                 )
+    if options.address is not None:
+        scheduler.check_address(options.address)
 
 
 def _cache(options: Options, loaded: suite.Suite) -> ImageCache:
