@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
+from tta_bench.adapter import Context
 from tta_bench.models import SourceModel
+
+
+def default_margin(model: SourceModel, margin: float | None) -> float:
+    """E0 in nats: ``margin``, or 0.4·ln(classes) where it is None (EATA, section 4.1)."""
+    return 0.4 * math.log(model.num_classes) if margin is None else margin
 
 
 def softmax_entropy(logits: Tensor) -> Tensor:
@@ -33,3 +42,28 @@ def adapt_norm_affine(model: SourceModel) -> list[nn.Parameter]:
     for parameter in adapted:
         parameter.requires_grad_(True)
     return adapted
+
+
+@torch.no_grad()
+def no_statistics(model: SourceModel, context: Context) -> str | None:
+    """Why BatchNorm cannot normalise with batch statistics here, or None: one value a channel has no variance."""
+    layers = [m for m in model.net.modules() if isinstance(m, nn.BatchNorm2d)]
+    if context.batch_size > 1 or not layers:
+        return None
+    sizes: list[int] = []
+    hooks = [m.register_forward_pre_hook(lambda _m, inputs: sizes.append(inputs[0][0, 0].numel())) for m in layers]
+    size = context.image_size
+    model(torch.zeros(1, 3, size, size, device=model.mean.device, dtype=model.mean.dtype))
+    for hook in hooks:
+        hook.remove()
+    return "batch statistics at batch 1 need normalised maps larger than 1x1" if min(sizes) == 1 else None
+
+
+def small_batch_lr_vit(batch_size: int) -> float:
+    """1e-3·batch/64"""
+    return 1e-3 * batch_size / 64
+
+
+def small_batch_lr_resnet(batch_size: int) -> float:
+    """2.5e-4 from batch 32 on, 2.5e-4·batch/32 below"""
+    return 2.5e-4 * min(1.0, batch_size / 32)

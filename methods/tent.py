@@ -15,8 +15,16 @@ from typing import Any
 
 from torch import Tensor
 
-from tta_bench.adapter import Adapter, Needs, Preset
-from tta_bench.methods.functional import adapt_norm_affine, softmax_entropy, use_batch_statistics
+from tta_bench.adapter import Adapter, Context, Needs, Preset
+from tta_bench.methods.functional import (
+    adapt_norm_affine,
+    no_statistics,
+    small_batch_lr_resnet,
+    small_batch_lr_vit,
+    softmax_entropy,
+    use_batch_statistics,
+)
+from tta_bench.models import SourceModel
 from tta_bench.optimizers import OptimizerConfig
 
 
@@ -30,12 +38,16 @@ class Tent(Adapter):
         steps: int = 1
 
     presets = {
-        "imagenet_vit_b16": Preset({"lr": 1e-3}, "SAR's code (main.py), batch 64; FOA, arXiv 2404.01650"),
-        "imagenet_resnet50_gn": Preset({"lr": 2.5e-4}, "SAR's code (main.py), batch 64"),
-        "imagenet_resnet50_bn": Preset({"lr": 2.5e-4}, "EATA's code (main.py), batch 64"),
+        "imagenet_vit_b16": Preset({"lr": small_batch_lr_vit}, "SAR's code (main.py); FOA, arXiv 2404.01650, has 1e-3"),
+        "imagenet_resnet50_gn": Preset({"lr": small_batch_lr_resnet}, "SAR's code (main.py)"),
+        "imagenet_resnet50_bn": Preset({"lr": small_batch_lr_resnet}, "EATA's and SAR's code (main.py)"),
         "cifar10": Preset({"optimizer": "adam", "lr": 1e-3}, "Tent's code (cfgs/tent.yaml), batch 200"),
     }
     needs = Needs(backward=True, norm_kinds=("batch", "group", "layer"))
+
+    @classmethod
+    def skip(cls, model: SourceModel, config: Any, context: Context) -> str | None:
+        return super().skip(model, config, context) or no_statistics(model, context)
 
     def setup(self) -> None:
         self.model.train()

@@ -32,7 +32,7 @@ def small_model(kind: str, seed: int = 0) -> SourceModel:
 
 def ready(cls: type[Adapter], model: SourceModel, batch_size: int = 8, seed: int = 0, **config: Any) -> Adapter:
     """An adapter after setup, as the runner makes it."""
-    adapter = cls(model, cls.Config(**config), context_for(model, batch_size, torch.device("cpu"), seed))
+    adapter = cls(model, cls.Config(**config), context_for(model, batch_size, 32, torch.device("cpu"), seed))
     adapter.setup()
     adapter.remember()
     return adapter

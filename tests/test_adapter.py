@@ -18,7 +18,9 @@ from torch import Tensor
 from tta_bench import plan, suite
 from tta_bench.adapter import Adapter, Config, FilePath
 from tta_bench.data.cache import ImageCache
+from tta_bench.methods.eta import Eta
 from tta_bench.methods.norm import Norm
+from tta_bench.methods.sar import Sar
 from tta_bench.methods.source import Source
 from tta_bench.methods.tent import Tent
 from tta_bench.registry import Registry
@@ -27,6 +29,12 @@ from tta_bench.streams import build
 from tta_bench.testing import Secrets, find_leaks
 
 METHODS = [(Source, kind, {}) for kind in ("batch", "group", "layer")] + [(Norm, "batch", {})]
+METHODS += [(Norm, "batch", {"statistics": form}) for form in ("blend", "running")]
+METHODS += [
+    (cls, kind, {"lr": 0.01, "entropy_margin": 2.3, "variant": "paper"})
+    for cls in (Eta, Sar)
+    for kind in ("batch", "group", "layer")
+]
 METHODS += [(Tent, kind, config) for kind in ("batch", "group", "layer")
             for config in ({"lr": 0.05}, {"optimizer": "adam", "lr": 0.01})]  # fmt: skip
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from tta_bench.adapter import Adapter
 from tta_bench.meters import PassCounter, StepCounter, Stopwatch
 from tta_bench.methods.functional import adapt_norm_affine
+from tta_bench.methods.sar import Sar
 from tta_bench.methods.source import Source
 from tta_bench.methods.tent import Tent
 
@@ -80,6 +81,7 @@ class Nested(Teacher):
 
 EXPECTED = {  # three batches of 8: images forwarded, images backwarded, updates
     Source: (24, 0, 0), Tent: (24, 24, 3), Teacher: (48, 24, 3), Parts: (24, 0, 0), HeadOnly: (48, 48, 6), Nested: (48, 24, 3),
+    Sar: (48, 48, 3),
 }  # fmt: skip
 
 

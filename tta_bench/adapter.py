@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import abc
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -63,12 +63,17 @@ class Preset:
     """Published hyperparameters for one setting.
 
     Attributes:
-        values: fields of the method's Config that differ from its defaults.
+        values: fields of the method's Config that differ from its defaults; a function of the batch size stands for a
+            rule, such as a learning rate for small batches.
         citation: where they were published (paper and table, or repository and file).
     """
 
-    values: Mapping[str, Any]
+    values: Mapping[str, Any | Callable[[int], Any]]
     citation: str
+
+    def resolve(self, batch_size: int) -> dict[str, Any]:
+        """The values for a batch size."""
+        return {name: value(batch_size) if callable(value) else value for name, value in self.values.items()}
 
 
 @dataclass(frozen=True)
@@ -106,12 +111,14 @@ class Context:
     Attributes:
         num_classes: number of classes C.
         batch_size: nominal batch size; a segment's last batch may be smaller.
+        image_size: height and width of the images in pixels.
         device: where images arrive and the model lives.
         generator: a CPU generator, the method's only source of randomness.
     """
 
     num_classes: int
     batch_size: int
+    image_size: int
     device: torch.device
     generator: torch.Generator
 
@@ -193,8 +200,8 @@ class Adapter(abc.ABC):
         return {}
 
 
-def context_for(model: SourceModel, batch_size: int, device: torch.device, seed: int) -> Context:
+def context_for(model: SourceModel, batch_size: int, image_size: int, device: torch.device, seed: int) -> Context:
     """A Context whose generator is seeded with ``seed``."""
     generator = torch.Generator(device="cpu")
     generator.manual_seed(seed)
-    return Context(model.num_classes, batch_size, device, generator)
+    return Context(model.num_classes, batch_size, image_size, device, generator)

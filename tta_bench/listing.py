@@ -15,6 +15,8 @@ from tta_bench.adapter import Adapter, Needs
 from tta_bench.errors import UsageError
 from tta_bench.registry import Registry
 
+_SHOWN_BATCH = 64  # for which batch size rules are evaluated when they are shown
+
 
 def list_all(plugins: Iterable[str] = ()) -> None:
     """Print every registered method; one that cannot be loaded shows the reason in its row."""
@@ -71,11 +73,14 @@ def _defaults(cls: type[Adapter]) -> dict[str, str]:
 
 def _changes(cls: type[Adapter], preset: str) -> str:
     try:
-        values = cls.Config.model_validate(dict(cls.presets[preset].values)).model_dump()
+        values = cls.Config.model_validate(cls.presets[preset].resolve(_SHOWN_BATCH)).model_dump()
     except ValidationError as error:
         return f"broken: {error.errors()[0]['msg']}"
     defaults = _defaults(cls)
-    return ", ".join(f"{k} = {v!r}" for k, v in values.items() if repr(v) != defaults[k]) or "nothing"
+    rules = {name: value for name, value in cls.presets[preset].values.items() if callable(value)}
+    said = [f"{k} = {v!r}" for k, v in values.items() if repr(v) != defaults[k]]
+    said += [f"{name} at batch {_SHOWN_BATCH}, else: {inspect.getdoc(rule)}" for name, rule in rules.items()]
+    return ", ".join(said) or "nothing"
 
 
 def _needs(needs: Needs) -> str:

@@ -81,6 +81,11 @@ class SourceModel(nn.Module):
                 hook.remove()
 
     @property
+    def is_transformer(self) -> bool:
+        """Whether the network is a ViT: a patch embedding and a row of blocks."""
+        return hasattr(self.net, "patch_embed") and hasattr(self.net, "blocks")
+
+    @property
     def has_class_token(self) -> bool:
         """Whether the network is a ViT that carries a class token first."""
         return isinstance(getattr(self.net, "cls_token", None), Tensor) and hasattr(self.net, "blocks")

@@ -263,7 +263,7 @@ def _row(
 ) -> _Row | None:  # fmt: skip
     method = loaded.suite.methods[index]
     preset = model.preset if model.preset and model.preset in cls.presets else ""
-    values = dict(cls.presets[preset].values) if preset else {}
+    values = cls.presets[preset].resolve(loaded.suite.batch_size) if preset else {}
     values |= {**method.config, **method.per_model.get(model.name, {}), **chosen}
     try:
         config = cls.Config.model_validate(values)

@@ -75,6 +75,9 @@ COLUMNS = [
         "Int64",
     ),
     Column("updates", "result", "optimizer steps taken in the segment", "Int64"),
+    Column(
+        "batch_statistics", "result", "BatchNorm uses the batch's own statistics: per-batch, or per-image at batch 1"
+    ),
     Column("adapted_parameters", "result", "scalars that require a gradient after setup", "Int64"),
     Column("step_ms_median", "cost", "median time of a batch's step, warm-up batches apart, ms", "float64"),
     Column("step_ms_p95", "cost", "95th percentile of the same, ms", "float64"),

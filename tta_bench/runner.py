@@ -191,7 +191,7 @@ class _Run:
         self.counter.read()
         cls: type[Adapter] = bench.setting.methods[trial.method].load()
         model, config = copy.deepcopy(pristine), cls.Config.model_validate(trial.config)
-        context = context_for(model, trial.stream.batch_size, bench.device, seed)
+        context = context_for(model, trial.stream.batch_size, self.dataset.side, bench.device, seed)
         if reason := cls.skip(model, config, context):
             raise _Skip(reason)
         self.adapter = cls(model, config, context)
@@ -226,6 +226,7 @@ class _Run:
         return {
             **facts,
             "adapted_parameters": sum(p.numel() for p in adapter.model.parameters() if p.requires_grad),
+            "batch_statistics": _batch_statistics(adapter),
             "reset_keeps": ",".join(adapter.reset_keeps),
             "needs_backward": needs.backward,
             "needs_source_images": needs.source_images,
@@ -299,6 +300,14 @@ class _Run:
             "images": {"shift": shift, "image": image, "batch": np.repeat(numbers, sizes).astype(np.int32),
                        "predicted": predicted, "correct": correct, "confidence": confidence},
         }  # fmt: skip
+
+
+def _batch_statistics(adapter: Adapter) -> str:
+    """Whether BatchNorm normalises with the batch's own statistics: "per-batch", "per-image" at batch 1, "" where not."""
+    layers = [m for m in adapter.model.net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    if not any(layer.training or layer.running_mean is None for layer in layers):
+        return ""
+    return "per-image" if adapter.context.batch_size == 1 else "per-batch"
 
 
 def _take(images: list[Images | Direct], shift: np.ndarray, image: np.ndarray) -> np.ndarray:

@@ -1,0 +1,112 @@
+"""ETA: EATA without the regulariser (Niu et al. 2022, arXiv 2204.02610, section 4.1).
+
+Objective (equations 1 to 5): the mean over the selected samples S2 of e^(E0 − H)·H, the weight detached. S1: entropy H
+below E0 = 0.4·ln(classes). S2: of those, |cos(m, p)| below ``d_margin``, m being the moving mean of the selected samples'
+probabilities (all of S1 while there is none). Adapted: weight and bias of the normalisation layers; BatchNorm with batch
+statistics. A batch of which nothing is selected takes no step. The scores graded are those before the update.
+
+Discrepancies between paper and code: the paper's reset forgets everything; the authors' ``reset()`` restores weights and
+optimizer but leaves m, so that it leaks from one shift to the next (``variant: official``; ``paper`` forgets it). The
+mean is over S2 alone, not over the batch. The class's default E0, ln(1000)/2 − 1, is overridden by their main program.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tta_bench.adapter import Adapter, Context, Needs, Preset
+from tta_bench.methods.functional import (
+    adapt_norm_affine,
+    default_margin,
+    no_statistics,
+    small_batch_lr_resnet,
+    small_batch_lr_vit,
+    softmax_entropy,
+    use_batch_statistics,
+)
+from tta_bench.models import SourceModel
+from tta_bench.optimizers import OptimizerConfig
+
+_MOMENTUM = 0.9  # of the moving mean probability
+
+
+class Eta(Adapter):
+    """Entropy minimisation on reliable, non-redundant samples."""
+
+    class Config(OptimizerConfig):
+        """Attributes:
+        entropy_margin: E0 in nats; None means 0.4·ln(classes).
+        d_margin: largest |cosine| with the moving mean probability.
+        variant: what ``reset()`` clears; see the file's docstring.
+        """
+
+        lr: float = 2.5e-4
+        entropy_margin: float | None = None
+        d_margin: float = 0.05
+        variant: Literal["official", "paper"] = "official"
+
+    presets = {
+        "imagenet_vit_b16": Preset({"lr": small_batch_lr_vit}, "SAR's code (main.py)"),
+        "imagenet_resnet50_gn": Preset({"lr": small_batch_lr_resnet}, "SAR's code (main.py)"),
+        "imagenet_resnet50_bn": Preset({"lr": small_batch_lr_resnet}, "EATA's and SAR's code (main.py)"),
+        "cifar10": Preset(
+            {"optimizer": "adam", "lr": 1e-3, "d_margin": 0.4},
+            "mariodoebler/test-time-adaptation (cfgs/cifar10_c/eata.yaml), batch 200",
+        ),
+    }
+    needs = Needs(backward=True, norm_kinds=("batch", "group", "layer"))
+    reset_keeps: tuple[str, ...] = ("moving_probability",)  # type: ignore[misc]
+
+    @classmethod
+    def skip(cls, model: SourceModel, config: Any, context: Context) -> str | None:
+        return super().skip(model, config, context) or no_statistics(model, context)
+
+    def setup(self) -> None:
+        if self.config.variant == "paper":
+            self.reset_keeps = ()
+        self.model.train()
+        use_batch_statistics(self.model)
+        self.parameters = adapt_norm_affine(self.model)
+        self.optimizer = self.config.build(self.parameters)
+        self.margin = default_margin(self.model, self.config.entropy_margin)
+        self.moving_probability: Tensor | None = None
+        self.kept = 0
+
+    def regulariser(self) -> Tensor | float:
+        """What is added to the loss; nothing here."""
+        return 0.0
+
+    def step(self, x: Tensor) -> Tensor:
+        logits = self.model(x)
+        entropy = softmax_entropy(logits)
+        selected = self._select(logits.detach(), entropy.detach())
+        self.kept = len(selected)
+        if self.kept:
+            chosen = entropy[selected]
+            weights = torch.exp(self.margin - chosen.detach())
+            ((weights * chosen).mean() + self.regulariser()).backward()
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        scores: Tensor = logits.detach()
+        return scores
+
+    def _select(self, logits: Tensor, entropy: Tensor) -> Tensor:
+        """Indices of S2; updates the moving mean with their probabilities of this, pre-update, forward pass."""
+        reliable = torch.nonzero(entropy < self.margin).flatten()
+        probabilities = logits[reliable].softmax(1)
+        mean = self.moving_probability
+        if mean is not None:
+            similarity = torch.nn.functional.cosine_similarity(mean.unsqueeze(0), probabilities, dim=1)
+            novel = similarity.abs() < self.config.d_margin
+            reliable, probabilities = reliable[novel], probabilities[novel]
+        if len(reliable):
+            now = probabilities.mean(0)
+            self.moving_probability = now if mean is None else _MOMENTUM * mean + (1 - _MOMENTUM) * now
+        return reliable
+
+    def stats(self) -> dict[str, float]:
+        """kept: samples that entered the loss."""
+        return {"kept": float(self.kept)}

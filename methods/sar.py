@@ -1,0 +1,164 @@
+"""SAR: sharpness-aware and reliable entropy minimisation (Niu et al. 2023, arXiv 2302.12400).
+
+Objective (equations 2 to 5): the mean entropy of the reliable samples (entropy below E0 = 0.4·ln(classes)), at the point
+to which sharpness-aware minimisation moves the weights (ρ = 0.05). Adapted: weight and bias of the normalisation layers,
+but for the last stage of a network (the last quarter of a ViT's blocks) and every norm after it; BatchNorm with batch
+statistics. Two forward and backward passes and one update a batch; the scores graded are those of the first pass.
+Recovery (section 3.2): when a moving mean of the second loss falls below 0.2, the model is reset.
+
+Discrepancies between paper and code (``variant: official`` is the code, ``paper`` the paper):
+
+- a recovery, in the code, restores the weights but not SGD's momentum, and the low moving mean is written back after it,
+  so that the recovery can trigger again; the paper forgets both. ``reset()`` from outside keeps the momentum, too.
+- a batch from which every sample is filtered out still takes an optimizer step in the code, with zero gradients, so that
+  the momentum moves the weights; in the paper it does nothing.
+- the code's constructor takes the recovery threshold and ignores it; 0.2 is literal there.
+- the code names the frozen layers ("layer4", "blocks.9", …); here the same set is found by structure, which also holds
+  for networks whose layers have other names.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tta_bench.adapter import Adapter, Context, Needs, Preset
+from tta_bench.methods.functional import (
+    adapt_norm_affine,
+    default_margin,
+    no_statistics,
+    norm_layers,
+    small_batch_lr_resnet,
+    small_batch_lr_vit,
+    softmax_entropy,
+    use_batch_statistics,
+)
+from tta_bench.models import SourceModel
+from tta_bench.optimizers import OptimizerConfig
+
+_MOMENTUM = 0.9  # of the moving mean of the loss
+_EPS = 1e-12  # beside the gradient's norm
+
+
+def lr_vit(batch_size: int) -> float:
+    """1e-3·batch/64, doubled at batch 1"""
+    return small_batch_lr_vit(batch_size) * (2 if batch_size == 1 else 1)
+
+
+def lr_resnet(batch_size: int) -> float:
+    """2.5e-4 from batch 32 on, 2.5e-4·batch/32 below, doubled at batch 1"""
+    return small_batch_lr_resnet(batch_size) * (2 if batch_size == 1 else 1)
+
+
+def frozen_norms(model: SourceModel) -> set[nn.Module]:
+    """The modules whose norms SAR leaves alone: the last stage, or the last quarter of a ViT's blocks, and all after it."""
+    stages = model.stages()
+    last = max(1, len(stages) // 4) if model.is_transformer else 1
+    modules = list(model.net.modules())
+    return set(modules[modules.index(stages[-last]) :])
+
+
+class Sar(Adapter):
+    """Entropy minimisation on reliable samples at a sharpness-aware point, with recovery."""
+
+    class Config(OptimizerConfig):
+        """Attributes:
+        entropy_margin: E0 in nats; None means 0.4·ln(classes).
+        rho: radius of the sharpness-aware perturbation.
+        recovery_threshold: the moving mean below which the model is reset.
+        variant: what a recovery resets, and what an empty selection does; see the file's docstring.
+        """
+
+        lr: float = 2.5e-4
+        entropy_margin: float | None = None
+        rho: float = Field(0.05, ge=0)
+        recovery_threshold: float = 0.2
+        variant: Literal["official", "paper"] = "official"
+
+    presets = {
+        "imagenet_vit_b16": Preset({"lr": lr_vit}, "SAR's code (main.py)"),
+        "imagenet_resnet50_gn": Preset({"lr": lr_resnet}, "SAR's code (main.py)"),
+        "imagenet_resnet50_bn": Preset({"lr": lr_resnet}, "SAR's code (main.py)"),
+        "cifar10": Preset({"lr": 1e-3}, "mariodoebler/test-time-adaptation (cfgs/cifar10_c/sar.yaml), batch 200"),
+    }
+    needs = Needs(backward=True, norm_kinds=("batch", "group", "layer"))
+    reset_keeps: tuple[str, ...] = ("optimizer.state",)  # type: ignore[misc]
+
+    @classmethod
+    def skip(cls, model: SourceModel, config: Any, context: Context) -> str | None:
+        reason = super().skip(model, config, context) or no_statistics(model, context)
+        if reason is None and not any(m not in frozen_norms(model) for m in norm_layers(model)):
+            reason = "every normalisation layer belongs to the stages that SAR freezes"
+        return reason
+
+    def setup(self) -> None:
+        if self.config.variant == "paper":
+            self.reset_keeps = ()
+        self.model.train()
+        use_batch_statistics(self.model)
+        adapt_norm_affine(self.model)
+        for module in frozen_norms(self.model):
+            module.requires_grad_(False)
+        self.parameters = [p for p in self.model.net.parameters() if p.requires_grad]
+        self.optimizer = self.config.build(self.parameters)
+        self.margin = default_margin(self.model, self.config.entropy_margin)
+        self.moving_loss: float | None = None
+        self.kept, self.recovered = 0, False
+
+    def step(self, x: Tensor) -> Tensor:
+        logits = self.model(x)
+        entropy = softmax_entropy(logits)
+        reliable = torch.nonzero(entropy < self.margin).flatten()
+        self.kept, self.recovered = len(reliable), False
+        scores: Tensor = logits.detach()
+        if self.kept == 0 and self.config.variant == "paper":
+            return scores
+        entropy[reliable].mean().backward()  # of nothing it is NaN, its gradients zero: as the published code has it
+        start = self._perturb()
+        entropy = softmax_entropy(self.model(x))[reliable]
+        loss = entropy[entropy < self.margin].mean()
+        self._descend(loss, start)
+        self._recover_if_collapsed(loss.item())
+        return scores
+
+    @torch.no_grad()
+    def _perturb(self) -> list[Tensor]:
+        """Go ρ along the gradient; returns the weights before."""
+        start = [p.detach().clone() for p in self.parameters]
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        norm = torch.stack([g.norm(p=2) for g in gradients]).norm(p=2)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.add_(gradient * (self.config.rho / (norm + _EPS)))
+        self.optimizer.zero_grad()
+        return start
+
+    def _descend(self, loss: Tensor, start: list[Tensor]) -> None:
+        """Take the optimizer step from the weights before, with the gradient at the perturbed point."""
+        loss.backward()
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, start, strict=True):
+                parameter.copy_(value)
+        if not (self.config.variant == "paper" and math.isnan(loss.item())):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _recover_if_collapsed(self, loss: float) -> None:
+        mean = self.moving_loss
+        if not math.isnan(loss):
+            mean = loss if mean is None else _MOMENTUM * mean + (1 - _MOMENTUM) * loss
+        self.moving_loss = mean
+        if mean is None or mean >= self.config.recovery_threshold:
+            return
+        kept = self.kept
+        self.reset()
+        self.kept, self.recovered = kept, True
+        if self.config.variant == "official":
+            self.moving_loss = mean  # the published wrapper writes the low value back
+
+    def stats(self) -> dict[str, float]:
+        """kept: reliable samples; recoveries: 1 where this step ended in a recovery."""
+        return {"kept": float(self.kept), "recoveries": float(self.recovered)}

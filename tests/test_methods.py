@@ -1,0 +1,224 @@
+"""Each method equals the published code, step by step, on reference trajectories; and what the papers change about it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import SHARED
+from networks import batches, ready, small_model
+
+import tta_bench.torchvision_repair  # noqa: F401
+from tta_bench.adapter import Adapter
+from tta_bench.methods.eata import Eata
+from tta_bench.methods.eta import Eta
+from tta_bench.methods.norm import Norm
+from tta_bench.methods.sar import Sar, frozen_norms, lr_resnet, lr_vit
+from tta_bench.methods.tent import Tent
+from tta_bench.models import SourceModel
+from tta_bench.testing import replay
+
+METHODS = ("tent", "eta", "eata", "sar")
+HERE = pathlib.Path(__file__).parent / "golden"
+SETS = {"committed": HERE, **{name: SHARED / "golden" / name for name in ("typical", "recovery", "empty")}}
+CASES = [("committed", m, k) for m in METHODS for k in ("vit_ln", "resnet_bn")] + [
+    (name, m, k)
+    for name in ("typical", "recovery", "empty")
+    for m in METHODS
+    for k in ("vit_ln", "resnet_gn", "resnet_bn")
+]
+
+
+def play(
+    name: str, method: str, kind: str, dtype: torch.dtype
+) -> tuple[np.ndarray, Adapter, list[dict[str, float]], Any, Any]:
+    """(scores, adapter, stats of each batch, the reference, its manifest entry)."""
+    import timm
+
+    folder = SETS[name]
+    if not folder.is_dir():
+        pytest.skip("needs the reference trajectories of CI (folder 'shared' beside the checkout)")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["models"][kind].items()}
+    net = timm.create_model(options.pop("model"), pretrained=False, **options)
+    net.load_state_dict(safetensors.torch.load_file(folder / f"{kind}.safetensors"))
+    case = manifest["cases"][f"{method}.{kind}"]
+    values = dict(case["hyperparameters"])
+    if method != "tent":
+        values["entropy_margin"] = case["entropy_margin"]
+    stats: list[dict[str, float]] = []
+    with np.load(folder / "inputs.npz") as inputs:
+        test, source = ([torch.from_numpy(b).to(dtype) for b in inputs[part]] for part in ("test", "source"))
+    scores, adapter = replay(
+        method, values, net.to(dtype), test, source, manifest["config"]["reset_after"],
+        after_step=lambda a: stats.append(a.stats()),
+    )  # fmt: skip
+    return scores, adapter, stats, np.load(folder / f"{method}.{kind}.npz"), case
+
+
+@pytest.mark.parametrize(("name", "method", "kind"), CASES, ids="-".join)
+def test_a_reference_trajectory_is_reproduced(name: str, method: str, kind: str) -> None:
+    scores, adapter, stats, reference, case = play(name, method, kind, torch.float64)
+    assert scores.shape == reference["logits"].shape
+    assert np.abs(scores - reference["logits"]).max() < 1e-8
+    if method != "tent":
+        assert [s["kept"] for s in stats] == reference["kept"].tolist()
+    if method == "sar":
+        assert sum(s["recoveries"] for s in stats) == case["recoveries"]
+        assert sum(p.numel() for p in adapter.parameters) == int(reference["adapted"])  # type: ignore[attr-defined]
+    if method == "eata":
+        fisher = torch.cat([v.flatten() for v in adapter.prepared.values()]).numpy()
+        assert np.abs(fisher / reference["fisher"] - 1).max() < 1e-8
+
+
+@pytest.mark.parametrize("kind", ["vit_ln", "resnet_bn"])
+def test_tent_in_single_precision(kind: str) -> None:
+    scores, _, _, reference, _ = play("typical", "tent", kind, torch.float32)
+    assert np.abs(scores - reference["logits"]).max() < 1e-3
+
+
+@pytest.mark.parametrize(("change", "method"), [({"lr": 0.0051}, "tent"), ({"d_margin": 0.61}, "eta"), ({"fisher_alpha": 51.0}, "eata"),
+                                                ({"rho": 0.0501}, "sar")])  # fmt: skip
+def test_the_comparison_notices_a_small_change(
+    change: dict[str, float], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = replay
+    monkeypatch.setattr("test_methods.replay", lambda m, values, *a, **k: original(m, {**values, **change}, *a, **k))
+    folder = "typical" if method == "eta" else "committed"
+    scores, _, _, reference, _ = play(folder, method, "vit_ln", torch.float64)
+    assert np.abs(scores - reference["logits"]).max() > 1e-8
+
+
+@pytest.mark.parametrize(
+    ("name", "scalars"), [("resnet50", 30_592), ("resnet50_gn", 30_592), ("vit_base_patch16_224", 27_648)]
+)
+def test_sar_adapts_exactly_the_published_set(name: str, scalars: int) -> None:
+    import timm
+
+    with torch.device("meta"):
+        net = timm.create_model(name, pretrained=False)
+    model = SourceModel(net, (0.5,) * 3, (0.5,) * 3)
+    frozen = frozen_norms(model)
+    kept = {n: m for n, m in net.named_modules() if model.norm_kind(m) and m not in frozen}
+    assert sum(p.numel() for m in kept.values() for p in m.parameters()) == scalars
+    assert not any(word in n for n in kept for word in ("layer4", "blocks.9", "blocks.10", "blocks.11"))
+    assert "norm" not in kept
+
+
+def test_learning_rate_rules_for_small_batches() -> None:
+    assert [lr_vit(b) for b in (64, 1)] == [1e-3, 2 * 1e-3 / 64]
+    assert [lr_resnet(b) for b in (64, 32, 16, 1)] == [2.5e-4, 2.5e-4, 1.25e-4, 2 * 2.5e-4 / 32]
+    assert Tent.presets["imagenet_vit_b16"].resolve(1) == {"lr": 1e-3 / 64}
+
+
+def test_the_entropy_margin_follows_the_models_classes() -> None:
+    adapter: Any = ready(Eta, small_model("layer"))
+    assert adapter.margin == pytest.approx(0.4 * np.log(10))
+
+
+def test_variants_differ_in_what_a_reset_forgets() -> None:
+    for cls, attribute in ((Eta, "moving_probability"), (Sar, "optimizer")):
+        for variant, keeps in (("official", True), ("paper", False)):
+            adapter: Any = ready(cls, small_model("layer"), variant=variant, entropy_margin=2.4, lr=0.01, d_margin=1.1) \
+                if cls is Eta else ready(cls, small_model("layer"), variant=variant, entropy_margin=2.4, lr=0.01)  # fmt: skip
+            for x in batches(2):
+                adapter.step(x)
+            adapter.reset()
+            left = (
+                adapter.moving_probability is not None
+                if attribute == "moving_probability"
+                else bool(adapter.optimizer.state)
+            )
+            assert left is keeps, (cls, variant)
+            assert bool(adapter.reset_keeps) is keeps
+
+
+def test_sars_variants_differ_on_an_empty_batch() -> None:
+    moved = {}
+    for variant in ("official", "paper"):
+        adapter: Any = ready(
+            Sar, small_model("layer"), variant=variant, entropy_margin=2.4, recovery_threshold=-1, lr=0.01
+        )
+        first, second = batches(2)
+        adapter.step(first)
+        before = [p.detach().clone() for p in adapter.parameters]
+        adapter.margin = -1.0  # nothing is below it
+        adapter.step(second)
+        moved[variant] = any(not torch.equal(a, b) for a, b in zip(before, adapter.parameters, strict=True))
+        assert all(p.isfinite().all() for p in adapter.parameters)
+    assert moved == {"official": True, "paper": False}
+
+
+@pytest.mark.parametrize("cls", [Tent, Eta, Eata, Sar, Norm])
+def test_batch_statistics_of_one_value_are_declined_before_they_run(cls: type[Adapter]) -> None:
+    import dataclasses
+
+    from networks import SPECS
+
+    from tta_bench.adapter import context_for
+    from tta_bench.models import build_network
+
+    deep = dataclasses.replace(SPECS["batch"], stem=None)  # 32x32 images end in 1x1 maps
+    model = SourceModel(build_network(deep), (0.5,) * 3, (0.5,) * 3).eval()
+    for network, size, declined in ((model, 1, True), (model, 2, False), (small_model("batch"), 1, False)):
+        reason = cls.skip(network, cls.Config(), context_for(network, size, 32, torch.device("cpu"), 0))
+        assert (reason == "batch statistics at batch 1 need normalised maps larger than 1x1") is declined
+
+
+# -- norm --------------------------------------------------------------------------------------------------------------
+
+
+def statistics(model: SourceModel, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and unbiased variance (C,) of what enters the first BatchNorm."""
+    seen: dict[str, torch.Tensor] = {}
+    hook = model.net.bn1.register_forward_pre_hook(lambda _m, inputs: seen.update(x=inputs[0]))  # type: ignore[union-attr]
+    model(x)
+    hook.remove()
+    return seen["x"].mean((0, 2, 3)), seen["x"].var((0, 2, 3), unbiased=True)
+
+
+@pytest.mark.parametrize(("config", "alpha"), [({"prior": 24.0}, 0.25), ({"alpha": 0.1}, 0.1), ({"alpha": 0.0}, 0.0)])
+def test_the_blend_is_the_published_one_and_stateless(config: dict[str, float], alpha: float) -> None:
+    model, [x, other] = small_model("batch"), batches(2)
+    adapter = ready(Norm, copy.deepcopy(model), statistics="blend", **config)
+    first = adapter.step(x)
+    mean, variance = statistics(model, x)
+    layer: Any = adapter.model.net.bn1
+    source: Any = model.net.bn1
+    assert torch.allclose(layer.running_mean, (1 - alpha) * source.running_mean + alpha * mean, atol=1e-6)
+    assert torch.allclose(layer.running_var, (1 - alpha) * source.running_var + alpha * variance, atol=1e-6)
+    adapter.step(other)
+    assert torch.equal(adapter.step(x), first)
+    if alpha == 0:
+        assert torch.allclose(first, model(x), atol=1e-6)
+
+
+def test_running_statistics_move_a_tenth_and_are_graded_in_evaluation_mode() -> None:
+    model, [x] = small_model("batch"), batches(1)
+    adapter = ready(Norm, copy.deepcopy(model), statistics="running")
+    scores = adapter.step(x)
+    mean, variance = statistics(model, x)
+    layer: Any = adapter.model.net.bn1
+    source: Any = model.net.bn1
+    assert torch.allclose(layer.running_mean, 0.9 * source.running_mean + 0.1 * mean, atol=1e-6)
+    assert torch.allclose(layer.running_var, 0.9 * source.running_var + 0.1 * variance, atol=1e-5)
+    assert torch.equal(scores, adapter.predict(x))
+    adapter.reset()
+    assert torch.equal(adapter.step(x), scores)
+
+
+def test_replay_refuses_what_a_method_does_not_have() -> None:
+    net = small_model("layer").net
+    with pytest.raises(ValueError, match="lrr"):
+        replay("tent", {"lrr": 1.0}, net, batches(1), [])
+    with pytest.raises(ValueError, match="no variant 'paper'"):
+        replay("tent", {}, net, batches(1), [], variant="paper")
+    before = copy.deepcopy(net.state_dict())
+    replay("tent", {"lr": 0.1}, net, batches(2), [])
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items()), "the model given stays as it is"
