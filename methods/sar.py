@@ -55,7 +55,7 @@ def lr_resnet(batch_size: int) -> float:
 
 
 def frozen_norms(model: SourceModel) -> set[nn.Module]:
-    """The modules whose norms SAR leaves alone: the last stage, or the last quarter of a ViT's blocks, and all after it."""
+    """The modules whose norms SAR leaves alone: the last stage (a quarter of a ViT's blocks) and all after it."""
     stages = model.stages()
     last = max(1, len(stages) // 4) if model.is_transformer else 1
     modules = list(model.net.modules())
