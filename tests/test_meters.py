@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tta_bench.adapter import Adapter
 from tta_bench.meters import PassCounter, StepCounter, Stopwatch
-from tta_bench.methods.functional import adapt_norm_affine
+from tta_bench.methods.eta import Eta
+from tta_bench.methods.functional import adapt_norm_affine, softmax_entropy
 from tta_bench.methods.sar import Sar
 from tta_bench.methods.source import Source
 from tta_bench.methods.tent import Tent
@@ -90,13 +91,31 @@ EXPECTED = {  # three batches of 8: images forwarded, images backwarded, updates
 def test_counts_equal_those_made_by_hand(cls: type[Adapter], kind: str) -> None:
     pristine = small_model(kind)
     counter, steps = PassCounter(pristine), StepCounter()
-    adapter = ready(cls, copy.deepcopy(pristine))
+    config = {"entropy_margin": 10.0} if cls is Sar else {}  # so that every image is in both of its losses
+    adapter = ready(cls, copy.deepcopy(pristine), **config)
     with steps.watching():
         for x in batches(3):
             adapter.step(x)
         adapter.reset()
     assert (*counter.read(), steps.read()) == EXPECTED[cls]
     assert (*counter.read(), steps.read()) == (0, 0, 0), "a read starts anew"
+
+
+@pytest.mark.parametrize("kind", ["batch", "group", "layer"])
+def test_images_that_entered_the_loss_are_those_backwarded(kind: str) -> None:
+    pristine = small_model(kind)
+    counter, steps = PassCounter(pristine), StepCounter()
+    entropies = torch.cat([softmax_entropy(pristine(x)) for x in batches(4)])
+    margin = float(entropies.median())
+    counter.read()
+    adapter = ready(Eta, copy.deepcopy(pristine), entropy_margin=margin, d_margin=0.9, lr=1e-4)
+    kept = []
+    with steps.watching():
+        for x in batches(4):
+            adapter.step(x)
+            kept.append(int(adapter.stats()["kept"]))
+    assert 0 < sum(kept) < 32
+    assert (*counter.read(), steps.read()) == (32, sum(kept), sum(k > 0 for k in kept))
 
 
 def test_steps_outside_are_not_counted() -> None:

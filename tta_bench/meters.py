@@ -39,13 +39,18 @@ class _CountForwards(_SharedHook):
 
 
 class _CountBackwards(_SharedHook):
-    """Watches the classifier's input; where that needs no gradient (only the head is trained), its output."""
+    """Watches the classifier's input; where that needs no gradient (only the head is trained), its output.
+
+    An image counts where its row of the gradient is not all zero: one that a method filtered out of its loss does not.
+    """
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         watched = inputs[0] if inputs[0].requires_grad else output
         if watched.requires_grad:
-            images = watched.shape[0]
-            watched.register_hook(lambda gradient: self.counter.add_(images) and None)
+            watched.register_hook(self._add)
+
+    def _add(self, gradient: Tensor) -> None:
+        self.counter.add_(gradient.flatten(1).any(1).sum())
 
 
 def stem(net: nn.Module) -> nn.Module:

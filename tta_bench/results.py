@@ -71,7 +71,7 @@ COLUMNS = [
     Column(
         "images_backwarded",
         "result",
-        "images that a gradient came back for, counted at the classifier, in the segment",
+        "images that a gradient came back for (that entered a loss), counted at the classifier, in the segment",
         "Int64",
     ),
     Column("updates", "result", "optimizer steps taken in the segment", "Int64"),
