@@ -78,6 +78,17 @@ def methods(name: str | None, plugins: tuple[str, ...]) -> None:
     listing.show(name, plugins) if name else listing.list_all(plugins)
 
 
+@cli.command()
+@click.argument("name")
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file that defines methods.")
+@click.option("--config", "values", multiple=True, metavar="KEY=VALUE", help="A field of the method's Config.")
+def check(name: str, plugins: tuple[str, ...], values: tuple[str, ...]) -> None:
+    """Check that a method keeps the rules that every method must keep; exit 3 where it does not."""
+    from tta_bench import listing
+
+    sys.exit(listing.check(name, plugins, values))
+
+
 def main() -> None:
     """Entry point: bad input is one message and exit code 2."""
     try:

@@ -1,4 +1,4 @@
-"""``tta-bench methods``: what is registered, where it comes from, its hyperparameters and needs."""
+"""``tta-bench methods`` and ``check``: what is registered, what it needs, whether it keeps the rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tta_bench.adapter import Adapter, Needs
-from tta_bench.errors import UsageError
+from tta_bench.document import parse
+from tta_bench.errors import Problem, UsageError
 from tta_bench.registry import Registry
 
 _SHOWN_BATCH = 64  # for which batch size rules are evaluated when they are shown
@@ -92,3 +93,31 @@ def _needs(needs: Needs) -> str:
 
 def _first_line(cls: type) -> str:
     return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+def check(name: str, plugins: Iterable[str], values: Iterable[str]) -> int:
+    """Run the conformance suite and print a line for each rule; 3 where one is broken, else 0.
+
+    Raises:
+        UsageError: the method is unknown or cannot be loaded, or a value is not of the form key=value.
+    """
+    from tta_bench.conformance import NETWORKS, check_method
+
+    config = {}
+    for pair in values:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(Problem(f"--config {pair}: not of the form key=value"))
+        config[key] = parse(value, f"--config {pair}").data
+    report = check_method(Registry(plugins=[pathlib.Path(p) for p in plugins]).load(name), config)
+    console = Console(highlight=False)
+    for network, reason in report.skipped.items():
+        console.print(f"[yellow]skipped[/yellow] on the {network}-norm network: {reason}")
+    broken = {finding.rule for finding in report.findings}
+    for rule in [*report.rules, *sorted(broken - set(report.rules))]:
+        console.print(f"[red]broken[/red]  {rule}" if rule in broken else f"[green]kept[/green]    {rule}")
+        for finding in (f for f in report.findings if f.rule == rule):
+            console.print(f"          {finding.network}: {finding.message}", markup=False, soft_wrap=True)
+    ran = len(NETWORKS) - len(report.skipped)
+    console.print(f"{name}: {len(broken)} of {len(report.rules)} rules broken, on {ran} networks")
+    return 3 if broken else 0

@@ -1,7 +1,8 @@
 """For authors of methods: tools that prove what an adapter does and does not do.
 
-:func:`replay` feeds given batches to a method, for proofs that it equals another implementation; :func:`find_leaks` walks
-everything that a method can reach and looks for what it must never see.
+:func:`check_method` runs the conformance suite, as ``tta-bench check`` does; :func:`replay` feeds given batches to a
+method, for proofs that it equals another implementation; :func:`find_leaks` walks everything that a method can reach and
+looks for what it must never see.
 """
 
 from __future__ import annotations
@@ -236,6 +237,13 @@ def replay(
         if after_step is not None:
             after_step(adapter)
     return np.stack(scores), adapter
+
+
+def check_method(cls: type[Adapter], config: Mapping[str, Any] | None = None) -> Any:
+    """Run the conformance suite on a method; see :func:`tta_bench.conformance.check_method`."""
+    from tta_bench import conformance  # which is built on this module
+
+    return conformance.check_method(cls, config)
 
 
 def prepared(adapter: Adapter, source: Iterator[torch.Tensor]) -> Adapter:
