@@ -93,7 +93,7 @@ class CifarC(Dataset):
     def __init__(self, part: CifarCPart):
         self.root = pathlib.Path(part.root).expanduser().resolve()
         self.name = f"CIFAR-{part.classes}-C"  # type: ignore[misc]
-        self.num_classes, self.side = part.classes, 32
+        self.num_classes, self.side, self.strengths = part.classes, 32, "cifar"
         self.labels = self._load("labels.npy")[:ROWS].astype(np.int64)
         self.ids = [str(row) for row in range(ROWS)]
         self._clean = read_archive(part.archive, part.classes, "test") if part.archive else None

@@ -100,6 +100,30 @@ class CleanImages(abc.ABC):
         return ""
 
 
+class SomeImages(CleanImages):
+    """A part of some clean images.
+
+    Args:
+        clean: the images.
+        rows: (n,) which of them.
+    """
+
+    def __init__(self, clean: CleanImages, rows: np.ndarray):
+        self.clean, self.rows = clean, rows
+        self.ids = [clean.ids[i] for i in rows]
+        self.labels = clean.labels[rows]
+        self.num_classes, self.side = clean.num_classes, clean.side
+
+    def decode(self, index: int) -> np.ndarray:
+        return self.clean.decode(int(self.rows[index]))
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"of": self.clean.fingerprint(), "rows": digest(self.rows.tolist())}
+
+    def freshness(self) -> str:
+        return self.clean.freshness()
+
+
 class Dataset(abc.ABC):
     """Labelled images under every shift that a suite may ask for.
 
@@ -110,6 +134,7 @@ class Dataset(abc.ABC):
     """
 
     name: ClassVar[str]
+    strengths: Literal["imagenet", "cifar"] = "imagenet"  # of corruptions made of its source images
     note: str = ""
     ids: Sequence[str]
     labels: np.ndarray

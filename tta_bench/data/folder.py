@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from tta_bench.data.base import (
     IMAGENET_C_GEOMETRY,
@@ -36,6 +37,8 @@ class FolderPart(DataPart):
     Attributes:
         root: test images, ``<root>/<class>/<image>``.
         source: clean images for methods that ask for some, same layout; labels are not used.
+        source_fraction: where there is no such folder: set this part of ``root`` apart as source images, drawn by the data
+            seed; only the rest is tested on.
         strengths: "imagenet" (ImageNet-C's, for images of 32 pixels or more) or "cifar" (CIFAR-10-C's, 32×32).
         preprocess: "standard" (Resize 256, CenterCrop 224), "weights" (the size and crop that timm publishes with the
             model's weights), or "none" (images are used as they are).
@@ -45,9 +48,16 @@ class FolderPart(DataPart):
     kind: Literal["folder"]
     root: Folder
     source: Folder | None = None
+    source_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     strengths: Literal["imagenet", "cifar"] = "imagenet"
     preprocess: Literal["standard", "weights", "none"] = "standard"
     recompress_jpeg: Annotated[int, Field(ge=1, le=100)] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> FolderPart:
+        if self.source is not None and self.source_fraction is not None:
+            raise PydanticCustomError("source", "give source: (a folder) or source_fraction:, not both")
+        return self
 
 
 class ImageNetCPart(DataPart):
