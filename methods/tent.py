@@ -11,6 +11,7 @@ script was never released: the ImageNet hyperparameters are those of EATA's and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +26,7 @@ from tta_bench.methods.functional import (
     use_batch_statistics,
 )
 from tta_bench.models import SourceModel
-from tta_bench.optimizers import OptimizerConfig
+from tta_bench.optimizers import OptimizerConfig, checkpoint_origin, optimizer_stats
 
 
 class Tent(Adapter):
@@ -63,3 +64,10 @@ class Tent(Adapter):
             self.optimizer.zero_grad()
         scores: Tensor = logits.detach()
         return scores
+
+    def stats(self) -> Mapping[str, float | Tensor]:
+        """What the optimizer says of its last step; SGD and Adam say nothing."""
+        return optimizer_stats(self.optimizer)
+
+    def checkpoint_origin(self) -> str:
+        return checkpoint_origin(self.optimizer, self.model)

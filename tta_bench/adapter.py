@@ -11,6 +11,7 @@ data paths.
 from __future__ import annotations
 
 import abc
+import importlib.resources
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,15 +21,32 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict
 from torch import Tensor
 
-from tta_bench.models import SourceModel
+from tta_bench.models import PACKAGE_SCHEME, SourceModel
 from tta_bench.snapshot import Snapshot
 
-__all__ = ["Adapter", "Config", "Context", "FilePath", "Needs", "Preset", "SourceRequest"]
+__all__ = ["Adapter", "Config", "Context", "FilePath", "Needs", "Preset", "SourceRequest", "locate_file"]
+
+
+def locate_file(path: str) -> pathlib.Path:
+    """The file that a hyperparameter names: a path, or ``package:<installed package>/<file inside it>``.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    file = pathlib.Path(path).expanduser()
+    if path.startswith(PACKAGE_SCHEME):
+        package, _, inside = path.removeprefix(PACKAGE_SCHEME).partition("/")
+        try:
+            file = pathlib.Path(str(importlib.resources.files(package) / inside))
+        except ModuleNotFoundError as error:
+            raise ValueError(f"no such package: {package}") from error
+    if not file.is_file():
+        raise ValueError(f"no such file: {path}")
+    return file
 
 
 def _existing_file(path: str) -> str:
-    if not pathlib.Path(path).is_file():
-        raise ValueError(f"no such file: {path}")
+    locate_file(path)
     return path
 
 
@@ -53,9 +71,9 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def files(self) -> dict[str, str]:
-        """Field name to path, of every field declared as :data:`FilePath` that is set."""
+        """Field name to located path, of every field declared as :data:`FilePath` that is set."""
         named = [name for name, info in type(self).model_fields.items() if _is_file(info.annotation, info.metadata)]
-        return {name: getattr(self, name) for name in named if getattr(self, name) is not None}
+        return {name: str(locate_file(getattr(self, name))) for name in named if getattr(self, name) is not None}
 
 
 @dataclass(frozen=True)
@@ -135,6 +153,7 @@ class Adapter(abc.ABC):
     needs: ClassVar[Needs] = Needs()
     outputs: ClassVar[Literal["logits", "probabilities"]] = "logits"
     reset_keeps: ClassVar[tuple[str, ...]] = ()
+    example: ClassVar[Mapping[str, Any]] = {}  # values of Config's fields that have no default, for ``tta-bench check``
 
     def __init__(self, model: SourceModel, config: _Config, context: Context):
         self.model = model
@@ -195,8 +214,15 @@ class Adapter(abc.ABC):
             raise RuntimeError("reset() before remember(): the harness takes the state after prepare()")
         self._initial.restore()
 
-    def stats(self) -> dict[str, float]:
-        """Numbers about the last step, always under the same keys; they become columns ``stat_<key>``."""
+    def checkpoint_origin(self) -> str:
+        """Where a learned method's checkpoint comes from, in a few words; a column of the results."""
+        return ""
+
+    def stats(self) -> Mapping[str, float | Tensor]:
+        """Numbers about the last step, always under the same keys; they become columns ``stat_<key>``.
+
+        A 0-dim tensor is read at the segment's end, so that nothing waits for the device.
+        """
         return {}
 
 

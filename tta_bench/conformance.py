@@ -67,7 +67,7 @@ class Bench:
 
     def __init__(self, cls: type[Adapter], config: Mapping[str, Any], network: str):
         self.cls, self.network = cls, network
-        self.config = cls.Config.model_validate(dict(config))
+        self.config = cls.Config.model_validate({**cls.example, **config})
         torch.manual_seed(0)
         net = build_network(NETWORKS[network]).requires_grad_(False)
         classifier: Any = net.get_classifier()  # type: ignore[operator]

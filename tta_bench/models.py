@@ -37,6 +37,7 @@ class SourceModel(nn.Module):
 
     mean: Tensor
     std: Tensor
+    weights_sha256: str = ""  # digest of the pristine weights, where it is known
 
     def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
@@ -72,10 +73,21 @@ class SourceModel(nn.Module):
         """
         if not self.has_class_token:
             raise TypeError(f"{type(self.net).__name__} has no class token")
-        tokens: list[Tensor] = []
-        hooks = [block.register_forward_hook(lambda _m, _i, out: tokens.append(out[:, 0])) for block in self.stages()]
+        logits, outputs = self._with_outputs(x)
+        return logits, [out[:, 0] for out in outputs]
+
+    def stage_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (B, C), and each stage's output averaged over positions (B, D); one forward pass."""
+        logits, outputs = self._with_outputs(x)
+        channels_last = getattr(self.net, "output_fmt", None) == "NHWC"
+        positions = {3: (1,), 4: (1, 2) if channels_last else (2, 3)}  # (B, tokens, D), or maps
+        return logits, [out.mean(positions[out.dim()]) if out.dim() in positions else out for out in outputs]
+
+    def _with_outputs(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        outputs: list[Tensor] = []
+        hooks = [stage.register_forward_hook(lambda _m, _i, out: outputs.append(out)) for stage in self.stages()]
         try:
-            return self(x), tokens
+            return self(x), outputs
         finally:
             for hook in hooks:
                 hook.remove()

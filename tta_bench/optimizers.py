@@ -7,14 +7,16 @@ the entry points ``tta_bench.optimizers``; it is built as ``cls(parameters, **co
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
+from torch import Tensor
 
 from tta_bench.adapter import Config
 from tta_bench.errors import UsageError
+from tta_bench.models import SourceModel
 from tta_bench.registry import OPTIMIZERS, Registry
 
 
@@ -51,20 +53,45 @@ class OptimizerConfig(Config):
 
     @model_validator(mode="after")
     def _fill_up(self) -> OptimizerConfig:
-        options = self._full_options().model_dump(exclude={"lr"})
+        try:
+            options = self._full().model_dump(exclude=set(type(self).model_fields))
+        except ValidationError as error:
+            said = ("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
+                              for e in error.errors()))  # fmt: skip
+            raise ValueError(f"optimizer {self.optimizer}: {said}") from error
         object.__setattr__(self, "optimizer_options", options)  # the model is frozen for everybody else
         return self
 
-    def _full_options(self) -> Config:
-        config: Config = optimizer_class(self.optimizer).Config(lr=self.lr, **self.optimizer_options)
-        return config
+    def _full(self) -> Config:
+        """The optimizer's hyperparameters; those that the method's Config has too (``lr``) are the method's."""
+        cls: type[Config] = optimizer_class(self.optimizer).Config
+        own = {name: getattr(self, name) for name in cls.model_fields if name in type(self).model_fields}
+        return cls(**{**self.optimizer_options, **own})
 
     def files(self) -> dict[str, str]:
-        return super().files() | {f"optimizer_options.{k}": v for k, v in self._full_options().files().items()}
+        own = type(self).model_fields
+        return super().files() | {f"optimizer_options.{k}": v for k, v in self._full().files().items() if k not in own}
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer over ``parameters``."""
-        optimizer: torch.optim.Optimizer = optimizer_class(self.optimizer)(
-            parameters, lr=self.lr, **self.optimizer_options
-        )
+        optimizer: torch.optim.Optimizer = optimizer_class(self.optimizer)(parameters, **self._full().model_dump())
         return optimizer
+
+
+def checkpoint_origin(optimizer: torch.optim.Optimizer, model: SourceModel) -> str:
+    """What a learned optimizer's checkpoint says of its origin (its attribute ``provenance``); empty for any other."""
+    provenance: Mapping[str, str] | None = getattr(optimizer, "provenance", None)
+    if provenance is None:
+        return ""
+    if not provenance:
+        return "no provenance"
+    own = provenance.get("weights_sha256") == model.weights_sha256
+    said = provenance.get("summary", "")
+    return said if own or not model.weights_sha256 else f"{said}; made for another source model"
+
+
+def optimizer_stats(optimizer: torch.optim.Optimizer) -> Mapping[str, float | Tensor]:
+    """What an optimizer says about its last step (its method ``stats``), for an adapter's ``stats``."""
+    stats: Any = getattr(optimizer, "stats", dict)
+    found: Mapping[str, float | Tensor] = stats()
+    return found

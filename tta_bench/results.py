@@ -92,6 +92,9 @@ COLUMNS = [
     Column("needs_backward", "origin", "the method takes backward passes", "boolean"),
     Column("needs_source_images", "origin", "it sees source images", "boolean"),
     Column("needs_checkpoint", "origin", "it needs a learned checkpoint", "boolean"),
+    Column(
+        "checkpoint", "origin", "where that checkpoint comes from, and whether it was made for another source model"
+    ),
     Column("needs_min_batch", "origin", "smallest batch it adapts on", "Int64"),
     Column("needs_norm_kinds", "origin", "normalisation layers of which it needs one"),
     Column("session", "origin", "session in run.json that ran it", "Int64"),

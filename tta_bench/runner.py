@@ -191,6 +191,7 @@ class _Run:
         self.counter.read()
         cls: type[Adapter] = bench.setting.methods[trial.method].load()
         model, config = copy.deepcopy(pristine), cls.Config.model_validate(trial.config)
+        model.weights_sha256 = trial.asked["model"]["weights_sha256"]
         context = context_for(model, trial.stream.batch_size, self.dataset.side, bench.device, seed)
         if reason := cls.skip(model, config, context):
             raise _Skip(reason)
@@ -227,6 +228,7 @@ class _Run:
             **facts,
             "adapted_parameters": sum(p.numel() for p in adapter.model.parameters() if p.requires_grad),
             "batch_statistics": _batch_statistics(adapter),
+            "checkpoint": adapter.checkpoint_origin(),
             "reset_keeps": ",".join(adapter.reset_keeps),
             "needs_backward": needs.backward,
             "needs_source_images": needs.source_images,
@@ -239,7 +241,7 @@ class _Run:
 
     def _segment(self, segment: Segment, images: list[Images | Direct]) -> dict[str, Any]:
         reset_peak_memory(self.bench.device)
-        graded, data_ms, stats = [], [], list[dict[str, float]]()
+        graded, data_ms, stats = [], [], list[Mapping[str, float | Tensor]]()
         for number in range(segment.first, segment.last):
             batch = self.stream.batch(number)
             if batch.reset_before:
@@ -256,7 +258,11 @@ class _Run:
         return self._measured(segment, graded, np.array(data_ms), stats)
 
     def _measured(
-        self, segment: Segment, graded: list[metrics.Graded], data_ms: np.ndarray, stats: list[dict[str, float]]
+        self,
+        segment: Segment,
+        graded: list[metrics.Graded],
+        data_ms: np.ndarray,
+        stats: list[Mapping[str, float | Tensor]],
     ) -> dict[str, Any]:
         """Read the meters and the scores' verdicts, once, and only now look at the labels."""
         step_ms = self.watch.read_ms()
@@ -270,7 +276,7 @@ class _Run:
         correct = predicted == self.dataset.labels[image]
         sizes = np.diff(self.stream.bounds[segment.first : segment.last + 1])
         numbers = np.arange(segment.first, segment.last)
-        kept = {f"stat_{k}": np.array([s[k] for s in stats], dtype=np.float64) for k in (stats[0] if stats else {})}
+        kept = {f"stat_{name}": _numbers([s[name] for s in stats]) for name in (stats[0] if stats else {})}
         cost = {
             **_timing(step_ms, sizes, numbers),
             "data_ms_median": float(np.median(data_ms)),
@@ -320,6 +326,13 @@ def _take(images: list[Images | Direct], shift: np.ndarray, image: np.ndarray) -
     for s, part in parts.items():
         pixels[shift == s] = part
     return pixels
+
+
+def _numbers(values: list[float | Tensor]) -> np.ndarray:
+    """One statistic of each batch, float64; tensors are read from the device here, all at once."""
+    if all(isinstance(value, Tensor) for value in values):
+        return torch.stack([torch.as_tensor(value) for value in values]).double().cpu().numpy()
+    return np.array([float(value) for value in values])
 
 
 def _check_shape(scores: Any, batch: int, classes: int) -> None:
