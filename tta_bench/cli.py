@@ -78,6 +78,29 @@ def methods(name: str | None, plugins: tuple[str, ...]) -> None:
     listing.show(name, plugins) if name else listing.list_all(plugins)
 
 
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name")
+@click.argument("suite")
+@click.argument("further", nargs=-1, type=click.UNPROCESSED, metavar="[--OPTION VALUE]...")
+@click.option(
+    "--model", "models", multiple=True, metavar="NAME", help="Only for this source model; repeat it for more."
+)
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Replace a key of the suite.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every draw.")
+@click.option("--out", metavar="DIR", help="Where checkpoints go.  [default: checkpoints/<suite name>]")
+@click.option("--cache", metavar="DIR|off", help="Image cache.  [default: $TTA_BENCH_CACHE or the user's cache folder]")
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, …  [default: a GPU where there is one]")
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file that defines methods.")
+def pretrain(**options: Any) -> None:
+    """Pre-train what method NAME learns, for the source models of SUITE, on its source images.
+
+    Further options are the method's own: 'tta-bench methods NAME' lists them. A run that was stopped goes on.
+    """
+    from tta_bench import pretraining
+
+    sys.exit(pretraining.run(pretraining.Options(**options)))
+
+
 @cli.command()
 @click.argument("name")
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file that defines methods.")

@@ -50,6 +50,11 @@ def show(name: str, plugins: Iterable[str] = ()) -> None:
     console.print(f"needs            {_needs(cls.needs)}")
     console.print(f"reset() keeps    {', '.join(cls.reset_keeps) or 'nothing'}\n")
     console.print(_grid("hyperparameter", "default", _defaults(cls).items()))
+    own = getattr(cls, "Pretraining", None)
+    if own is not None:
+        console.print()
+        fields = ((f"--{n.replace('_', '-')}", repr(f.get_default())) for n, f in own.model_fields.items())
+        console.print(_grid("option of pretrain", "default", fields))
     if cls.presets:
         console.print()
         rows = ((name, f"{_changes(cls, name)}\nfrom {preset.citation}") for name, preset in cls.presets.items())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,12 +107,30 @@ class _Model:
     asked: Mapping[str, Any]
 
 
-def make(loaded: LoadedSuite, limit: int | None = None) -> Plan:
+def sources(loaded: LoadedSuite) -> dict[str, tuple[ModelSpec, Dataset, Mapping[str, Any]]]:
+    """For each source model its specification, its data, and what a key would say of it; for pre-training.
+
+    Raises:
+        UsageError: with every problem of models and data.
+    """
+    problems: list[Problem] = []
+    models = {m.name: model for i, m in enumerate(loaded.suite.models) if (model := _model(loaded, i, m, problems))}
+    datasets = _datasets(loaded, models, problems)
+    if problems:
+        raise UsageError(problems)
+    return {name: (model.spec, datasets[name], model.asked) for name, model in models.items()}
+
+
+def make(
+    loaded: LoadedSuite, limit: int | None = None, wanted: Callable[[str, str, str], bool] = lambda *_: True
+) -> Plan:
     """Plan a suite.
 
     Args:
         loaded: the suite.
         limit: size of the seeded subset of images, in place of the suite's ``max_images``.
+        wanted: whether a row (label, method, model) is to be run; one that is not, and whose hyperparameters are refused
+            (a checkpoint that is not there), is left out.
 
     Raises:
         UsageError: with every problem of models, data and hyperparameters.
@@ -120,7 +138,7 @@ def make(loaded: LoadedSuite, limit: int | None = None) -> Plan:
     suite, problems = loaded.suite, list[Problem]()
     models = {m.name: model for i, m in enumerate(suite.models) if (model := _model(loaded, i, m, problems))}
     datasets = _datasets(loaded, models, problems)
-    configs = _configs(loaded, problems)
+    configs = _configs(loaded, wanted, problems)
     if problems:
         raise UsageError(problems)
     setting = Setting(
@@ -239,7 +257,7 @@ class _Row:
     source_images: bool
 
 
-def _configs(loaded: LoadedSuite, problems: list[Problem]) -> list[_Row]:
+def _configs(loaded: LoadedSuite, wanted: Callable[[str, str, str], bool], problems: list[Problem]) -> list[_Row]:
     rows = []
     for index, method in enumerate(loaded.suite.methods):
         try:
@@ -249,7 +267,8 @@ def _configs(loaded: LoadedSuite, problems: list[Problem]) -> list[_Row]:
             continue
         for label, chosen in method.variants():
             for model in loaded.suite.models:
-                row = _row(loaded, index, cls, label, chosen, model, problems)
+                refused = problems if wanted(label, method.name, model.name) else []
+                row = _row(loaded, index, cls, label, chosen, model, refused)
                 rows += [row] if row else []
     problems += _unknown_presets(loaded)
     unique = list(dict.fromkeys(problems))  # a wrong field is wrong with every model
@@ -264,7 +283,7 @@ def _row(
     method = loaded.suite.methods[index]
     preset = model.preset if model.preset and model.preset in cls.presets else ""
     values = cls.presets[preset].resolve(loaded.suite.batch_size) if preset else {}
-    values |= {**method.config, **method.per_model.get(model.name, {}), **chosen}
+    values |= _named(model.name, {**method.config, **method.per_model.get(model.name, {}), **chosen})
     try:
         config = cls.Config.model_validate(values)
     except pydantic.ValidationError as error:
@@ -277,6 +296,13 @@ def _row(
         "code": code_digest(loaded.registry.entry(method.name)),
     }
     return _Row(method, label, model.name, preset, config, asked, cls.needs.source_images)
+
+
+def _named(model: str, value: Any) -> Any:
+    """``value`` with the source model's name in place of ``{model}``, in all texts: a checkpoint for each model."""
+    if isinstance(value, Mapping):
+        return {key: _named(model, item) for key, item in value.items()}
+    return value.replace("{model}", model) if isinstance(value, str) else value
 
 
 def _placed(

@@ -8,7 +8,7 @@ from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.plan import Trial
 
 _FILTERS: dict[str, Callable[[Trial], set[str]]] = {
-    "method": lambda t: {t.label, t.method},
+    "method": lambda t: {t.label, t.label.partition("[")[0], t.method},
     "model": lambda t: {t.model},
     "corruption": lambda t: {shift.corruption for shift in t.stream.shifts},
     "severity": lambda t: {str(shift.severity) for shift in t.stream.shifts},
@@ -27,6 +27,16 @@ def select(trials: Iterable[Trial], only: Iterable[str]) -> list[Trial]:
     trials = list(trials)
     expressions = [_conditions(text, trials) for text in only]
     return [t for t in trials if not expressions or any(_matches(t, e) for e in expressions)]
+
+
+def wants(only: Iterable[str], label: str, method: str, model: str) -> bool:
+    """Whether the ``--only`` expressions can ask for a trial of this row; used before there are trials."""
+    rows = {"method": {label, label.partition("[")[0], method}, "model": {model}}
+    expressions = [[condition.partition("=") for condition in text.split(",")] for text in only]
+    return not expressions or any(
+        all(rows[name] & set(values.split("|")) for name, _, values in expression if name in rows)
+        for expression in expressions
+    )
 
 
 def _conditions(text: str, trials: list[Trial]) -> dict[str, set[str]]:

@@ -75,7 +75,7 @@ class MethodEntry(Part):
     Attributes:
         name: the registered name.
         label: the row's name in tables; the method's own name by default.
-        config: fields of the method's Config.
+        config: fields of the method's Config; ``{model}`` in a text stands for the source model's name.
         per_model: model name to further fields, which win over ``config``.
         grid: field to list of values; one row for each combination.
     """

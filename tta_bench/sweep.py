@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def run(options: Options, resume: str) -> int:
     console = Console(stderr=True)
     _check(options)
     loaded = suite.load(options.suite, sets=options.sets, plugins=options.plugins)
-    plan = planning.make(loaded, options.limit)
+    plan = planning.make(loaded, options.limit, functools.partial(selection.wants, options.only))
     selected = selection.select(plan.trials, options.only)
     cache = _cache(options, loaded.suite)
     out = _out(options, plan)
