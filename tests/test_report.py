@@ -28,7 +28,7 @@ def made(rows: list[tuple[str, str, str, int, str, float | None]], all_images: b
         [
             {"label": label, "model": model, "corruption": corruption, "severity": 0 if corruption == "clean" else 5,
              "seed": seed, "status": status, "error_pct": error, "reason": "" if status == "ok" else f"{status} for a reason",
-             "dataset": "D", "protocol": "reset", "batch_size": 64, "key": f"{label}{model}{corruption}{seed}"}
+             "adapt_images": None, "error_after_pct": None, "dataset": "D", "protocol": "reset", "batch_size": 64, "key": f"{label}{model}{corruption}{seed}"}
             for label, model, corruption, seed, status, error in rows
         ]
     )  # fmt: skip
@@ -48,6 +48,26 @@ def test_the_mean_leaves_clean_out_and_the_best_are_marked() -> None:
     assert (a.mean.mean, b.mean.mean) == (15, pytest.approx(11.02))
     assert [table.is_best(a, c) for c in ("clean", "snow", "fog", "mean")] == [True, False, True, False]
     assert [table.is_best(b, c) for c in ("clean", "snow", "fog", "mean")] == [False, True, False, True]
+
+
+def test_a_curve_over_adapt_images_has_tables_of_its_own_and_is_never_averaged() -> None:
+    rows = [(n, corruption, after) for n in (64, None) for corruption, after in (("fog", 30.0), ("snow", 10.0))]
+    frame = pd.DataFrame(
+        [
+            {"label": "a", "model": "m", "corruption": corruption, "severity": 5, "seed": 0, "status": "ok", "reason": "",
+             "error_pct": 40.0 if n else 20.0, "error_after_pct": after + (n or 0) / 64, "adapt_images": n, "dataset": "D",
+             "protocol": "reset", "batch_size": 64, "key": f"{corruption}{n}"}
+            for n, corruption, after in rows
+        ]
+    ).astype({"adapt_images": "Int64"})  # fmt: skip
+    plan = {"suite": "s", "all_images": True, "trials": [{"images": 1000}]}
+    most, whole, after = tables(results.Results(pathlib.Path(), plan, frame, pd.DataFrame(), 0))
+    assert most.rows[0].mean.mean == 20, "of the trials that adapt on all images"
+    assert (whole.columns, after.columns) == (["64", "all"], ["64", "all"])
+    assert [cell.mean for cell in whole.rows[0].cells.values()] == [40, 20]
+    assert [cell.mean for cell in after.rows[0].cells.values()] == [21, 20]
+    assert "after the first 64" in after.title
+    assert "64 & all" in render.latex([after])
 
 
 def test_cells_that_look_equal_are_both_best() -> None:

@@ -57,6 +57,37 @@ class Plain(Adapter):
         return self.predict(x)
 
 
+class Counting(Adapter):
+    """The source model; says how many batches it has adapted on."""
+
+    def setup(self) -> None:
+        self.count = 0
+
+    def step(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return self.predict(x)
+
+    def stats(self) -> dict[str, float]:
+        return {"count": float(self.count)}
+
+
+def test_adapt_images_adapts_on_the_first_and_grades_the_rest_apart(run: Runner) -> None:
+    protocol = "batch_size: 20\nprotocol: {kind: reset, adapt_images: [40, 60, all]}"
+    rows, results = [], []
+    for trial in (1, 3, 5):  # contrast, for each number
+        results.append(run(Counting, ("batch_size: 40", protocol), trial=trial))
+        rows += results[-1].segments
+    counts = [result.batches["stat_count"].tolist() for result in results]
+    np.testing.assert_array_equal(counts, [[1, 2, *[np.nan] * 3], [1, 2, 3, np.nan, np.nan], [1, 2, 3, 4, 5]])
+    assert [row["stat_count"] for row in rows] == [1.5, 2, 3], "over the batches that were adapted on"
+    wrong = ~results[0].images["correct"]
+    assert {row["error_pct"] for row in rows} == {wrong.mean() * 100}
+    assert {row["error_after_pct"] for row in rows} == {wrong[60:].mean() * 100}, (
+        "the same images whatever was adapted on"
+    )
+    assert "error_after_pct" not in run(Counting).segments[0]
+
+
 def test_a_row_says_what_was_measured(run: Runner) -> None:
     store: dict[str, Any] = {}
     result = run(Plain, bench=store)

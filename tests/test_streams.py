@@ -39,9 +39,21 @@ def test_one_reset_stream_of_several_shifts_resets_between_them_only() -> None:
     assert np.flatnonzero(stream.reset_before).tolist() == [5, 10]
 
 
+def test_adapt_images_freezes_each_segment_after_so_many_images_and_keeps_their_order() -> None:
+    whole = build(dataclasses.replace(SPEC, protocol="reset"))
+    stream = build(dataclasses.replace(SPEC, protocol="reset", adapt_images=10, graded_after=15))
+    assert stream.adapt.tolist() == [True, True, False, False, False] * 3
+    assert np.array_equal(stream.image, whole.image)
+    assert stream.graded_after == 15
+
+
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"batch_size": 6}, {"subset": 10}, {"protocol": "reset"}, {"shifts": SHIFTS[:2]}]
-)
+    "change",
+    [
+        {"seed": 1}, {"batch_size": 6}, {"subset": 10}, {"protocol": "reset"}, {"shifts": SHIFTS[:2]},
+        {"adapt_images": 5}, {"graded_after": 5},
+    ],
+)  # fmt: skip
 def test_the_hash_changes_with_everything_in_the_stream(change: dict[str, object]) -> None:
     other = dataclasses.replace(SPEC, **change)
     assert build(other).sha256 != build(SPEC).sha256

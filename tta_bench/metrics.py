@@ -37,6 +37,11 @@ def to_host(graded: list[Graded]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return predicted, confidence, torch.stack([g.finite for g in graded]).cpu().numpy()
 
 
+def after(correct: np.ndarray, images: int | None) -> dict[str, float]:
+    """``error_after_pct``: the error over all but the first ``images`` of (N,); nothing where that is None."""
+    return {} if images is None else {"error_after_pct": 100.0 * float((~correct[images:]).mean())}
+
+
 def summary(correct: np.ndarray, confidence: np.ndarray) -> dict[str, float | int]:
     """The result columns of images (N,) that belong together."""
     return {

@@ -139,6 +139,7 @@ def make(
     models = {m.name: model for i, m in enumerate(suite.models) if (model := _model(loaded, i, m, problems))}
     datasets = _datasets(loaded, models, problems)
     configs = _configs(loaded, wanted, problems)
+    problems += _too_few_images(loaded, datasets, limit)
     if problems:
         raise UsageError(problems)
     setting = Setting(
@@ -383,16 +384,30 @@ def _trials(
             )
 
 
+def _images(suite: Suite, dataset: Dataset, limit: int | None) -> int:
+    return min(filter(None, (limit or suite.data.max_images, len(dataset.ids))))
+
+
+def _too_few_images(loaded: LoadedSuite, datasets: Mapping[str, Dataset], limit: int | None) -> Iterator[Problem]:
+    after = loaded.suite.protocol.graded_after
+    for images in sorted({_images(loaded.suite, dataset, limit) for dataset in datasets.values()}):
+        if after is not None and images <= after:
+            what = f"adapt_images {after} leaves none of {images} images to grade"
+            yield loaded.document.problem(("protocol", "adapt_images"), what, "use more images, or smaller numbers")
+
+
 def _streams(suite: Suite, dataset: Dataset, seed: int, limit: int | None) -> list[StreamSpec]:
-    common = {
+    common: dict[str, int | None] = {
         "images": len(dataset.ids),
-        "subset": min(filter(None, (limit or suite.data.max_images, len(dataset.ids)))),
+        "subset": _images(suite, dataset, limit),
         "batch_size": suite.batch_size,
         "seed": seed,
         "data_seed": suite.data.seed,
     }
     if suite.protocol.kind == "reset":
-        return specs("reset", suite.shifts(), **common)
+        common["graded_after"] = suite.protocol.graded_after
+        counts = suite.protocol.adapt_images
+        return [spec for n in counts for spec in specs("reset", suite.shifts(), adapt_images=n, **common)]
     return [spec for group in _by_severity(suite) for spec in specs("continual", group, **common)]
 
 

@@ -50,6 +50,12 @@ COLUMNS = [
     Column("model", "key", "source model"),
     Column("dataset", "key", "data set; generated corruptions say so"),
     Column("protocol", "key", "reset (before every shift) or continual"),
+    Column(
+        "adapt_images",
+        "key",
+        "images of a shift adapted on; the rest meets the frozen state; empty for all",
+        "Int64",
+    ),
     Column("segment", "key", "the reported run of batches"),
     Column("visit", "key", "how many earlier segments have the same name", "Int64"),
     Column("shift", "key", "corruption and severity, or clean"),
@@ -63,6 +69,12 @@ COLUMNS = [
     Column("images", "result", "images graded", "Int64"),
     Column("correct", "result", "images classified correctly", "Int64"),
     Column("error_pct", "result", "share of images classified wrongly, per cent", "float64"),
+    Column(
+        "error_after_pct",
+        "result",
+        "the same over the images after the suite's largest adapt_images",
+        "float64",
+    ),
     Column("confidence_mean", "result", "mean probability of the predicted class", "float64"),
     Column("batches", "result", "batches in the segment", "Int64"),
     Column(
@@ -162,6 +174,7 @@ def write_plan(run: pathlib.Path, plan: Plan) -> None:
             "model": t.model,
             "dataset": plan.setting.datasets[t.model].name,
             "protocol": t.stream.protocol,
+            "adapt_images": t.stream.adapt_images,
             "shifts": [[s.corruption, s.severity, s.id] for s in t.stream.shifts],
             "seed": t.seed,
             "batch_size": t.stream.batch_size,
@@ -289,8 +302,9 @@ def _batches(run: pathlib.Path, trial: Mapping[str, Any]) -> pd.DataFrame:
     frame["running_error_pct"] = 100.0 * (
         1.0 - pd.Series(right).groupby(frame["segment"]).cumsum() / frame["images_seen"]
     )
-    for position, name in enumerate(("label", "model", "protocol", "seed")):
+    for position, name in enumerate(("label", "model", "protocol", "adapt_images", "seed")):
         frame.insert(position, name, trial[name])
+    frame["adapt_images"] = frame["adapt_images"].astype("Int64")
     frame["key"] = trial["key"]
     return frame
 

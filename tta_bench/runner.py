@@ -241,7 +241,7 @@ class _Run:
 
     def _segment(self, segment: Segment, images: list[Images | Direct]) -> dict[str, Any]:
         reset_peak_memory(self.bench.device)
-        graded, data_ms, stats = [], [], list[Mapping[str, float | Tensor]]()
+        graded, data_ms, stats = [], [], list[Mapping[str, float | Tensor] | None]()
         for number in range(segment.first, segment.last):
             batch = self.stream.batch(number)
             if batch.reset_before:
@@ -254,7 +254,7 @@ class _Run:
                 scores = self.adapter.step(x) if adapts else self.adapter.predict(x)
             _check_shape(scores, len(x), self.adapter.context.num_classes)
             graded.append(metrics.grade(scores.detach(), self.adapter.outputs))
-            stats.append(self.adapter.stats())
+            stats.append(self.adapter.stats() if adapts else None)
         return self._measured(segment, graded, np.array(data_ms), stats)
 
     def _measured(
@@ -262,7 +262,7 @@ class _Run:
         segment: Segment,
         graded: list[metrics.Graded],
         data_ms: np.ndarray,
-        stats: list[Mapping[str, float | Tensor]],
+        stats: list[Mapping[str, float | Tensor] | None],
     ) -> dict[str, Any]:
         """Read the meters and the scores' verdicts, once, and only now look at the labels."""
         step_ms = self.watch.read_ms()
@@ -276,7 +276,8 @@ class _Run:
         correct = predicted == self.dataset.labels[image]
         sizes = np.diff(self.stream.bounds[segment.first : segment.last + 1])
         numbers = np.arange(segment.first, segment.last)
-        kept = {f"stat_{name}": _numbers([s[name] for s in stats]) for name in (stats[0] if stats else {})}
+        kept = {f"stat_{name}": _numbers(name, stats) for name in self.adapter.stats()}
+        adapted = np.array([s is not None for s in stats])
         cost = {
             **_timing(step_ms, sizes, numbers),
             "data_ms_median": float(np.median(data_ms)),
@@ -289,7 +290,7 @@ class _Run:
             "images_forwarded": forwarded,
             "images_backwarded": backwarded,
             "updates": self.steps.read(),
-            **{name: float(values.mean()) for name, values in kept.items()},
+            **{name: float(values[adapted].mean()) if adapted.any() else None for name, values in kept.items()},
             **cost,
         }
         rows = [
@@ -297,6 +298,7 @@ class _Run:
                 **shared,
                 **_shift_columns(self.stream.shifts[s]),
                 **metrics.summary(correct[shift == s], confidence[shift == s]),
+                **metrics.after(correct[shift == s], self.stream.graded_after),
             }
             for s in np.unique(shift)
         ]
@@ -328,11 +330,16 @@ def _take(images: list[Images | Direct], shift: np.ndarray, image: np.ndarray) -
     return pixels
 
 
-def _numbers(values: list[float | Tensor]) -> np.ndarray:
-    """One statistic of each batch, float64; tensors are read from the device here, all at once."""
-    if all(isinstance(value, Tensor) for value in values):
-        return torch.stack([torch.as_tensor(value) for value in values]).double().cpu().numpy()
-    return np.array([float(value) for value in values])
+def _numbers(name: str, stats: list[Mapping[str, float | Tensor] | None]) -> np.ndarray:
+    """One statistic of each batch, float64, not a number where it was not adapted on; read from the device all at once."""
+    numbers = np.full(len(stats), np.nan)
+    values = [s[name] for s in stats if s is not None]
+    if values and all(isinstance(value, Tensor) for value in values):
+        read = torch.stack([torch.as_tensor(value) for value in values]).double().cpu().numpy()
+    else:
+        read = np.array([float(value) for value in values])
+    numbers[[s is not None for s in stats]] = read
+    return numbers
 
 
 def _check_shape(scores: Any, batch: int, classes: int) -> None:

@@ -13,6 +13,7 @@ _FILTERS: dict[str, Callable[[Trial], set[str]]] = {
     "corruption": lambda t: {shift.corruption for shift in t.stream.shifts},
     "severity": lambda t: {str(shift.severity) for shift in t.stream.shifts},
     "seed": lambda t: {str(t.seed)},
+    "adapt_images": lambda t: {str(t.stream.adapt_images or "all")},
 }
 
 

@@ -48,6 +48,9 @@ class StreamSpec:
         batch_size: images in a batch; a segment's last may be smaller.
         seed: the trial's seed, which orders the images.
         data_seed: the data's seed.
+        adapt_images: how many images of a segment are adapted on, in whole batches, before the rest is predicted with the
+            frozen state; None for all.
+        graded_after: images of a segment before the part that ``error_after_pct`` is over; None where there is none.
     """
 
     protocol: str
@@ -57,6 +60,8 @@ class StreamSpec:
     batch_size: int
     seed: int
     data_seed: int
+    adapt_images: int | None = None
+    graded_after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class Stream:
         bounds: (batches + 1,) int64, where each batch starts.
         reset_before, adapt: (batches,) bool.
         segments: in order, covering all batches.
+        graded_after: as in the spec.
     """
 
     shifts: tuple[Shift, ...]
@@ -99,6 +105,7 @@ class Stream:
     reset_before: np.ndarray
     adapt: np.ndarray
     segments: tuple[Segment, ...]
+    graded_after: int | None = None
 
     def batch(self, index: int) -> Batch:
         """Batch number ``index``."""
@@ -111,7 +118,8 @@ class Stream:
         digest = hashlib.sha256()
         names = [s.id for s in self.shifts]
         segments = [(s.name, s.visit, s.first, s.last) for s in self.segments]
-        digest.update(json.dumps([names, segments], separators=(",", ":")).encode())
+        graded = [] if self.graded_after is None else [self.graded_after]
+        digest.update(json.dumps([names, segments, *graded], separators=(",", ":")).encode())
         for array in (self.shift, self.image, self.bounds, self.reset_before, self.adapt):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
@@ -147,8 +155,9 @@ def build(spec: StreamSpec) -> Stream:
         image=np.concatenate(orders).astype(np.int32),
         bounds=bounds.astype(np.int64),
         reset_before=first_of_shift & (np.arange(batches) > 0) & (spec.protocol == "reset"),
-        adapt=np.ones(batches, dtype=bool),
+        adapt=np.tile(starts < (spec.adapt_images or len(chosen)), len(spec.shifts)),
         segments=tuple(Segment(shift.id, 0, i * per_shift, (i + 1) * per_shift) for i, shift in enumerate(spec.shifts)),
+        graded_after=spec.graded_after,
     )
 
 

@@ -95,10 +95,37 @@ class MethodEntry(Part):
             yield (f"{label}[{shown}]" if shown else label), chosen
 
 
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _count(value: Any) -> int | None:
+    if value == "all":
+        return None
+    if type(value) is not int or value < 1:
+        raise PydanticCustomError("count", "give a number of images, or all")
+    return value
+
+
 class Protocol(Part):
-    """The rule that makes a stream: "reset" before every shift, or "continual" (never)."""
+    """The rule that makes a stream.
+
+    Attributes:
+        kind: "reset" before every shift, or "continual" (never).
+        adapt_images: how many images of a shift are adapted on before the rest is predicted with the frozen result: whole
+            batches, or "all"; a list makes a row of the results for each, all graded on the same images besides.
+    """
 
     kind: Literal["reset", "continual"] = "reset"
+    adapt_images: Annotated[
+        list[Annotated[int | None, BeforeValidator(_count)]],
+        BeforeValidator(_listed), Field(min_length=1), AfterValidator(_distinct),
+    ] = [None]  # fmt: skip
+
+    @property
+    def graded_after(self) -> int | None:
+        """The largest number in ``adapt_images``, after which images are graded for ``error_after_pct``."""
+        return max((count for count in self.adapt_images if count is not None), default=None)
 
 
 class Suite(Part):
@@ -187,6 +214,7 @@ def load(name: str, *, sets: Iterable[str] = (), plugins: Iterable[str] = ()) ->
         _set(document.data, pair)
     problems = list(document.problems)
     suite = _validated(document, problems)
+    problems += _protocol_problems(document, suite) if suite else []
     files, registry = _plugins(document, path, plugins, problems)
     if registry is not None:
         problems += _method_problems(document, registry)
@@ -220,6 +248,18 @@ def _validated(document: Document, problems: list[Problem]) -> Suite | None:
     except pydantic.ValidationError as error:
         problems += [_problem(document, Suite, dict(e)) for e in error.errors(include_url=False)]
         return None
+
+
+def _protocol_problems(document: Document, suite: Suite) -> Iterator[Problem]:
+    """What ``adapt_images`` cannot be together with the rest of the suite."""
+    place, protocol = ("protocol", "adapt_images"), suite.protocol
+    if protocol.graded_after is not None and protocol.kind != "reset":
+        yield document.problem(place, f"protocol {protocol.kind} adapts on all images", "use kind: reset")
+    for count in protocol.adapt_images:
+        if count is not None and count % suite.batch_size:
+            whole = -(-count // suite.batch_size) * suite.batch_size
+            what = f"adapt_images {count} is not a whole number of batches of {suite.batch_size}"
+            yield document.problem(place, what, f"for example {whole}")
 
 
 def _path(document: Document, location: Iterable[str | int]) -> Path:

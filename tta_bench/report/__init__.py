@@ -12,6 +12,8 @@ from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.report import figure, render
 from tta_bench.report.table import ErrorTable, tables
 
+_PIPE_WIDTH = 300
+
 
 def write(runs: Sequence[str], formats: Sequence[str], out: str | None, known: Sequence[str]) -> None:
     """Print a run's table and write its report.
@@ -36,8 +38,11 @@ def write(runs: Sequence[str], formats: Sequence[str], out: str | None, known: S
     loaded = results.load(pathlib.Path(runs[0]) if runs else newest())
     results.write_tables(loaded)
     made = tables(loaded)
+    shown = Console()
+    if not shown.is_terminal:
+        shown = Console(width=_PIPE_WIDTH)  # a file or a pipe has no width: rich would cut the table to 80 columns
     for table in made:
-        Console().print(render.terminal(table))
+        shown.print(render.terminal(table))
     folder = pathlib.Path(out) if out else loaded.path / "report"
     folder.mkdir(parents=True, exist_ok=True)
     for name in formats:

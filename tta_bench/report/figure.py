@@ -34,7 +34,7 @@ def draw(made: Sequence[ErrorTable], path: pathlib.Path) -> pathlib.Path:
     """Draw all tables into one file, whose ending (.png, .pdf) is the format."""
     panels = [(table, model) for table in made for model in table.models]
     labels = list(dict.fromkeys(row.label for table in made for row in table.rows))
-    columns = max(len(table.corruptions) for table in made) + 1
+    columns = max(len(table.columns) for table in made)
     size = (max(6.0, 1.4 + columns * max(0.45, 0.16 * len(labels))), 0.9 + 2.3 * len(panels))
     figure, axes = plt.subplots(len(panels), 1, figsize=size, squeeze=False, layout="constrained")
     for axis, (table, model) in zip(axes[:, 0], panels, strict=True):
@@ -51,7 +51,7 @@ def draw(made: Sequence[ErrorTable], path: pathlib.Path) -> pathlib.Path:
 
 
 def _panel(axis: Axes, table: ErrorTable, model: str, labels: Sequence[str]) -> None:
-    columns = [*table.corruptions, "mean"]
+    columns = table.columns
     rows = [row for row in table.rows if row.model == model]
     drawn = [row for row in rows if any(cell.mean is not None for cell in row.cells.values())]
     colour = colours(labels)
@@ -61,10 +61,11 @@ def _panel(axis: Axes, table: ErrorTable, model: str, labels: Sequence[str]) -> 
         _bars(axis, row, columns, offset, width, colour[row.label])
     axis.set_xticks(range(len(columns)), [SHORT.get(name, name) for name in columns])
     axis.set_ylabel("error, %")
-    severity = table.title.partition(", ")[2]
+    said = table.title.partition(": error in per cent")[2].lstrip(", ")
     subset = " (subset: not a result)" if table.partial else ""
-    axis.set_title(f"{model}{', ' + severity if severity else ''}{subset}", loc="left", fontsize=10)
-    axis.axvline(len(columns) - 1.5, color="#CCCCCC", linewidth=1, zorder=0)
+    axis.set_title(f"{model}{', ' + said if said else ''}{subset}", loc="left", fontsize=10)
+    if table.averaged:
+        axis.axvline(len(columns) - 1.5, color="#CCCCCC", linewidth=1, zorder=0)
     axis.set_xlim(-0.6, len(columns) - 0.4)
     axis.set_ylim(0, None)
     axis.spines[["top", "right"]].set_visible(False)

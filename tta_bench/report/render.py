@@ -23,12 +23,8 @@ SHORT = {
 _FOOTNOTE = "* over fewer cells than the table has: not compared"
 
 
-def _columns(table: ErrorTable) -> list[str]:
-    return [*table.corruptions, "mean"]
-
-
 def _cells(table: ErrorTable, row: Row) -> list[tuple[Cell, bool]]:
-    return [(row.mean if name == "mean" else row.cells[name], table.is_best(row, name)) for name in _columns(table)]
+    return [(row.mean if name == "mean" else row.cells[name], table.is_best(row, name)) for name in table.columns]
 
 
 def notes(table: ErrorTable) -> list[str]:
@@ -41,14 +37,19 @@ def notes(table: ErrorTable) -> list[str]:
 def terminal(table: ErrorTable) -> Group:
     """For a terminal: best in bold; "SUBSET" where only a part of the images was used."""
     title = table.title + (" — SUBSET, not a result" if table.partial else "")
-    shown = Table("model", "method", title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1))
-    for name in _columns(table):
+    shown = Table("model", "method", box=None, pad_edge=False, padding=(0, 1))
+    for name in table.columns:
         shown.add_column(SHORT.get(name, name), justify="right", no_wrap=True)
     for model in table.models:
         for number, row in enumerate(r for r in table.rows if r.model == model):
             cells = [_styled(cell, best) for cell, best in _cells(table, row)]
             shown.add_row(model if number == 0 else "", row.label, *cells)
-    return Group(shown, Text(table.caption, style="dim"), *(Text(note, style="yellow") for note in notes(table)))
+    return Group(
+        Text(title, style="italic"),
+        shown,
+        Text(table.caption, style="dim"),
+        *(Text(note, style="yellow") for note in notes(table)),
+    )
 
 
 def _styled(cell: Cell, best: bool) -> Text:
@@ -63,9 +64,9 @@ def markdown(made: Sequence[ErrorTable]) -> str:
 
 
 def _markdown(table: ErrorTable) -> str:
-    header = ["model", "method", *_columns(table)]
+    header = ["model", "method", *table.columns]
     lines = [f"**{table.title}**{' (subset: not a result)' if table.partial else ''}", "", _line(header)]
-    lines.append(_line(["---", "---", *["---:"] * len(_columns(table))]))
+    lines.append(_line(["---", "---", *["---:"] * len(table.columns)]))
     for row in table.rows:
         cells = [f"**{cell.text}**" if best else cell.text for cell, best in _cells(table, row)]
         lines.append(_line([row.model, row.label, *cells]))
@@ -83,7 +84,7 @@ def csv(made: Sequence[ErrorTable]) -> str:
     writer.writerow(["table", "model", "label", "column", "error_pct", "std_over_seeds", "state", "best"])
     for table in made:
         for row in table.rows:
-            for name, (cell, best) in zip(_columns(table), _cells(table, row), strict=True):
+            for name, (cell, best) in zip(table.columns, _cells(table, row), strict=True):
                 writer.writerow([table.title, row.model, row.label, name, cell.mean, cell.std, cell.state, best])
     return stream.getvalue()
 
@@ -107,5 +108,5 @@ def latex(made: Sequence[ErrorTable]) -> str:
     environment.filters["tex"] = escape
     source = importlib.resources.files("tta_bench.report").joinpath("templates", "errors.tex.j2").read_text()
     return environment.from_string(source).render(
-        tables=made, columns=_columns, cells=_cells, short=lambda name: SHORT.get(name, name), notes=notes
+        tables=made, cells=_cells, short=lambda name: SHORT.get(name, name), notes=notes
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -59,9 +59,10 @@ class ErrorTable:
 
     Attributes:
         caption: all conditions in a sentence.
-        corruptions: the columns.
+        corruptions: the columns; or the numbers of images adapted on.
         rows: grouped by source model, methods in the suite's order.
         partial: whether the run used only a part of the images.
+        averaged: whether the mean over ``corruptions`` is a further column.
     """
 
     title: str
@@ -69,6 +70,12 @@ class ErrorTable:
     corruptions: list[str]
     rows: list[Row]
     partial: bool
+    averaged: bool = True
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns, ``mean`` included."""
+        return [*self.corruptions, "mean"] if self.averaged else self.corruptions
 
     @property
     def models(self) -> list[str]:
@@ -89,23 +96,57 @@ class ErrorTable:
 
 
 def tables(results: Results) -> list[ErrorTable]:
-    """One table for each severity of the run; ``clean`` stands in each."""
+    """One table for each severity of the run; ``clean`` stands in each.
+
+    Where the run varies ``adapt_images``, that table is of the trials that adapt on most, and two more follow it.
+    """
     frame = results.segments
     severities = sorted({int(s) for s in frame["severity"]} - {0}) or [0]
-    return [_table(results, frame[frame["severity"].isin([severity, 0])], severity) for severity in severities]
+    counts = list(dict.fromkeys(frame["adapt_images"].fillna(0).astype(int)))  # 0: all
+    made = []
+    for severity in severities:
+        part = frame[frame["severity"].isin([severity, 0])]
+        most = 0 if 0 in counts else max(counts)
+        made.append(_table(results, part[part["adapt_images"].fillna(0) == most], severity, most))
+        if len(counts) > 1:
+            made += [_curve(results, part, severity, column) for column in ("error_pct", "error_after_pct")]
+    return made
 
 
-def _table(results: Results, frame: pd.DataFrame, severity: int) -> ErrorTable:
+def _table(results: Results, frame: pd.DataFrame, severity: int, count: int) -> ErrorTable:
     corruptions = sorted(frame["corruption"].unique(), key=lambda name: _ORDER.get(name, len(_ORDER)))
-    rows = []
+    rows = [_row(of_row, *names, corruptions) for names, of_row in _rows(frame)]
+    partial = not results.plan["all_images"]
+    title = f"{results.plan['suite']}: error in per cent" + (f", severity {severity}" if severity else "")
+    adapted = [f"adapted on the first {count} images of each"] if count else []
+    return ErrorTable(title, _caption(results, frame, severity, partial, adapted), corruptions, rows, partial)
+
+
+def _rows(frame: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+    """((label, model), their part of the frame), grouped by model."""
     for model in frame["model"].unique():
         for label in frame["label"].unique():
             of_row = frame[(frame["model"] == model) & (frame["label"] == label)]
             if len(of_row):
-                rows.append(_row(of_row, str(label), str(model), corruptions))
+                yield (str(label), str(model)), of_row
+
+
+def _curve(results: Results, frame: pd.DataFrame, severity: int, column: str) -> ErrorTable:
+    """Mean error over corruptions against the number of images adapted on, over all images or over those after."""
+    shifted = frame[frame["corruption"] != "clean"] if severity else frame
+    shifted = shifted.assign(
+        error_pct=shifted[column], corruption=shifted["adapt_images"].astype("string").fillna("all")
+    )
+    counts = list(dict.fromkeys(shifted["corruption"]))
+    counts.sort(key=lambda name: float("inf") if name == "all" else int(name))
+    rows = [_row(of_row, *names, counts) for names, of_row in _rows(shifted)]
+    after = max(int(name) for name in counts if name != "all")
+    what = "all images" if column == "error_pct" else f"the images after the first {after}"
+    title = f"{results.plan['suite']}: error in per cent on {what}, by images adapted on"
+    title += f", severity {severity}" if severity else ""
     partial = not results.plan["all_images"]
-    title = f"{results.plan['suite']}: error in per cent" + (f", severity {severity}" if severity else "")
-    return ErrorTable(title, _caption(results, frame, severity, partial), corruptions, rows, partial)
+    grades = [f"mean over the corruptions, over {what}", "columns: images of each corruption that were adapted on"]
+    return ErrorTable(title, _caption(results, shifted, severity, partial, grades), counts, rows, partial, False)
 
 
 def _row(frame: pd.DataFrame, label: str, model: str, corruptions: Sequence[str]) -> Row:
@@ -135,7 +176,7 @@ def _spread(by_seed: pd.Series, state: str) -> Cell:
     return Cell(float(by_seed.mean()), std, state)
 
 
-def _caption(results: Results, frame: pd.DataFrame, severity: int, partial: bool) -> str:
+def _caption(results: Results, frame: pd.DataFrame, severity: int, partial: bool, further: Sequence[str] = ()) -> str:
     seeds = sorted(int(s) for s in frame["seed"].unique())
     images = max(int(t["images"]) for t in results.plan["trials"])
     spread = (
@@ -147,6 +188,7 @@ def _caption(results: Results, frame: pd.DataFrame, severity: int, partial: bool
         f"protocol {' and '.join(frame['protocol'].unique())}",
         f"batch size {' and '.join(str(b) for b in frame['batch_size'].unique())}",
         f"{images} images a corruption{' (a subset: not a result)' if partial else ''}",
+        *further,
         spread,
     ]
     return ", ".join(parts) + ". The mean leaves clean out."
