@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from conftest import Outcome
 from PIL import Image
+from rich.console import Console
 
 from tta_bench import results
 from tta_bench.report import render
@@ -97,6 +98,13 @@ def test_spread_over_seeds_and_the_caption_say_what_is_known() -> None:
     [single] = made([ok("a", "fog", 10)], all_images=False)
     assert "one seed, so no spread is known" in single.caption
     assert "not a result" in single.caption
+
+
+def test_a_label_with_brackets_is_shown_whole() -> None:
+    [table] = made([ok("mgg[lr=0.01,objective=entropy]", "fog", 10)])
+    console = Console(width=200, record=True)
+    console.print(render.terminal(table))
+    assert "mgg[lr=0.01,objective=entropy]" in console.export_text()
 
 
 def test_csv_keeps_the_numbers_unrounded() -> None:

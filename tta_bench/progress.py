@@ -94,7 +94,7 @@ class TrialProgress:
             text = f"error {error:.1f} %, {result.facts['trial_s']:.1f} s"
         else:
             text = result.reason.splitlines()[0] if result.reason else ""
-        return f"[{self._done}/{self._total}] [{style}]{result.status}[/{style}] {name}: {_plain(text)}"
+        return f"[{self._done}/{self._total}] [{style}]{result.status}[/{style}] {_plain(name)}: {_plain(text)}"
 
 
 def _plain(text: str) -> str:

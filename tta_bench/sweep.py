@@ -64,7 +64,7 @@ def run(options: Options, resume: str) -> int:
         options.executor, options.address, options.workers, options.cpus_per_trial, options.gpus_per_trial
     )
     said = _summary(plan, selected, waiting, cache, missing, resources, out)
-    console.print(said, highlight=False, soft_wrap=True)
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
         return 0
     try:
@@ -74,7 +74,10 @@ def run(options: Options, resume: str) -> int:
             code = _conclude(plan, selected, out, console)
     except KeyboardInterrupt:
         console.print(
-            f"\ninterrupted; what had finished is kept. To go on:\n  {resume}", highlight=False, soft_wrap=True
+            f"\ninterrupted; what had finished is kept. To go on:\n  {resume}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
         return 130
     print(out)
@@ -184,7 +187,7 @@ def _conclude(plan: Plan, selected: Sequence[Trial], out: pathlib.Path, console:
     results.write_tables(tables)
     counts = ", ".join(f"{count} {status}" for status, count in tables.counts.items())
     stale = f"; {tables.stale} stale trial files are left out" if tables.stale else ""
-    console.print(f"{plan.name}: {counts}{stale}", highlight=False)
+    console.print(f"{plan.name}: {counts}{stale}", markup=False, highlight=False)
     failed = [r for r in results.statuses(out, (t.key for t in selected)).values() if r["status"] == "failed"]
     for line in _failures(failed, out):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

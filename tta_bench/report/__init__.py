@@ -34,7 +34,7 @@ def write(runs: Sequence[str], formats: Sequence[str], out: str | None, known: S
         raise UsageError(Problem(f"{len(runs)} runs given; a report is made of one", hint="make one report a run"))
     console = Console(stderr=True)
     if not runs:
-        console.print(f"newest run: {newest()}", highlight=False, soft_wrap=True)
+        console.print(f"newest run: {newest()}", markup=False, highlight=False, soft_wrap=True)
     loaded = results.load(pathlib.Path(runs[0]) if runs else newest())
     results.write_tables(loaded)
     made = tables(loaded)
@@ -47,7 +47,7 @@ def write(runs: Sequence[str], formats: Sequence[str], out: str | None, known: S
     folder.mkdir(parents=True, exist_ok=True)
     for name in formats:
         for path in _WRITERS[name](made, folder):
-            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+            console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     print(folder)
 
 

@@ -43,7 +43,7 @@ def terminal(table: ErrorTable) -> Group:
     for model in table.models:
         for number, row in enumerate(r for r in table.rows if r.model == model):
             cells = [_styled(cell, best) for cell, best in _cells(table, row)]
-            shown.add_row(model if number == 0 else "", row.label, *cells)
+            shown.add_row(Text(model if number == 0 else ""), Text(row.label), *cells)  # a label may hold brackets
     return Group(
         Text(title, style="italic"),
         shown,
