@@ -40,7 +40,8 @@ def following_norms(model: SourceModel) -> list[nn.Module]:
 def batch_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased standard deviation over the batch: (B, D) -> (D,), (D,); not a number at batch 1."""
     variance, mean = torch.var_mean(features, 0)
-    return mean, variance.sqrt()
+    # the root's slope is infinite at 0, where a constant image or a channel that never fires lies; there it counts as 0
+    return mean, variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def read(path: str) -> dict[str, Tensor]:
         state = _tensors(file)
     except Exception as error:  # safetensors and torch raise many kinds for a damaged file
         raise ValueError(
-            f"{file} is no checkpoint of mgg: {type(error).__name__}: {error}; {HOW_TO_GET_ONE}"
+            f"{file} is no checkpoint of mgg: {type(error).__name__}: {_first_sentence(error)}; {HOW_TO_GET_ONE}"
         ) from error
     if _PREFIX + _PUBLISHED["w_q"] in state:
         state = {own: state[_PREFIX + theirs] for own, theirs in _PUBLISHED.items() if _PREFIX + theirs in state}
@@ -70,6 +70,10 @@ def _tensors(file: pathlib.Path) -> Mapping[str, Tensor]:
     return tensors
 
 
+def _first_sentence(error: Exception) -> str:
+    return str(error).partition(". ")[0].strip()  # PyTorch goes on with advice to load unsafely
+
+
 def provenance(path: str) -> dict[str, str]:
     """What the file says of how it was made; empty for files that say nothing."""
     file = locate_file(path)
@@ -91,7 +95,7 @@ def read_statistics(path: str) -> tuple[Tensor, Tensor]:
         std, mean = torch.load(locate_file(path), map_location="cpu", weights_only=True)
         return mean.flatten(), std.flatten()
     except Exception as error:  # a damaged or foreign pickle raises many kinds
-        what = f"{path} holds no pair (standard deviations, means): {type(error).__name__}: {error}"
+        what = f"{path} holds no pair (standard deviations, means): {type(error).__name__}: {_first_sentence(error)}"
         raise ValueError(what) from error
 
 

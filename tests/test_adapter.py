@@ -19,6 +19,7 @@ from tta_bench import plan, suite
 from tta_bench.adapter import Adapter, Config, FilePath
 from tta_bench.data.cache import ImageCache
 from tta_bench.methods.eta import Eta
+from tta_bench.methods.mgg import Mgg
 from tta_bench.methods.norm import Norm
 from tta_bench.methods.sar import Sar
 from tta_bench.methods.source import Source
@@ -28,6 +29,7 @@ from tta_bench.runner import Workbench, run_trial
 from tta_bench.streams import build
 from tta_bench.testing import Secrets, find_leaks
 
+SHIPPED = "package:tta_bench/weights/digits_c/mgg-vit_ln.safetensors"
 METHODS = [(Source, kind, {}) for kind in ("batch", "group", "layer")] + [(Norm, "batch", {})]
 METHODS += [(Norm, "batch", {"statistics": form}) for form in ("blend", "running")]
 METHODS += [
@@ -37,6 +39,9 @@ METHODS += [
 ]
 METHODS += [(Tent, kind, config) for kind in ("batch", "group", "layer")
             for config in ({"lr": 0.05}, {"optimizer": "adam", "lr": 0.01})]  # fmt: skip
+METHODS += [
+    (Mgg, kind, {"lr": 0.05, "objective": "entropy", "checkpoint": SHIPPED}) for kind in ("batch", "group", "layer")
+]
 
 
 class Hoarder(Adapter):

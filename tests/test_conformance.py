@@ -18,8 +18,10 @@ from tta_bench.methods.source import Source
 from tta_bench.registry import Registry
 from tta_bench.testing import check_method
 
+SHIPPED = "package:tta_bench/weights/digits_c/mgg-vit_ln.safetensors"
 
-@pytest.mark.parametrize("name", ["source", "norm", "tent", "eta", "eata", "sar"])
+
+@pytest.mark.parametrize("name", ["source", "norm", "tent", "eta", "eata", "sar", "mgg"])
 def test_every_built_in_method_keeps_every_rule(name: str) -> None:
     report = check_method(Registry().load(name))
     assert report.findings == []
@@ -28,7 +30,10 @@ def test_every_built_in_method_keeps_every_rule(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "config"), [("norm", {"statistics": "blend"}), ("norm", {"statistics": "running"}),
                                               ("eata", {"variant": "paper"}), ("sar", {"variant": "paper"}),
-                                              ("tent", {"optimizer": "adam", "steps": 2})])  # fmt: skip
+                                              ("tent", {"optimizer": "adam", "steps": 2}),
+                                              ("tent", {"optimizer": "mgg", "optimizer_options": {"checkpoint": SHIPPED}}),
+                                              ("mgg", {"optimizer": "sgd"}),
+                                              ("mgg", {"objective": "entropy", "checkpoint": SHIPPED})])  # fmt: skip
 def test_so_do_their_other_forms(name: str, config: dict[str, Any]) -> None:
     assert check_method(Registry().load(name), config).findings == []
 

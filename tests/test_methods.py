@@ -33,6 +33,7 @@ CASES = [("committed", m, k) for m in METHODS for k in ("vit_ln", "resnet_bn")] 
     for m in METHODS
     for k in ("vit_ln", "resnet_gn", "resnet_bn")
 ]
+CASES += [(name, "mgg", "vit_ln") for name in SETS]  # the published code of mgg takes nothing else
 
 
 def play(
@@ -50,7 +51,9 @@ def play(
     net.load_state_dict(safetensors.torch.load_file(folder / f"{kind}.safetensors"))
     case = manifest["cases"][f"{method}.{kind}"]
     values = dict(case["hyperparameters"])
-    if method != "tent":
+    if method == "mgg":
+        values = {"lr": values["lr"], "alignment_weight": values["lam"], "checkpoint": str(folder / "mgg.safetensors")}
+    elif method != "tent":
         values["entropy_margin"] = case["entropy_margin"]
     stats: list[dict[str, float]] = []
     with np.load(folder / "inputs.npz") as inputs:
@@ -67,7 +70,11 @@ def test_a_reference_trajectory_is_reproduced(name: str, method: str, kind: str)
     scores, adapter, stats, reference, case = play(name, method, kind, torch.float64)
     assert scores.shape == reference["logits"].shape
     assert np.abs(scores - reference["logits"]).max() < 1e-8
-    if method != "tent":
+    if method == "mgg":
+        assert not any(s["refused"] for s in stats)
+        for name in ("mean", "std"):
+            assert np.abs(adapter.prepared[name].numpy() - reference[f"source_{name}"]).max() < 1e-8
+    elif method != "tent":
         assert [s["kept"] for s in stats] == reference["kept"].tolist()
     if method == "sar":
         assert sum(s["recoveries"] for s in stats) == case["recoveries"]
@@ -84,7 +91,7 @@ def test_tent_in_single_precision(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("change", "method"), [({"lr": 0.0051}, "tent"), ({"d_margin": 0.61}, "eta"), ({"fisher_alpha": 51.0}, "eata"),
-                                                ({"rho": 0.0501}, "sar")])  # fmt: skip
+                                                ({"rho": 0.0501}, "sar"), ({"alignment_weight": 0.401}, "mgg")])  # fmt: skip
 def test_the_comparison_notices_a_small_change(
     change: dict[str, float], method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -258,11 +258,11 @@ def needs_are_true(bench: Bench) -> Iterator[str]:
     """What the method declares in ``needs`` is what it does."""
     pristine = copy.deepcopy(bench.model)
     counter, steps = PassCounter(pristine), StepCounter()
-    needs = bench.cls.needs
     with steps.watching():
         adapter = bench.adapter(model=pristine)
         counter.read(), steps.read()
         _steps(adapter, bench.batches(3))
+    needs = adapter.needs  # setup() may narrow the class's
     (_, backwarded), updates = counter.read(), steps.read()
     if not needs.backward and (backwarded or updates):
         yield f"declared backward-free, but {backwarded} images were backwarded and {updates} updates taken"
@@ -296,17 +296,21 @@ def no_secret_in_reach(bench: Bench) -> Iterator[str]:
 
 
 def stats_keep_their_keys(bench: Bench) -> Iterator[str]:
-    """stats() gives numbers under the same keys after every step."""
+    """stats() gives numbers, or tensors of one, under the same keys after every step."""
     adapter, seen = bench.adapter(), set[tuple[str, ...]]()
     for x in bench.batches(3):
         adapter.step(x)
         stats = adapter.stats()
         seen.add(tuple(sorted(stats)))
-        if bad := [key for key, value in stats.items() if not isinstance(value, int | float)]:
+        if bad := [key for key, value in stats.items() if not _is_number(value)]:
             yield f"stats()[{bad[0]!r}] is no number"
             return
     if len(seen) > 1:
         yield f"stats() changed its keys: {' then '.join(str(list(keys)) for keys in seen)}"
+
+
+def _is_number(value: Any) -> bool:
+    return value.ndim == 0 if isinstance(value, Tensor) else isinstance(value, int | float)
 
 
 RULES: list[Callable[[Bench], Iterator[str]]] = [

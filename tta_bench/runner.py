@@ -254,7 +254,7 @@ class _Run:
                 scores = self.adapter.step(x) if adapts else self.adapter.predict(x)
             _check_shape(scores, len(x), self.adapter.context.num_classes)
             graded.append(metrics.grade(scores.detach(), self.adapter.outputs))
-            stats.append(self.adapter.stats() if adapts else None)
+            stats.append(_copied(self.adapter.stats()) if adapts else None)
         return self._measured(segment, graded, np.array(data_ms), stats)
 
     def _measured(
@@ -328,6 +328,11 @@ def _take(images: list[Images | Direct], shift: np.ndarray, image: np.ndarray) -
     for s, part in parts.items():
         pixels[shift == s] = part
     return pixels
+
+
+def _copied(stats: Mapping[str, float | Tensor]) -> Mapping[str, float | Tensor]:
+    """Tensors as they are now; they are read at the end of the segment, and a method may go on writing to them."""
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in stats.items()}
 
 
 def _numbers(name: str, stats: list[Mapping[str, float | Tensor] | None]) -> np.ndarray:
