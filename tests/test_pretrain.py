@@ -1,0 +1,201 @@
+"""``tta-bench pretrain``: what it writes, what it sees, how it stops and goes on."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import Outcome
+
+from tta_bench import plan, suite
+from tta_bench.methods import mgg_checkpoint, mgg_pretraining
+from tta_bench.methods.mgg_pretraining import MetaTrainer
+
+Cli = Callable[..., Outcome]
+SuiteFile = Callable[..., pathlib.Path]
+
+QUICK = ["--images", 8, "--every", 1, "--source-images", 40, "--selection-images", 20, "--selection-batch", 20]
+WEIGHTS = "package:tta_bench/weights/digits_resnet_bn.safetensors"
+FOLDER_SUITE = f"""\
+name: of_folder
+data: {{kind: folder, root: "ROOT", preprocess: none, strengths: cifar}}
+models:
+  - name: resnet_bn
+    architecture: resnet18
+    options: {{num_classes: 10, layers: [1, 1, 1, 1], channels: [16, 32, 64, 128]}}
+    stem: cifar
+    weights: "{WEIGHTS}"
+    mean: [0.3, 0.3, 0.3]
+    std: [0.36, 0.36, 0.36]
+methods: [source]
+batch_size: 10
+corruptions: [clean]
+"""
+
+
+def pretrain(run_cli: Cli, file: object, *options: object, epochs: int = 2, out: str = "cp") -> Outcome:
+    return run_cli("pretrain", "mgg", file, *QUICK, "--epochs", epochs, "--out", out, *options)
+
+
+def phi(folder: str = "cp") -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(f"{folder}/mgg-resnet_bn.safetensors")
+
+
+def said(folder: str = "cp") -> dict[str, str]:
+    return mgg_checkpoint.provenance(f"{folder}/mgg-resnet_bn.safetensors")
+
+
+def test_a_checkpoint_says_how_it_was_made_and_is_made_once(run_cli: Cli, suite_file: SuiteFile) -> None:
+    outcome = pretrain(run_cli, suite_file())
+    assert outcome.code == 0
+    assert outcome.out.strip().endswith("cp/mgg-resnet_bn.safetensors")
+    assert "epoch 2 of 2, loss" in outcome.err
+    known = said()
+    assert known["source_model"] == "resnet_bn"
+    assert known["source_model_tag"]
+    assert len(known["weights_sha256"]) == 64
+    assert known["source_data"]
+    assert known["seed"] == "0"
+    assert known["epochs"] == "2 of 2"
+    assert known["selection"] == "labelled"
+    scores = json.loads(known["selection_scores"])
+    assert set(scores) == {"1", "2"}
+    assert scores[known["selected_epoch"]] == max(scores.values())
+    assert not pathlib.Path("cp/mgg-resnet_bn.safetensors.state").exists()
+    before = pathlib.Path("cp/mgg-resnet_bn.safetensors").read_bytes()
+    assert "already made" in pretrain(run_cli, suite_file()).err
+    assert pathlib.Path("cp/mgg-resnet_bn.safetensors").read_bytes() == before
+    assert "already made" not in pretrain(run_cli, suite_file(), "--seed", 1).err
+    assert said()["seed"] == "1"
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    run_cli: Cli, suite_file: SuiteFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = suite_file()
+    assert pretrain(run_cli, file, epochs=4, out="whole").code == 0
+    original, steps = MetaTrainer.step, []
+
+    def interrupted(self: MetaTrainer, x: torch.Tensor) -> float:
+        steps.append(1)
+        if len(steps) == 10:  # in the third epoch of four batches each
+            raise KeyboardInterrupt
+        return original(self, x)
+
+    monkeypatch.setattr(MetaTrainer, "step", interrupted)
+    stopped = pretrain(run_cli, file, epochs=4)
+    assert stopped.code == 130
+    assert "interrupted; the same command goes on from the last whole epoch" in stopped.err
+    outcome = pretrain(run_cli, file, epochs=4)
+    assert "going on after epoch 2" in outcome.err
+    assert "epoch 2 of 4" not in outcome.err
+    whole, resumed = phi("whole"), phi()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert said()["selection_scores"] == said("whole")["selection_scores"]
+
+
+def test_options_changed_after_an_interruption_start_anew(
+    run_cli: Cli, suite_file: SuiteFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = suite_file()
+    with monkeypatch.context() as patched:
+        select, calls = mgg_pretraining._select, []
+
+        def interrupted(*arguments: object) -> float:
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return select(*arguments)  # type: ignore[arg-type]
+
+        patched.setattr(mgg_pretraining, "_select", interrupted)
+        assert pretrain(run_cli, file).code == 130
+    outcome = pretrain(run_cli, file, "--inner-lr", "2e-4")
+    assert "an earlier run with other options was left unfinished; starting anew" in outcome.err
+    assert "epoch 1 of 2" in outcome.err
+
+
+def test_a_loss_that_is_not_finite_stops_it_and_keeps_the_last_good_checkpoint(
+    run_cli: Cli, suite_file: SuiteFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = suite_file()
+    outcome = pretrain(run_cli, file, "--inner-lr", "1e30")
+    assert outcome.code == 3
+    assert "stopped: the loss is " in outcome.err
+    assert "in epoch 1 of 2; there is no checkpoint" in outcome.err
+    assert not list(pathlib.Path("cp").glob("*.safetensors"))
+
+    epoch = mgg_pretraining._Data.epoch
+    poison = lambda self, n: (x * float("nan") if n == 2 else x for x in epoch(self, n))  # noqa: E731
+    monkeypatch.setattr(mgg_pretraining._Data, "epoch", poison)
+    outcome = pretrain(run_cli, file)
+    assert outcome.code == 3
+    assert "stopped: the loss is nan in epoch 2 of 2; the checkpoint of epoch 1 is kept" in outcome.err
+    assert said()["epochs"] == "1 of 2"
+    assert all(value.isfinite().all() for value in phi().values())
+    assert said()["finished"] == "no", "the same command must not call it made"
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--epoch", "3"], "unknown option '--epoch'"),
+    (["--epochs", "0"], "--epochs: Input should be greater than or equal to 1"),
+    (["--images"], "--images: "),
+    (["--model", "resnet"], "--model resnet: the suite has no such model"),
+])  # fmt: skip
+def test_a_bad_option_is_named_before_anything_runs(
+    run_cli: Cli, suite_file: SuiteFile, options: list[str], message: str
+) -> None:
+    outcome = run_cli("pretrain", "mgg", suite_file(), *options)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert "nothing was run" in outcome.err
+
+
+def test_what_cannot_be_pretrained_says_why(run_cli: Cli, suite_file: SuiteFile, digit_folder: pathlib.Path) -> None:
+    outcome = run_cli("pretrain", "tent", suite_file())
+    assert outcome.code == 2
+    assert "method 'tent' learns nothing before the test" in outcome.err
+    outcome = pretrain(run_cli, suite_file(("ROOT", str(digit_folder)), text=FOLDER_SUITE))
+    assert outcome.code == 2
+    assert "the suite names no source images" in outcome.err
+    assert "source_fraction" in outcome.err
+
+
+def test_it_never_reads_a_test_image(
+    run_cli: Cli, suite_file: SuiteFile, digit_folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    test = tmp_path / "undecodable"
+    shutil.copytree(digit_folder, test)
+    for file in sorted(test.glob("*/*.png"))[1:]:  # planning looks at the first one's size
+        file.write_bytes(b"no image")
+    text = FOLDER_SUITE.replace("ROOT", f'{test}", source: "{digit_folder}')
+    assert pretrain(run_cli, suite_file(text=text), "--source-images", 30, epochs=1).code == 0
+    assert said()["source_images"] == "30"
+    outcome = pretrain(
+        run_cli, suite_file(text=text.replace(f'source: "{digit_folder}"', f'source: "{test}"')), epochs=1
+    )
+    assert outcome.code == 2, "were they read, it would say so"
+    assert "cannot be decoded" in outcome.err or "cannot identify" in outcome.err
+
+
+def test_one_folder_is_split_and_only_the_rest_is_tested(
+    run_cli: Cli, suite_file: SuiteFile, digit_folder: pathlib.Path
+) -> None:
+    text = FOLDER_SUITE.replace('"ROOT"', f'"{digit_folder}", source_fraction: 0.4')
+    file = suite_file(text=text)
+    dataset = plan.make(suite.load(str(file))).setting.datasets["resnet_bn"]
+    assert dataset.source is not None
+    apart, tested = set(dataset.source.ids), set(dataset.ids)
+    assert (len(apart), len(tested)) == (12, 18)
+    assert not apart & tested
+    again = plan.make(suite.load(str(file))).setting.datasets["resnet_bn"]
+    assert np.array_equal(again.ids, dataset.ids)
+    other = plan.make(suite.load(str(file), sets=["data.seed=1"])).setting.datasets["resnet_bn"]
+    assert set(other.ids) != tested
+    assert pretrain(run_cli, file, epochs=1).code == 0
+    assert said()["source_images"] == "12, a seeded part (0.4) of the folder whose rest is tested on"
