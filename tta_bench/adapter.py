@@ -98,6 +98,8 @@ class Preset:
 class Needs:
     """What a method cannot do without; each is a column of the results.
 
+    A class names the most that it can need; ``setup`` may narrow ``self.needs`` to what its hyperparameters leave.
+
     Attributes:
         backward: it takes backward passes.
         source_images: it sees clean unlabelled source images before adapting.
