@@ -193,6 +193,8 @@ def test_every_shipped_suite_is_valid(monkeypatch: pytest.MonkeyPatch, tmp_path:
         monkeypatch.setenv(name, os.fspath(tmp_path))
     for part in ("test", "train"):
         (tmp_path / part).mkdir()
-    assert suite.shipped() == ["cifar10_c", "digits_c", "imagenet_c", "imagenet_c_lite0", "mgg_ablation", "mgg_rates"]
+    assert suite.shipped() == [
+        "cifar10_c", "digits_c", "imagenet_c", "imagenet_c_lite0", "mgg_ablation", "mgg_curve", "mgg_rates",
+    ]  # fmt: skip
     for name in suite.shipped():
         assert suite.load(name).suite.name == name
