@@ -74,7 +74,7 @@ def compare(trial: Trial, bench: Workbench, pairs: int) -> float:
     numbers = [stream.batch(i).image for i in range(len(stream.bounds) - 1)]
     batches = [to_tensor(images.take(n), bench.device, trial.precision) for n in numbers]
     labels = [torch.from_numpy(data.labels[n]) for n in numbers]
-    pristine, _ = bench.pristine(trial.model, trial.precision)
+    pristine, _ = bench.pristine(trial)
 
     def bare() -> tuple[float, float]:
         model = copy.deepcopy(pristine)  # outside the time

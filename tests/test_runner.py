@@ -113,7 +113,7 @@ def test_scores_are_the_models_own(run: Runner) -> None:
     store: dict[str, Any] = {}
     result = run(Plain, bench=store)
     bench = store["bench"]
-    model, _ = bench.pristine("resnet_bn", "float32")
+    model, _ = bench.pristine(store["trial"])
     [images] = bench.images(store["trial"])
     stream = build(store["trial"].stream)
     x = torch.from_numpy(images.take(stream.image[:40])).permute(0, 3, 1, 2).contiguous().float() / 255

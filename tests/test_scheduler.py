@@ -182,7 +182,9 @@ def test_a_worker_that_always_dies_is_a_failed_row_and_run_again(run_cli: Cli, s
     outcome = run_cli("run", file, "--plugin", plugin, "--out", tmp_path / "out")
     assert outcome.code == 3, outcome.err
     failed = results.load(tmp_path / "out").segments.set_index("label").loc["killed"]
-    assert (failed["status"], failed["reason"]) == ("failed", "its worker died 3 times")
+    assert failed["status"] == "failed"
+    assert failed["reason"].startswith("3 attempts failed, the last: ActorDiedError")
+    assert failed["attempts"] == 3
     again = run_cli("run", file, "--plugin", plugin, "--out", tmp_path / "out")  # no --retry-failed is needed
     assert again.code == 0, again.err
     assert "1 to run" in again.err

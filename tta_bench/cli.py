@@ -43,6 +43,10 @@ def cli() -> None:
               help="CPU cores and torch threads of a trial.  [default: 1 with ray, all with local]")  # fmt: skip
 @click.option("--gpus-per-trial", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, metavar="X",
               help="Share of a GPU that a trial gets.")  # fmt: skip
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="S",
+              help="End a trial's process after S seconds; the trial has failed.")  # fmt: skip
+@click.option("--retries", type=click.IntRange(0), default=2, show_default=True, metavar="N",
+              help="How often a trial is tried again when its worker, node or files fail.")  # fmt: skip
 @click.option("--out", metavar="DIR", help="The run's folder.  [default: results/<suite name>]")
 @click.option("--cache", metavar="DIR|off", help="Image cache.  [default: $TTA_BENCH_CACHE or the user's cache folder]")
 @click.option("--retry-failed", is_flag=True, help="Run trials again that failed by the method's own error.")
@@ -57,6 +61,18 @@ def run(**options: Any) -> None:
 
 
 @cli.command()
+@click.argument("run", required=False)
+def status(run: str | None) -> None:
+    """Say what a run is doing; without RUN, the newest run below results/."""
+    import pathlib
+
+    from tta_bench import report as reports
+    from tta_bench import status as statuses
+
+    statuses.show(pathlib.Path(run) if run else reports.newest())
+
+
+@cli.command()
 @click.argument("runs", nargs=-1, metavar="[RUN]")
 @click.option("--format", "formats", default=",".join(FORMATS[:4]), show_default=True, metavar="LIST",
               help=f"Some of {','.join(FORMATS)}.")  # fmt: skip
@@ -66,6 +82,18 @@ def report(runs: tuple[str, ...], formats: str, out: str | None) -> None:
     from tta_bench import report as reports
 
     reports.write(runs, formats.split(","), out, known=FORMATS)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, metavar="RUN...")
+@click.option("--out", required=True, metavar="DIR", help="The joined run's folder.")
+@click.option("--keep", metavar="RUN", help="The run whose results win where runs differ.")
+@click.option("--suite", metavar="SUITE", help="Say what is missing from this suite, not just from what was planned.")
+def merge(runs: tuple[str, ...], out: str, keep: str | None, suite: str | None) -> None:
+    """Join runs of one suite, made on several machines, into one; exit 3 where a trial is missing or failed."""
+    from tta_bench import merge as merging
+
+    sys.exit(merging.merge(runs, out, keep, suite))
 
 
 @cli.command()

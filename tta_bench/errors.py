@@ -46,6 +46,17 @@ class UsageError(Exception):
         return type(self), (self.problems,)
 
 
+class Stopped(Exception):
+    """A run that had begun cannot go on. The command line prints the problem and exits 3; what had finished is kept."""
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        super().__init__(problem)
+
+    def __str__(self) -> str:
+        return str(self.problem)
+
+
 def near_miss(word: str, known: Iterable[str]) -> str:
     """A hint for a misspelt word: the nearest known one, then all of them.
 

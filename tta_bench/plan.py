@@ -7,7 +7,9 @@ every method's hyperparameters, so that whatever is wrong is said before anythin
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,11 +67,15 @@ class Setting:
         models: model name to its specification.
         datasets: model name to its data (one object, unless the geometry depends on the weights).
         methods: method name to its registry entry.
+        parameters: model name to its number of parameters.
+        reopen: model name to a function that opens its data anew, on whichever machine.
     """
 
     models: Mapping[str, ModelSpec]
     datasets: Mapping[str, Dataset]
     methods: Mapping[str, Entry]
+    parameters: Mapping[str, int]
+    reopen: Mapping[str, Callable[[], Dataset]]
 
     def cache_entry(self, model: str, stream: StreamSpec, shift: Shift) -> CacheEntry:
         """The cached images that a trial's stream uses under ``shift``."""
@@ -104,6 +110,7 @@ class _Model:
     num_classes: int
     image_size: int | None
     geometry: Geometry | None
+    parameters: int
     asked: Mapping[str, Any]
 
 
@@ -146,6 +153,11 @@ def make(
         {name: model.spec for name, model in models.items()},
         datasets,
         {m.name: loaded.registry.entry(m.name) for m in suite.methods},
+        {name: model.parameters for name, model in models.items()},
+        {
+            name: functools.partial(open_data, suite.data, suite.shifts(), model.geometry)
+            for name, model in models.items()
+        },
     )
     return Plan(suite.name, setting, tuple(_trials(suite, models, setting, configs, limit)))
 
@@ -178,7 +190,8 @@ def _model(loaded: LoadedSuite, index: int, entry: ModelEntry, problems: list[Pr
         "class_mask": None,
     }
     geometry = _published_geometry(published) if spec.timm else None
-    return _Model(spec, model.num_classes, needed_image_size(spec, model.net), geometry, asked)
+    count = sum(p.numel() for p in model.parameters())
+    return _Model(spec, model.num_classes, needed_image_size(spec, model.net), geometry, count, asked)
 
 
 def _sentence(problem: Problem) -> str:
@@ -355,33 +368,45 @@ def _keyed(config: Config) -> dict[str, Any]:
 def _trials(
     suite: Suite, models: Mapping[str, _Model], setting: Setting, rows: list[_Row], limit: int | None
 ) -> Iterator[Trial]:
-    fingerprints = _Fingerprints(setting)
-    for row, seed in itertools.product(rows, suite.seeds):
-        for stream in _streams(suite, setting.datasets[row.model], seed, limit):
-            asked = {
-                "numerics_version": NUMERICS_VERSION,
-                "method": row.asked,
-                "model": models[row.model].asked,
-                "data": fingerprints.data(row.model, stream.shifts),
-                "source": fingerprints.source(row.model) if row.source_images else None,
-                "stream": build(stream).sha256,
-                "batch_size": suite.batch_size,
-                "seed": seed,
-                "precision": suite.precision,
-            }
+    known = _Known(suite, setting, limit)
+    for row in rows:
+        config = row.config.model_dump(mode="json")
+        shared = {
+            "numerics_version": NUMERICS_VERSION,
+            "method": row.asked,
+            "model": models[row.model].asked,
+            "data": "",
+            "source": known.source(row.model) if row.source_images else None,
+            "stream": "",
+            "batch_size": suite.batch_size,
+            "seed": 0,
+            "precision": suite.precision,
+        }
+        texts = {name: _canonical(value) for name, value in shared.items()}
+        for stream, own in itertools.chain.from_iterable(known.cells(row.model, seed) for seed in suite.seeds):
             yield Trial(
-                key=digest(asked),
+                key=_digest(texts | {name: _canonical(value) for name, value in own.items()}),
                 label=row.label,
                 method=row.method.name,
                 variant=row.asked["variant"],
                 preset=row.preset,
-                config=row.config.model_dump(mode="json"),
+                config=config,
                 model=row.model,
                 stream=stream,
-                seed=seed,
+                seed=stream.seed,
                 precision=suite.precision,
-                asked=asked,
+                asked=shared | own,
             )
+
+
+# as tta_bench.data.base.digest writes a value out
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
+
+
+def _digest(texts: Mapping[str, str]) -> str:
+    """``digest`` of a mapping, from the canonical JSON of its values: most of it is the same in many trials."""
+    text = ",".join(f'"{name}":{texts[name]}' for name in sorted(texts))
+    return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
 
 
 def _images(suite: Suite, dataset: Dataset, limit: int | None) -> int:
@@ -420,24 +445,37 @@ def _by_severity(suite: Suite) -> list[tuple[Shift, ...]]:
     return list(dict.fromkeys(groups))
 
 
-class _Fingerprints:
-    """Digests of data, each computed once."""
+class _Known:
+    """What the trials of different methods share, each computed once: streams and digests of the data."""
 
-    def __init__(self, setting: Setting):
-        self._setting = setting
-        self._known: dict[tuple[Any, ...], str] = {}
+    def __init__(self, suite: Suite, setting: Setting, limit: int | None):
+        self._suite, self._setting, self._limit = suite, setting, limit
+        self._cells: dict[tuple[int, int], list[tuple[StreamSpec, dict[str, Any]]]] = {}
+        self._images: dict[tuple[int, tuple[Shift, ...]], str] = {}
+        self._sources: dict[int, str] = {}
 
-    def data(self, model: str, shifts: tuple[Shift, ...]) -> str:
+    def cells(self, model: str, seed: int) -> list[tuple[StreamSpec, dict[str, Any]]]:
+        """Each stream of a seed, with what a key says of it."""
         dataset = self._setting.datasets[model]
+        place = (id(dataset), seed)
+        if place not in self._cells:
+            self._cells[place] = [
+                (spec, {"data": self._fingerprint(dataset, spec.shifts), "stream": build(spec).sha256, "seed": seed})
+                for spec in _streams(self._suite, dataset, seed, self._limit)
+            ]
+        return self._cells[place]
+
+    def _fingerprint(self, dataset: Dataset, shifts: tuple[Shift, ...]) -> str:
         place = (id(dataset), shifts)
-        if place not in self._known:
-            self._known[place] = digest([dataset.fingerprint(shift) for shift in shifts])
-        return self._known[place]
+        if place not in self._images:
+            self._images[place] = digest([dataset.fingerprint(shift) for shift in shifts])
+        return self._images[place]
 
     def source(self, model: str) -> str | None:
+        """The digest of a model's source images, or None where there are none."""
         source = self._setting.datasets[model].source
         if source is None:
             return None
-        if (id(source),) not in self._known:
-            self._known[(id(source),)] = digest(source.fingerprint())
-        return self._known[(id(source),)]
+        if id(source) not in self._sources:
+            self._sources[id(source)] = digest(source.fingerprint())
+        return self._sources[id(source)]

@@ -1,19 +1,32 @@
-"""Progress of a run on stderr: a live bar on a terminal, a plain line for each finished trial otherwise."""
+"""Progress of a run on stderr: a live view on a terminal, a plain line for each finished trial otherwise."""
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from tta_bench.data.cache import Entry
+from tta_bench.faults import Fault
 from tta_bench.plan import Trial
 from tta_bench.runner import TrialResult
+from tta_bench.tally import Tally, duration
 
 _STYLE = {"ok": "green", "failed": "red", "skipped": "yellow"}
+_WORKERS_SHOWN = 16
+
+
+def own_console() -> Console:
+    """A console on this process's standard error that stays there while trials' output goes into their logs."""
+    return Console(file=os.fdopen(os.dup(sys.__stderr__.fileno() if sys.__stderr__ else 2), "w", encoding="utf-8"))
 
 
 class ImageProgress:
@@ -45,48 +58,91 @@ class ImageProgress:
 
 
 class TrialProgress:
-    """Progress of a run: trials done, running and failed, images per second, time left."""
+    """Progress of a run: trials done, running, retried and failed, images per second, time left, what each worker does.
 
-    def __init__(self, console: Console, total: int):
-        self._console, self._total = console, total
-        self._done = self._running = self._failed = self._images = 0
+    Args:
+        console: where to show it.
+        tally: of the whole run; trials that finish are added to it here.
+        total: trials to run in this session.
+    """
+
+    def __init__(self, console: Console, tally: Tally, total: int):
+        self._console, self._tally, self._total = console, tally, total
+        self.done = self.running = self.again = self.failed = self.images = 0
+        self.workers: Sequence[str] = ()
+        self.seconds_left: float | None = None
         self._start = time.perf_counter()
         self._bar = _bar(console, "trials") if console.is_terminal else None
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._view) if self._bar else None
 
     def __enter__(self) -> TrialProgress:
-        if self._bar:
-            self._bar.start()
+        if self._bar and self._live:
             self._task = self._bar.add_task("running", total=self._total, detail="starting workers")
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar:
-            self._bar.stop()
+        if self._live:
+            self.workers = ()
+            self._live.stop()
 
-    def started(self, trial: Trial) -> None:
+    @property
+    def images_per_s(self) -> float:
+        """Images graded in this session, a second of wall time."""
+        return self.images / max(time.perf_counter() - self._start, 1e-9)
+
+    def started(self, trial: Trial, worker: str) -> None:
         """A trial was given to a worker."""
-        self._running += 1
+        self.running += 1
         self._refresh()
 
     def finished(self, trial: Trial, result: TrialResult) -> None:
         """A trial ended."""
-        self._done, self._running = self._done + 1, max(0, self._running - 1)
-        self._failed += result.status == "failed"
-        self._images += sum(row["images"] for row in result.segments)
+        self.done, self.running = self.done + 1, max(0, self.running - 1)
+        self.failed += result.status == "failed"
+        self.images += sum(row["images"] for row in result.segments)
+        self._tally.add(trial.label, trial.model, result.status, result.segments)
         if not self._bar or result.status == "failed":
-            self._console.print(self._line(trial, result), highlight=False, soft_wrap=True)
+            self._say(self._line(trial, result))
         self._refresh()
+
+    def retried(self, trial: Trial, fault: Fault) -> None:
+        """A trial gave no result and waits again."""
+        self.again, self.running = self.again + 1, max(0, self.running - 1)
+        self._say(f"[yellow]again[/yellow] {_plain(_name(trial))}: {_plain(fault.what)}")
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+        self._say(f"[yellow]note[/yellow] {_plain(text)}")
+
+    def tick(self, workers: Sequence[str], seconds_left: float | None) -> None:
+        """What each worker does now."""
+        self.workers, self.seconds_left = workers, seconds_left
+        self._refresh()
+
+    def summary(self) -> str:
+        """Counts and rates of this session, in a line."""
+        left = f", about {duration(self.seconds_left)} left" if self.seconds_left is not None else ""
+        counts = f"{self.running} running, {self.again} retried, {self.failed} failed"
+        return f"{counts}, {self.images_per_s:,.0f} images/s{left}"
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def _refresh(self) -> None:
         if self._bar:
-            rate = self._images / max(time.perf_counter() - self._start, 1e-9)
-            detail = f"{self._running} running, {self._failed} failed, {rate:,.0f} images/s"
-            self._bar.update(self._task, completed=self._done, detail=detail)
+            self._bar.update(self._task, completed=self.done, detail=self.summary())
+
+    def _view(self) -> Group:
+        assert self._bar is not None
+        shown = [Text(f"  {line}", overflow="ellipsis", no_wrap=True) for line in self.workers[:_WORKERS_SHOWN]]
+        if len(self.workers) > _WORKERS_SHOWN:
+            shown.append(Text(f"  … and {len(self.workers) - _WORKERS_SHOWN} more workers"))
+        return Group(self._bar, *shown, *([self._tally.table()] if self._tally.done else []))
 
     def _line(self, trial: Trial, result: TrialResult) -> str:
-        name = f"{trial.label} · {trial.model} · {_shifts(trial)} · seed {trial.seed}"
         style = _STYLE[result.status]
         if result.status == "ok":
             images = sum(row["images"] for row in result.segments)
@@ -94,7 +150,13 @@ class TrialProgress:
             text = f"error {error:.1f} %, {result.facts['trial_s']:.1f} s"
         else:
             text = result.reason.splitlines()[0] if result.reason else ""
-        return f"[{self._done}/{self._total}] [{style}]{result.status}[/{style}] {_plain(name)}: {_plain(text)}"
+        return f"[{self.done}/{self._total}] [{style}]{result.status}[/{style}] {_plain(_name(trial))}: {_plain(text)}"
+
+
+def _name(trial: Trial) -> str:
+    shifts = trial.stream.shifts
+    shown = shifts[0].id if len(shifts) == 1 else f"{len(shifts)} shifts, {trial.stream.protocol}"
+    return f"{trial.label} · {trial.model} · {shown} · seed {trial.seed}"
 
 
 def _plain(text: str) -> str:
@@ -102,18 +164,11 @@ def _plain(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def _shifts(trial: Trial) -> str:
-    shifts = trial.stream.shifts
-    return shifts[0].id if len(shifts) == 1 else f"{len(shifts)} shifts, {trial.stream.protocol}"
-
-
 def _bar(console: Console, noun: str) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn(f"{noun} · {{task.fields[detail]}} ·"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
+        TextColumn(f"{noun} · {{task.fields[detail]}}"),
         console=console,
     )

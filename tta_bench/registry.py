@@ -7,11 +7,14 @@ asks for it.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import importlib.util
 import pathlib
+import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,6 +43,10 @@ class Entry:
     target: str
     file: pathlib.Path | None = None
 
+    def __reduce__(self) -> Any:
+        content = self.file.read_bytes() if self.file else None
+        return _received, (self.name, self.origin, self.target, self.file, content)
+
     def load(self) -> type:
         """Import the class.
 
@@ -59,6 +66,21 @@ class Entry:
                     hint=f"mend or uninstall the plugin; 'tta-bench methods {self.name}' shows the same",
                 )
             ) from error
+
+
+def _received(name: str, origin: str, target: str, file: pathlib.Path | None, content: bytes | None) -> Entry:
+    """An entry in the process that it was sent to: a plugin's file travels with it, and is used where it is not there."""
+    if file is not None and content is not None and not (file.is_file() and file.read_bytes() == content):
+        file = _unpacked(file.name, content)
+    return Entry(name, origin, target, file)
+
+
+@functools.cache
+def _unpacked(name: str, content: bytes) -> pathlib.Path:
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="tta-bench-plugin-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / name).write_bytes(content)
+    return folder / name
 
 
 def _load(entry: Entry) -> type:

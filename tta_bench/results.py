@@ -110,9 +110,17 @@ COLUMNS = [
     Column("needs_min_batch", "origin", "smallest batch it adapts on", "Int64"),
     Column("needs_norm_kinds", "origin", "normalisation layers of which it needs one"),
     Column("session", "origin", "session in run.json that ran it", "Int64"),
+    Column("attempts", "origin", "how often it was tried; each fault before is in its log", "Int64"),
+    Column("log", "origin", "its output, a file below the run's folder"),
     Column("host", "origin", "machine"),
     Column("device", "origin", "cpu or cuda"),
     Column("device_name", "origin", "model of the device"),
+    Column(
+        "device_share",
+        "origin",
+        "part of the device that it had; below 1 its times are not its own",
+        "float64",
+    ),
     Column("threads", "origin", "CPU threads of torch", "Int64"),
     Column("torch", "origin", "torch's version"),
     Column("key", "origin", "the trial's key: SHA-256 of all that was asked"),
@@ -156,7 +164,7 @@ def write(run: pathlib.Path, result: TrialResult, asked: Mapping[str, Any], sess
     arrays = {f"batches/{name}": a for name, a in result.batches.items()}
     arrays |= {f"images/{name}": a for name, a in result.images.items()}
     write_atomically(folder / f"{result.key}.npz", lambda stream: np.savez(stream, allow_pickle=False, **arrays))
-    record = {k: v for k, v in asdict(result).items() if k not in ("batches", "images")}
+    record = {k: v for k, v in asdict(result).items() if k not in ("batches", "images", "log")}
     record |= {"schema_version": SCHEMA_VERSION, "session": session, "asked": dict(asked)}
     write_json(folder / f"{result.key}.json", record)
 

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +22,13 @@ from tta_bench import metrics
 from tta_bench.adapter import Adapter, SourceRequest, context_for
 from tta_bench.data.base import digest
 from tta_bench.data.cache import Direct, ImageCache, Images
+from tta_bench.errors import UsageError
+from tta_bench.faults import DataFault, kind_of, ruins_device
+from tta_bench.loading import loaded
 from tta_bench.meters import PassCounter, StepCounter, Stopwatch, peak_memory_mib, reset_peak_memory
-from tta_bench.models import SourceModel, load
+from tta_bench.models import SourceModel, load, state_sha256
 from tta_bench.plan import Setting, Trial
-from tta_bench.streams import Segment, Stream, build, derived_seed
+from tta_bench.streams import Batch, Segment, Stream, build, derived_seed
 
 WARMUP_BATCHES = 2  # a trial's first batches: kernels are chosen and memory is claimed in them, so they are timed apart
 _KEPT = 4  # pristine models, and prepared statistics, that a worker holds
@@ -42,6 +46,7 @@ class TrialResult:
         batches: per batch, arrays of equal length.
         images: per image in stream order, arrays of equal length.
         environment: where it ran.
+        log: what it printed.
     """
 
     key: str
@@ -53,6 +58,7 @@ class TrialResult:
     batches: Mapping[str, np.ndarray] = field(default_factory=dict)
     images: Mapping[str, np.ndarray] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
+    log: str = ""
 
 
 class _Skip(Exception):
@@ -79,16 +85,31 @@ class Workbench:
         self._models: OrderedDict[tuple[str, str], tuple[SourceModel, PassCounter]] = OrderedDict()
         self._prepared: OrderedDict[str, tuple[dict[str, Tensor], dict[str, Any]]] = OrderedDict()
 
-    def pristine(self, name: str, precision: str) -> tuple[SourceModel, PassCounter]:
-        """The source model ``name``, never adapted, and the counter that all its copies share."""
-        if (name, precision) not in self._models:
-            model = load(self.setting.models[name]).to(self.device, getattr(torch, precision))
-            _remember(self._models, (name, precision), (model, PassCounter(model)))
-        return self._models[name, precision]
+    def pristine(self, trial: Trial) -> tuple[SourceModel, PassCounter]:
+        """The trial's source model, never adapted, and the counter that all its copies share.
+
+        Raises:
+            DataFault: this machine has other weights than the run was planned with, or none.
+        """
+        place = (trial.model, trial.precision)
+        if place not in self._models:
+            with _reading():
+                model = load(self.setting.models[trial.model])
+            if state_sha256(model.net) != trial.asked["model"]["weights_sha256"]:
+                raise DataFault(f"the weights of {trial.model} are others than those that the run was planned with")
+            model = model.to(self.device, getattr(torch, trial.precision))
+            _remember(self._models, place, (model, PassCounter(model)))
+        return self._models[place]
 
     def images(self, trial: Trial) -> list[Images | Direct]:
-        """The images of each shift of the trial's stream."""
-        return [self.cache.images(self.setting.cache_entry(trial.model, trial.stream, s)) for s in trial.stream.shifts]
+        """The images of each shift of the trial's stream.
+
+        Raises:
+            DataFault: they cannot be read.
+        """
+        with _reading():
+            entries = [self.setting.cache_entry(trial.model, trial.stream, s) for s in trial.stream.shifts]
+            return [self.cache.images(entry) for entry in entries]
 
     def prepared(
         self, adapter: Adapter, trial: Trial, counter: PassCounter
@@ -116,7 +137,8 @@ class Workbench:
 
         def batches() -> Iterator[Tensor]:
             for first in range(0, count, request.batch_size):
-                pixels = np.stack([source.decode(int(i)) for i in order[first : first + request.batch_size]])
+                with _reading():
+                    pixels = np.stack([source.decode(int(i)) for i in order[first : first + request.batch_size]])
                 yield to_tensor(pixels, self.device, trial.precision)
 
         returned = adapter.prepare(batches())
@@ -128,6 +150,15 @@ class Workbench:
             "prepare_images_backwarded": backwarded,
         }
         return returned, facts
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """What cannot be read here is this machine's fault, not the method's."""
+    try:
+        yield
+    except (UsageError, OSError) as error:
+        raise DataFault(str(error)) from error
 
 
 def _remember(store: OrderedDict[Any, Any], key: Any, value: Any) -> None:
@@ -171,8 +202,9 @@ def run_trial(trial: Trial, bench: Workbench) -> TrialResult:
     except _Skip as skipped:
         outcome = {"status": "skipped", "reason": str(skipped)}
     except Exception as error:  # whatever a plugin raises: this is the one place that turns it into a row
-        reason = f"{type(error).__name__}: {error}"
-        outcome = {"status": "failed", "reason": reason, "traceback": traceback.format_exc()}
+        reason = str(error) if isinstance(error, DataFault) else f"{type(error).__name__}: {error}"
+        about = {"failure": kind_of(error), "device_ruined": ruins_device(error)}
+        outcome = {"status": "failed", "reason": reason, "traceback": traceback.format_exc(), "facts": about}
     facts = {**outcome.pop("facts", {}), "trial_s": time.perf_counter() - start}
     return TrialResult(trial.key, environment=where, facts=facts, **outcome)
 
@@ -184,7 +216,7 @@ class _Run:
         self.trial, self.bench = trial, bench
         self.stream: Stream = build(trial.stream)
         self.dataset = bench.setting.datasets[trial.model]
-        pristine, self.counter = bench.pristine(trial.model, trial.precision)
+        pristine, self.counter = bench.pristine(trial)
         # a method's own randomness is Context.generator; a stray global draw at least does not depend on what ran before
         seed = derived_seed("method", trial.seed, self.stream.sha256)
         torch.manual_seed(seed)
@@ -242,13 +274,10 @@ class _Run:
     def _segment(self, segment: Segment, images: list[Images | Direct]) -> dict[str, Any]:
         reset_peak_memory(self.bench.device)
         graded, data_ms, stats = [], [], list[Mapping[str, float | Tensor] | None]()
-        for number in range(segment.first, segment.last):
-            batch = self.stream.batch(number)
+        for batch, x, waited_ms in self._batches(segment, images):
             if batch.reset_before:
                 self.adapter.reset()
-            start = time.perf_counter()
-            x = to_tensor(_take(images, batch.shift, batch.image), self.bench.device, self.trial.precision)
-            data_ms.append((time.perf_counter() - start) * 1e3)
+            data_ms.append(waited_ms)
             adapts = batch.adapt and len(batch.image) >= self.adapter.needs.min_batch
             with self.watch.timing():
                 scores = self.adapter.step(x) if adapts else self.adapter.predict(x)
@@ -256,6 +285,19 @@ class _Run:
             graded.append(metrics.grade(scores.detach(), self.adapter.outputs))
             stats.append(_copied(self.adapter.stats()) if adapts else None)
         return self._measured(segment, graded, np.array(data_ms), stats)
+
+    def _batches(self, segment: Segment, images: list[Images | Direct]) -> Iterator[tuple[Batch, Tensor, float]]:
+        """The segment's batches on the device, with the time spent waiting for each, ms."""
+
+        def fetch(batch: Batch) -> Tensor:
+            with _reading():
+                pixels = _take(images, batch.shift, batch.image)
+            return to_tensor(pixels, self.bench.device, self.trial.precision)
+
+        # corruptions draw from the process's global state, which the method may use: those are never made in a thread
+        ahead = self.bench.device.type == "cuda" and all(isinstance(i, Images) for i in images)
+        batches = (self.stream.batch(number) for number in range(segment.first, segment.last))
+        return loaded(batches, fetch, self.bench.device, ahead)
 
     def _measured(
         self,

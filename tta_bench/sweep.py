@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 
+from tta_bench import faults, preflight, results, rundir, runlog, scheduler, selection, suite
 from tta_bench import plan as planning
-from tta_bench import results, rundir, scheduler, selection, suite
-from tta_bench.data.cache import Entry, ImageCache, default_root
-from tta_bench.errors import Problem, UsageError
+from tta_bench.data.cache import Entry, ImageCache
+from tta_bench.errors import Problem, Stopped, UsageError
+from tta_bench.faults import Fault
+from tta_bench.interrupts import EXIT_CODE, Interrupts
+from tta_bench.order import Estimates
 from tta_bench.plan import Plan, Trial
-from tta_bench.progress import ImageProgress, TrialProgress
+from tta_bench.preflight import CacheChoice
+from tta_bench.progress import ImageProgress, TrialProgress, own_console
 from tta_bench.runner import TrialResult
+from tta_bench.status import StatusFile
+from tta_bench.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,8 @@ class Options:
     workers: int | None = None
     cpus_per_trial: int | None = None
     gpus_per_trial: float = 1.0
+    timeout: float | None = None
+    retries: int = faults.RETRIES
     out: str | None = None
     cache: str | None = None
     retry_failed: bool = False
@@ -49,56 +60,65 @@ def run(options: Options, resume: str) -> int:
     Raises:
         UsageError: nothing was run, and no result was written.
     """
-    console = Console(stderr=True)
+    console = own_console()
     _check(options)
     loaded = suite.load(options.suite, sets=options.sets, plugins=options.plugins)
     plan = planning.make(loaded, options.limit, functools.partial(selection.wants, options.only))
     selected = selection.select(plan.trials, options.only)
-    cache = _cache(options, loaded.suite)
+    choice = _cache(options, loaded.suite)
+    cache = choice.here()
     out = _out(options, plan)
     done = results.statuses(out, (t.key for t in selected))
     waiting = [t for t in _distinct(selected) if not _finished(done.get(t.key), options.retry_failed)]
     missing = cache.to_build(plan.cache_entries(waiting))
-    _check_space(cache, missing)
+    if problem := preflight.no_room(cache, missing):
+        raise UsageError(problem)
     resources = scheduler.Resources(
-        options.executor, options.address, options.workers, options.cpus_per_trial, options.gpus_per_trial
-    )
+        options.executor, options.address, options.workers, options.cpus_per_trial, options.gpus_per_trial,
+        options.timeout, options.retries,
+    )  # fmt: skip
     said = _summary(plan, selected, waiting, cache, missing, resources, out)
     console.print(said, markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
         return 0
     try:
-        _prepare(cache, missing, console)
-        with rundir.locked(out):
-            _run(resources, loaded, plan, waiting, cache, out, console)
-            code = _conclude(plan, selected, out, console)
+        with Interrupts() as interrupts:
+            _prepare(cache, missing, console)
+            with rundir.locked(out):
+                _run(resources, loaded, plan, waiting, choice, out, console, interrupts)
+                code = _conclude(plan, selected, out, console)
     except KeyboardInterrupt:
-        console.print(
-            f"\ninterrupted; what had finished is kept. To go on:\n  {resume}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-        return 130
+        _say(console, f"interrupted; what had finished is kept. To go on:\n  {resume}")
+        return EXIT_CODE
+    except Stopped as stopped:
+        _say(console, f"{stopped}\nstopped; what had finished is kept. To go on:\n  {resume}")
+        return 3
     print(out)
     return code
 
 
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _check(options: Options) -> None:
     if options.executor == "local":
-        for name in ("address", "workers"):
+        for name in ("address", "workers", "timeout"):
             if getattr(options, name) is not None:
                 raise UsageError(
                     Problem(f"--{name} needs --executor ray", hint="leave it out, or choose --executor ray")
                 )
     if options.address is not None:
-        scheduler.check_address(options.address)
+        from tta_bench.cluster import check_address
+
+        check_address(options.address)
 
 
-def _cache(options: Options, loaded: suite.Suite) -> ImageCache:
+def _cache(options: Options, loaded: suite.Suite) -> CacheChoice:
     if options.cache == "off" or (options.cache is None and loaded.cache == "off"):
-        return ImageCache(None)
-    return ImageCache(pathlib.Path(options.cache).absolute() if options.cache else default_root())
+        return CacheChoice(None)
+    named = options.cache or os.environ.get("TTA_BENCH_CACHE")
+    return CacheChoice(str(pathlib.Path(named).absolute()) if named else "")
 
 
 def _out(options: Options, plan: Plan) -> pathlib.Path:
@@ -120,16 +140,6 @@ def _finished(record: dict[str, Any] | None, retry_failed: bool) -> bool:
     if record["status"] != "failed":
         return True
     return record["facts"].get("failure") != "infrastructure" and not retry_failed
-
-
-def _check_space(cache: ImageCache, missing: Sequence[Entry]) -> None:
-    if not missing:
-        return
-    needed, free = cache.space(missing)
-    if needed > free:
-        what = f"the image cache needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free"
-        hint = "choose another disk with --cache DIR, or --cache off to decode images whenever they are used"
-        raise UsageError(Problem(what, where=str(cache.root), hint=hint))
 
 
 def _summary(
@@ -165,20 +175,82 @@ def _prepare(cache: ImageCache, missing: Sequence[Entry], console: Console) -> N
 
 
 def _run(
-    resources: scheduler.Resources, loaded: suite.LoadedSuite, plan: Plan, waiting: Sequence[Trial], cache: ImageCache,
-    out: pathlib.Path, console: Console,
+    resources: scheduler.Resources, loaded: suite.LoadedSuite, plan: Plan, waiting: Sequence[Trial], cache: CacheChoice,
+    out: pathlib.Path, console: Console, interrupts: Interrupts,
 ) -> None:  # fmt: skip
-    results.write_plan(out, plan)
-    session = rundir.begin_session(out, loaded.suite.model_dump(mode="json"))
+    with _writing(out):
+        results.write_plan(out, plan)
+        session = rundir.begin_session(out, loaded.suite.model_dump(mode="json"))
     if not waiting:
         return
-    with TrialProgress(console, len(waiting)) as progress:
+    tally, estimates = Tally((t.label, t.model) for t in plan.trials), Estimates(plan.setting)
+    _recall(out, plan, waiting, tally, estimates)
+    with TrialProgress(console, tally, len(waiting)) as progress:
+        keeper = _Keeper(out, session, progress, interrupts)
+        try:
+            scheduler.run(plan.setting, waiting, resources, cache, out, estimates, keeper)
+            keeper.status.update(state="finished", now=True)
+        except KeyboardInterrupt:
+            keeper.status.update(state="interrupted", now=True)
+            raise
+        except Stopped as stopped:
+            with contextlib.suppress(OSError):  # the disk may be what stopped it
+                keeper.status.update(state=f"stopped: {stopped.problem.message}", now=True)
+            raise
 
-        def keep(trial: Trial, result: TrialResult) -> None:
-            results.write(out, result, trial.asked, session)
-            progress.finished(trial, result)
 
-        scheduler.run(plan.setting, waiting, resources, cache.root, out, progress.started, keep)
+def _recall(out: pathlib.Path, plan: Plan, waiting: Sequence[Trial], tally: Tally, estimates: Estimates) -> None:
+    """Take in the trials of earlier sessions: their errors, and what they took."""
+    again = {trial.key for trial in waiting}
+    done = results.statuses(out, (t.key for t in plan.trials if t.key not in again))
+    for trial in plan.trials:
+        if record := done.get(trial.key):
+            tally.add(trial.label, trial.model, record["status"], record["segments"])
+            if record["status"] == "ok":
+                estimates.learn(trial, record["facts"]["trial_s"])
+
+
+@contextlib.contextmanager
+def _writing(out: pathlib.Path) -> Iterator[None]:
+    """A disk that takes no more ends the run; nothing on it is torn, for files are renamed into place."""
+    try:
+        yield
+    except OSError as error:
+        hint = "free some space or mend the disk"
+        raise Stopped(Problem(f"a result cannot be written: {error.strerror}", str(out), hint=hint)) from error
+
+
+class _Keeper:
+    """Keeps what the scheduler reports, and shows it; see :class:`tta_bench.observer.Observer`."""
+
+    def __init__(self, out: pathlib.Path, session: int, progress: TrialProgress, interrupts: Interrupts):
+        self._out, self._session, self._progress, self._interrupts = out, session, progress, interrupts
+        self.status = StatusFile(out, progress)
+
+    def started(self, trial: Trial, worker: str) -> None:
+        self._progress.started(trial, worker)
+
+    def finished(self, trial: Trial, result: TrialResult) -> None:
+        result = dataclasses.replace(result, facts={**result.facts, "log": runlog.name(trial.key)})
+        with self._interrupts.held(), _writing(self._out):
+            runlog.write(self._out, trial, result)
+            results.write(self._out, result, trial.asked, self._session)
+        self._progress.finished(trial, result)
+        self._update()
+
+    def retried(self, trial: Trial, fault: Fault) -> None:
+        self._progress.retried(trial, fault)
+
+    def note(self, text: str) -> None:
+        self._progress.note(text)
+
+    def tick(self, workers: Sequence[str], seconds_left: float | None) -> None:
+        self._progress.tick(workers, seconds_left)
+        self._update()
+
+    def _update(self) -> None:
+        with _writing(self._out):
+            self.status.update()
 
 
 def _conclude(plan: Plan, selected: Sequence[Trial], out: pathlib.Path, console: Console) -> int:

@@ -105,9 +105,12 @@ class ImageCache:
 
     def __init__(self, root: pathlib.Path | None):
         self.root = root
+        self._verified: dict[str, tuple[int, int]] = {}  # entry to its file's time and size when its checksum was right
 
     def images(self, entry: Entry) -> Images | Direct:
-        """The images of an entry; one that is not in the cache is made first, in this process.
+        """The images of an entry; one that is not whole in the cache is made first, in this process.
+
+        An entry's checksum is verified when this object first meets it, and again when its file has changed.
 
         Raises:
             UsageError: an image cannot be decoded; it is named.
@@ -117,10 +120,10 @@ class ImageCache:
             return Images(np.arange(len(array)), array)
         if self.root is None:
             return Direct(entry.dataset, entry.shift)
-        pixels = self._map(entry)
+        pixels = self._verified_map(entry)
         if pixels is None:
             self.build([entry], processes=1)
-            pixels = self._map(entry)
+            pixels = self._verified_map(entry)
         if pixels is None:
             raise UsageError(Problem(f"the cache entry for {entry.shift.id} vanished", where=str(self.root)))
         return Images(entry.rows, pixels)
@@ -137,6 +140,18 @@ class ImageCache:
         if pixels.shape != entry.shape or pixels.dtype != np.uint8 or meta.get("format") != FORMAT:
             return None
         return None if verify and checksum(pixels) != meta["crc32"] else pixels
+
+    def _verified_map(self, entry: Entry) -> np.ndarray | None:
+        assert self.root is not None
+        try:
+            stat = (self.root / entry.key / "images.npy").stat()
+        except OSError:
+            return None
+        state = (stat.st_mtime_ns, stat.st_size)
+        pixels = self._map(entry, verify=self._verified.get(entry.key) != state)
+        if pixels is not None:
+            self._verified[entry.key] = state
+        return pixels
 
     # -- making entries ----------------------------------------------------------------------------------------------
 

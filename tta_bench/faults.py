@@ -1,0 +1,65 @@
+"""What can go wrong with a trial, and what is done about it. The table in docs/cluster.md says the same in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+RETRIES = 2  # how often a trial is given to another worker after an infrastructure fault
+
+Kind = Literal["infrastructure", "memory", "timeout", "method"]
+Verdict = Literal["retry", "alone", "fail"]
+
+
+class DataFault(Exception):
+    """Images or weights cannot be had on this machine, though they could when the run was planned."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One attempt at a trial that gave no result.
+
+    Attributes:
+        kind: "infrastructure" (a worker, node, file: not the method's doing), "memory", "timeout", or "method".
+        what: in a sentence, with the place.
+    """
+
+    kind: Kind
+    what: str
+
+
+def verdict(history: Sequence[Fault], retries: int = RETRIES) -> Verdict:
+    """What to do after the last of ``history``, all of one trial: "retry" on another worker, "alone" on a device that
+    nothing else uses, or "fail".
+    """
+    counts, last = Counter(fault.kind for fault in history), history[-1].kind
+    if last == "infrastructure" and counts[last] <= retries:
+        return "alone" if counts["memory"] else "retry"
+    if last == "memory" and counts[last] == 1:
+        return "alone"
+    return "fail"
+
+
+def kind_of(error: BaseException) -> Kind:
+    """The kind of fault that an exception inside a trial is."""
+    if isinstance(error, DataFault):
+        return "infrastructure"
+    return "memory" if is_out_of_memory(error) else "method"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the host had no more memory to give."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in text or "out of memory" in text)
+
+
+def ruins_device(error: BaseException) -> bool:
+    """Whether this process can use its device no more: after a CUDA error every later call fails, too."""
+    kinds = (RuntimeError, getattr(torch, "AcceleratorError", RuntimeError))
+    return isinstance(error, kinds) and "CUDA error" in str(error) and not is_out_of_memory(error)

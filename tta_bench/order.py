@@ -1,0 +1,135 @@
+"""Which trial next: those expected to take longest first, and among equals one whose images a worker already holds.
+
+What a trial takes is estimated from the trials of the same row of the suite that have ended, in this run or an earlier
+session of it; where there are none, from images × passes × parameters, scaled by all that have ended.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+
+from tta_bench.plan import Setting, Trial
+
+EQUAL = 0.05  # estimates that differ by less than this share are equals
+SECONDS_PER_UNIT = 2e-11  # of images × passes × parameters, before any trial has ended
+_LOOKED_AT = 64  # trials of a row that are looked at for one whose images are at hand
+
+Row = tuple[str, str]
+
+
+def row(trial: Trial) -> Row:
+    """The row of the suite that a trial belongs to: (label, source model)."""
+    return trial.label, trial.model
+
+
+def images(trial: Trial) -> int:
+    """Images in the trial's stream."""
+    return (trial.stream.subset or trial.stream.images) * len(trial.stream.shifts)
+
+
+def passes(setting: Setting, trial: Trial) -> int:
+    """Forward passes that a step is worth: a backward pass costs about two."""
+    cls = setting.methods[trial.method].load()
+    return 3 if cls.needs.backward else 1  # type: ignore[attr-defined]
+
+
+class Estimates:
+    """Seconds that trials are expected to take."""
+
+    def __init__(self, setting: Setting):
+        self._setting = setting
+        self._seconds: dict[Row, float] = {}  # an image
+        self._units: dict[Row, float] = {}
+        self._scale = SECONDS_PER_UNIT
+
+    @property
+    def known(self) -> bool:
+        """Whether any trial's time is known."""
+        return bool(self._seconds)
+
+    def learn(self, trial: Trial, seconds: float) -> bool:
+        """Take in what a trial took; True where its row had no time before, so that estimates change."""
+        place, new = row(trial), seconds / images(trial)
+        first = place not in self._seconds
+        self._seconds[place] = new if first else 0.8 * self._seconds[place] + 0.2 * new
+        if first:
+            self._measure(trial)
+            self._scale = statistics.median(s / self._units[r] for r, s in self._seconds.items())
+        return first
+
+    def seconds(self, trial: Trial) -> float:
+        """What ``trial`` is expected to take."""
+        known = self._seconds.get(row(trial))
+        return images(trial) * (known if known is not None else self._scale * self._measure(trial))
+
+    def _measure(self, trial: Trial) -> float:
+        place = row(trial)
+        if place not in self._units:
+            self._units[place] = float(passes(self._setting, trial) * self._setting.parameters[trial.model])
+        return self._units[place]
+
+
+@dataclass
+class _Group:
+    """Trials of one row with streams of one length, in plan order."""
+
+    waiting: deque[Trial] = field(default_factory=deque)
+    seconds: float = 0.0
+
+
+class Queue:
+    """Trials that wait.
+
+    Args:
+        trials: in plan order.
+        seconds: what a trial is expected to take.
+    """
+
+    def __init__(self, trials: Iterable[Trial], seconds: Callable[[Trial], float]):
+        self._seconds = seconds
+        self._groups: dict[tuple[Row, int], _Group] = {}
+        self._count = 0
+        for trial in trials:
+            self._groups.setdefault((row(trial), images(trial)), _Group()).waiting.append(trial)
+            self._count += 1
+        self.refresh()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def refresh(self) -> None:
+        """Estimates have changed."""
+        for group in self._groups.values():
+            group.seconds = self._seconds(group.waiting[0])
+
+    def remaining(self) -> float:
+        """Seconds that all waiting trials are expected to take, one after another."""
+        return sum(group.seconds * len(group.waiting) for group in self._groups.values())
+
+    def put(self, trial: Trial) -> None:
+        """Give a trial back; it comes before the others of its row."""
+        group = self._groups.setdefault((row(trial), images(trial)), _Group())
+        group.waiting.appendleft(trial)
+        group.seconds = self._seconds(trial)
+        self._count += 1
+
+    def take(self, held: Trial | None = None) -> Trial:
+        """The next trial for a worker whose last one was ``held``."""
+        longest = max(group.seconds for group in self._groups.values())
+        equals = [place for place, group in self._groups.items() if group.seconds >= (1 - EQUAL) * longest]
+        place = next((p for p in equals if held is not None and p[0][1] == held.model), equals[0])
+        waiting = self._groups[place].waiting
+        at_hand = 0
+        if held is not None:
+            looked = enumerate(islice(waiting, _LOOKED_AT))
+            at_hand = next((i for i, trial in looked if trial.stream.shifts == held.stream.shifts), 0)
+        trial = waiting[at_hand]
+        del waiting[at_hand]
+        if not waiting:
+            del self._groups[place]
+        self._count -= 1
+        return trial

@@ -1,0 +1,74 @@
+"""One device slot: a process that runs one trial after another and keeps what they share. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import socket
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from tta_bench import runlog
+from tta_bench.errors import Problem, UsageError
+from tta_bench.plan import Setting, Trial
+from tta_bench.preflight import CacheChoice, other_code
+from tta_bench.runner import TrialResult, Workbench, run_trial
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker is.
+
+    Attributes:
+        host: machine.
+        pid: process.
+        device: the device's identity on that machine: a GPU's UUID, or "cpu".
+        logs: folder, on that machine, of the output of trials under way.
+    """
+
+    host: str
+    pid: int
+    device: str
+    logs: str
+
+
+class Worker:
+    """Runs trials for a driver.
+
+    Args:
+        setting: what all trials share.
+        cache: where this machine's image cache is.
+        threads: CPU threads of torch.
+        share: the part of the device that this worker has; below 1 others use it at the same time.
+        expected: the driver's identity.
+
+    Raises:
+        UsageError: this machine would run other code than the driver's.
+    """
+
+    def __init__(self, setting: Setting, cache: CacheChoice, threads: int, share: float, expected: Mapping[str, str]):
+        if wrong := other_code(expected):
+            raise UsageError(Problem(wrong))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._bench = Workbench(setting, cache.here(), device, threads)
+        self._share = share
+        self._logs = pathlib.Path(tempfile.mkdtemp(prefix="tta-bench-logs-"))
+
+    def ready(self) -> Place:
+        """Where it is, once it can run trials."""
+        device = self._bench.device
+        name = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else "cpu"
+        return Place(socket.gethostname(), os.getpid(), name, str(self._logs))
+
+    def run(self, trial: Trial) -> TrialResult:
+        """Run one trial."""
+        file = self._logs / f"{trial.key}.log"
+        with runlog.captured(file):
+            result = run_trial(trial, self._bench)
+        text = runlog.read(file)
+        file.unlink()
+        return dataclasses.replace(result, log=text, facts={**result.facts, "device_share": self._share})
