@@ -1,7 +1,7 @@
 """The command line: arguments, messages, exit codes; no logic. torch, Ray and pandas are imported inside commands.
 
 Exit codes: 0 every trial ok or skipped; 1 a bug; 2 usage or configuration, nothing was run; 3 finished, but some trials
-failed; 130 interrupted.
+failed (or, where runs are merged, are missing); 130 interrupted.
 """
 
 from __future__ import annotations
