@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import pathlib
 from collections import deque
@@ -237,7 +238,7 @@ class _SpyRegistryEntry:
 
 def run_with(cls: type[Adapter], trial: tuple[plan.Trial, Workbench]) -> None:
     wanted, bench = trial
-    bench.setting = plan.Setting(bench.setting.models, bench.setting.datasets, {"tent": _SpyRegistryEntry(cls)})  # type: ignore[dict-item]
+    bench.setting = dataclasses.replace(bench.setting, methods={"tent": _SpyRegistryEntry(cls)})  # type: ignore[dict-item]
     result = run_trial(wanted, bench)
     assert result.status == "ok", result.traceback
 

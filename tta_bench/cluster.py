@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import pathlib
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,6 +90,7 @@ def connected(address: str | None, cpus: int, scratch: pathlib.Path) -> Iterator
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address is None:
         options |= {"num_cpus": cpus, "include_dashboard": False}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with contextlib.chdir(scratch):
         try:
             ray.init(address=address or "local", **options)
@@ -96,6 +99,9 @@ def connected(address: str | None, cpus: int, scratch: pathlib.Path) -> Iterator
             raise UsageError(
                 Problem(f"cannot use the Ray cluster: {error}", f"--address {address}", hint=hint)
             ) from error
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():  # Ray puts its own in their place
+            signal.signal(number, handler)
     try:
         yield Cluster(ray)
     finally:

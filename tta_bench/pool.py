@@ -240,21 +240,26 @@ class Pool:
         """One step towards running ``alone``: choose a device, end its workers as they become free, take all of it."""
         if alone.worker is not None:
             return
+        alone.device = alone.device or self._choose_device()
         if alone.device is None:
-            started = [w for w in self._workers.values() if w.device]
-            if not started:
-                return
-            alone.device = min(started, key=lambda w: w.trial is not None).device
+            return
         there = [w for w in self._workers.values() if w.device == alone.device]
         for worker in [w for w in there if w.trial is None]:
             self._end(worker)
         if all(w.trial is None for w in there):
-            node = self._cluster.nodes().get(alone.device[0]) if alone.device else None
+            node = self._cluster.nodes().get(alone.device[0])
             if node is None:
                 alone.device = None
                 return
             whole = dataclasses.replace(self._slot, gpus=max(1.0, self._slot.gpus) if self._slot.gpus else 0.0)
             alone.worker = self._start(node, whole, alone=True)
+
+    def _choose_device(self) -> tuple[str, str] | None:
+        """The device of a worker, a free one before a busy one; where there is no worker at all, any of a usable node."""
+        if started := [w for w in self._workers.values() if w.device]:
+            return min(started, key=lambda w: w.trial is not None).device
+        nodes = [] if self._workers else self._usable()
+        return (nodes[0].id, "") if nodes else None
 
     # -- news ----------------------------------------------------------------------------------------------------------
 

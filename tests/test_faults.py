@@ -1,0 +1,317 @@
+"""Real faults: for each, what docs/cluster.md says is done. See also test_scheduler.py (kills) and test_cluster.py (nodes)."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Outcome, clean_environment
+from test_scheduler import descendants, same, table
+
+from tta_bench import results
+from tta_bench.faults import Fault, verdict
+
+Cli = Callable[..., Outcome]
+SuiteFile = Callable[..., pathlib.Path]
+
+PLUGIN = """\
+import os, pathlib, time
+import torch
+from tta_bench.adapter import Adapter, Config as Base
+
+class Config(Base):
+    folder: str
+
+class Marks(Adapter):
+    name = "marks"
+    Config = Config
+
+    def mark(self, text):
+        with open(pathlib.Path(self.config.folder) / "marks", "a") as stream:
+            stream.write(f"{self.name} {text} {os.getpid()} {time.monotonic()}\\n")
+
+    def marked(self):
+        file = pathlib.Path(self.config.folder) / "marks"
+        return sum(line.startswith(self.name + " ") for line in file.read_text().splitlines()) if file.exists() else 0
+
+    def step(self, x):
+        self.mark("step")
+        time.sleep(0.2)
+        self.mark("done")
+        return self.predict(x)
+
+class Raises(Marks):
+    name = "raises"
+    def step(self, x):
+        print("about to raise")
+        raise ZeroDivisionError("a method's own error")
+
+class Nan(Marks):
+    name = "nan"
+    def step(self, x):
+        return self.predict(x) * float("nan")
+
+class Hangs(Marks):
+    name = "hangs"
+    def step(self, x):
+        self.mark("hangs")
+        print("about to hang", flush=True)
+        while True:
+            pass
+
+class Greedy(Marks):
+    name = "greedy"
+    def step(self, x):
+        self.mark("begin")
+        torch.empty(1 << 52, dtype=torch.uint8)
+
+class GreedyOnce(Marks):
+    name = "greedy_once"
+    def step(self, x):
+        if not self.marked():
+            self.mark("begin")
+            torch.empty(1 << 52, dtype=torch.uint8)
+        self.mark("step")
+        time.sleep(0.3)
+        self.mark("done")
+        return self.predict(x)
+
+class Deletes(Marks):
+    name = "deletes"
+    def step(self, x):
+        for file in pathlib.Path(self.config.folder).glob("data/*/*.png"):
+            file.rename(file.with_suffix(".gone"))
+        return self.predict(x)
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: pathlib.Path) -> pathlib.Path:
+    path = tmp_path / "faulty.py"
+    path.write_text(PLUGIN)
+    return path
+
+
+def methods(folder: pathlib.Path, *names: str) -> str:
+    return "[source, " + ", ".join(f"{{name: {n}, config: {{folder: {folder}}}}}" for n in names) + "]"
+
+
+def rows(run: pathlib.Path) -> pd.DataFrame:
+    return results.load(run).segments.set_index("label")
+
+
+def test_faults_of_methods_are_rows_and_stop_nothing_else(
+    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path, plugin: pathlib.Path
+) -> None:
+    names = ("marks", "raises", "nan", "hangs", "greedy", "greedy_once")
+    file = suite_file(("[source, tent]", methods(tmp_path, *names)), ("[clean, contrast]", "[contrast]"))
+    out = tmp_path / "out"
+    outcome = run_cli("run", file, "--plugin", plugin, "--workers", 2, "--timeout", 8, "--out", out)
+    assert outcome.code == 3, outcome.err
+    found = rows(out)
+    assert found["status"].to_dict() == {
+        "source": "ok", "marks": "ok", "greedy_once": "ok",
+        "raises": "failed", "nan": "failed", "hangs": "failed", "greedy": "failed",
+    }  # fmt: skip
+    assert found["attempts"].to_dict() == {
+        "source": 1, "marks": 1, "greedy_once": 2, "raises": 1, "nan": 1, "hangs": 1, "greedy": 2,
+    }  # fmt: skip
+    assert found.loc["greedy_once", "error_pct"] == found.loc["source", "error_pct"]
+    assert found.loc["raises", "reason"] == "ZeroDivisionError: a method's own error"
+    assert "not finite" in found.loc["nan", "reason"]
+    assert found.loc["hangs", "reason"] == "no result after 8 s (--timeout)"
+    assert found.loc["greedy", "reason"].startswith("out of memory, also alone on a device: RuntimeError")
+    log = {label: (out / path).read_text() for label, path in found["log"].items()}
+    assert "about to raise" in log["raises"]
+    assert "ZeroDivisionError" in log["raises"]
+    assert "about to hang" in log["hangs"]
+    assert "attempt before: memory" in log["greedy_once"]
+    alone_from, alone_to, hung = _alone(tmp_path / "marks")
+    others = [t for name, t in _marks(tmp_path / "marks") if name not in ("greedy_once", "greedy")]
+    assert not [t for t in others if alone_from < t < alone_to], "its second attempt had the machine to itself"
+    assert not pathlib.Path(f"/proc/{hung}").exists(), "the hanging process was ended"
+    again = run_cli("run", file, "--plugin", plugin, "--workers", 1, "--timeout", 8, "--out", out)
+    assert "7 finished, 0 to run" in again.err, "a method's own fault is run again only with --retry-failed"
+
+
+def _marks(file: pathlib.Path) -> list[tuple[str, float]]:
+    split = [line.split() for line in file.read_text().splitlines()]
+    return [(name, float(when)) for name, _, _, when in split]
+
+
+def _alone(file: pathlib.Path) -> tuple[float, float, int]:
+    """(first, last) moment of the successful attempt of greedy_once, and the process that hung."""
+    split = [line.split() for line in file.read_text().splitlines()]
+    mine = [float(when) for name, what, _, when in split if name == "greedy_once" and what != "begin"]
+    return min(mine), max(mine), next(int(pid) for name, _, pid, _ in split if name == "hangs")
+
+
+def test_what_is_done_after_each_kind_of_fault() -> None:
+    lost, memory = Fault("infrastructure", ""), Fault("memory", "")
+    assert verdict([lost]) == verdict([lost, lost]) == "retry"
+    assert verdict([lost] * 3) == "fail"
+    assert verdict([lost], retries=0) == "fail"
+    assert verdict([memory]) == "alone"
+    assert verdict([lost, memory]) == "alone"
+    assert verdict([memory, lost]) == "alone", "a lost worker does not end its being alone"
+    assert verdict([memory, memory]) == "fail"
+    assert verdict([Fault("timeout", "")]) == verdict([Fault("method", "")]) == "fail"
+
+
+@pytest.fixture
+def images(digit_folder: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    shutil.copytree(digit_folder, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_a_data_file_deleted_during_a_run(
+    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path, plugin: pathlib.Path, images: pathlib.Path
+) -> None:
+    data = f'data: {{kind: folder, root: "{images}", preprocess: none, strengths: cifar}}'
+    file = suite_file(("data: {kind: digits, max_images: 100}", data), ("[clean, contrast]", "[contrast]"),
+                      ("[source, tent]", f"[{{name: deletes, config: {{folder: {tmp_path}}}}}, source]"),
+                      ("batch_size: 40", "batch_size: 30"))  # fmt: skip
+    out = tmp_path / "out"
+    options = ("--plugin", plugin, "--workers", 1, "--cache", "off", "--out", out)
+    outcome = run_cli("run", file, *options)
+    assert outcome.code == 3, outcome.err
+    found = rows(out)
+    assert found.loc["deletes", "status"] == "ok"
+    assert found.loc["source", "status"] == "failed"
+    assert found.loc["source", "attempts"] == 3
+    assert "3 attempts failed" in found.loc["source", "reason"]
+    assert str(images) in found.loc["source", "reason"]
+    assert "data" in outcome.err, "the machine is checked again and what it lacks is said"
+    for gone in images.glob("*/*.gone"):
+        gone.rename(gone.with_suffix(".png"))
+    assert run_cli("run", file, *options).code == 0, "it is run again without being asked for"
+    assert rows(out).loc["source", "status"] == "ok"
+
+
+def test_a_cache_entry_damaged_before_or_during_a_run_is_made_again(
+    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path
+) -> None:
+    own = tmp_path / "own"
+    options = ("--executor", "local", "--cpus-per-trial", 1, "--cache", own)
+    assert run_cli("run", suite_file(), *options, "--out", tmp_path / "sound").code == 0
+
+    def damage() -> None:
+        for file in own.glob("*/images.npy"):
+            pixels = np.load(file, mmap_mode="r+")
+            pixels[:, 5:20] ^= 0xFF
+            pixels.flush()
+
+    damage()
+    assert run_cli("run", suite_file(), *options, "--out", tmp_path / "before").code == 0
+    same(tmp_path / "before", tmp_path / "sound")
+
+    from tta_bench import scheduler
+
+    with pytest.MonkeyPatch.context() as patch:  # after the run has looked at the cache, before a trial does
+        real = scheduler.run
+        patch.setattr(scheduler, "run", lambda *arguments: (damage(), real(*arguments)))
+        assert run_cli("run", suite_file(), *options, "--out", tmp_path / "during").code == 0
+    same(tmp_path / "during", tmp_path / "sound")
+
+
+@pytest.fixture
+def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk here: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(
+    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path, small_disk: pathlib.Path
+) -> None:
+    file = suite_file(("seeds: [0]", "seeds: [0, 1, 2, 3, 4, 5, 6, 7]"))
+    options = ("--executor", "local", "--cpus-per-trial", 1)
+    outcome = run_cli("run", file, *options, "--out", small_disk / "run")
+    assert outcome.code == 3
+    assert "a result cannot be written: No space left on device" in outcome.err
+    assert "To go on:" in outcome.err
+    assert "Traceback" not in outcome.err
+    shutil.copytree(small_disk / "run", tmp_path / "kept", ignore=shutil.ignore_patterns("status.*", ".*"))
+    done = len(list((tmp_path / "kept" / "trials").glob("*.json")))
+    assert 0 < done < 32
+    outcome = run_cli("run", file, *options, "--out", tmp_path / "kept")
+    assert outcome.code == 0
+    assert f"{done} finished, {32 - done} to run" in outcome.err
+    assert run_cli("run", file, *options, "--out", tmp_path / "whole").code == 0
+    pd.testing.assert_frame_equal(table(tmp_path / "kept"), table(tmp_path / "whole"), check_exact=True)
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="needs /proc to find the workers")
+@pytest.mark.parametrize("how", ["once", "twice", "killed"])
+def test_no_process_is_left_behind(
+    how: str, suite_file: SuiteFile, tmp_path: pathlib.Path, plugin: pathlib.Path, cache: pathlib.Path
+) -> None:
+    file = suite_file(("[source, tent]", methods(tmp_path, "marks", "hangs")), ("[clean, contrast]", "[contrast]"),
+                      ("seeds: [0]", "seeds: [0, 1]"))  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "tta_bench",
+        "run",
+        str(file),
+        "--plugin",
+        str(plugin),
+        "--workers",
+        "2",
+        "--out",
+        "out",
+    ]
+    driver = subprocess.Popen(command, cwd=tmp_path, env=clean_environment(TTA_BENCH_CACHE=str(cache)),
+                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    deadline = time.monotonic() + 90
+    marks = tmp_path / "marks"
+    while not (marks.exists() and "hangs" in marks.read_text()):
+        assert driver.poll() is None, driver.stderr.read().decode()  # type: ignore[union-attr]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    below = descendants(driver.pid)
+    assert len(below) > 2
+    if how == "killed":
+        driver.kill()
+    else:
+        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to the whole group
+        if how == "twice":
+            time.sleep(0.3)
+            os.kill(driver.pid, signal.SIGINT)
+    _, said = driver.communicate(timeout=60)
+    assert driver.returncode == {"once": 130, "twice": 130, "killed": -9}[how]
+    if how == "once":
+        assert "interrupted; what had finished is kept. To go on:\n  tta-bench run" in said.decode()
+    while left := [pid for pid in below if _runs(pid)]:
+        assert time.monotonic() < deadline, [pathlib.Path(f"/proc/{pid}/cmdline").read_text() for pid in left]
+        time.sleep(0.2)
+    state = subprocess.run([sys.executable, "-m", "tta_bench", "status", "out"], cwd=tmp_path, capture_output=True, text=True,
+                           env=clean_environment(), check=True).stdout  # fmt: skip
+    if how == "once":
+        assert "interrupted" in state
+    else:
+        assert "killed: process" in state
+    assert "of 6 trials" in state
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
