@@ -63,7 +63,7 @@ def copy(made: pathlib.Path, tmp_path: pathlib.Path) -> Copy:
     return call
 
 
-def changed(run: pathlib.Path, key: str, **values: Any) -> None:
+def changed(run: pathlib.Path, key: str, /, **values: Any) -> None:
     """Replace values in a trial's record."""
     path = run / "trials" / f"{key}.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
@@ -139,11 +139,12 @@ def test_a_plan_joined_with_itself_keeps_its_order(run_cli: Cli, made: pathlib.P
 WIDE = DIGITS_SUITE.replace("[source, tent]", "[tent, source, norm]").replace("[clean, contrast]", "[fog, clean, snow]")
 
 
+@pytest.mark.parametrize("order", ["cba", "bca"])
 @pytest.mark.parametrize(
     ("protocol", "trials"), [("{kind: reset, adapt_images: [80, 40, all]}", 180), ("{kind: continual}", 24)]
 )
 def test_parts_of_a_plan_join_in_the_suites_order(
-    run_cli: Cli, tmp_path: pathlib.Path, protocol: str, trials: int
+    run_cli: Cli, tmp_path: pathlib.Path, protocol: str, trials: int, order: str
 ) -> None:
     second = WIDE[WIDE.index("  - name") : WIDE.index("methods:")].replace("resnet_bn", "again", 1)
     text = WIDE.replace("methods:", f"{second}methods:").replace("[5]", "[3, 5]").replace("seeds: [0]", "seeds: [1, 3]")
@@ -163,7 +164,7 @@ def test_parts_of_a_plan_join_in_the_suites_order(
             json.dumps({**whole, "trials": [t for t in whole["trials"] if wanted(t)]})
         )
         (tmp_path / name / "run.json").write_text(json.dumps({"schema_version": 1, "sessions": []}))
-    assert run_cli("merge", *parts, "--out", "out").code == 3
+    assert run_cli("merge", *order, "all", "--out", "out").code == 3
     assert json.loads(pathlib.Path("out/plan.json").read_text())["trials"] == whole["trials"]
 
 
@@ -239,6 +240,7 @@ def test_different_predictions_are_refused_and_shown(run_cli: Cli, made: pathlib
     error = own["segments"][0]["error_pct"]
     assert f"host elsewhere, device_name H100, torch 9.9, threads 7, error_pct {error:.3f}" in outcome.err
     assert "3 of 100 predictions differ from the first" in outcome.err
+    assert "as the first" not in outcome.err
     assert "--keep" in outcome.err
 
 
@@ -246,9 +248,10 @@ def test_many_differences_are_counted_and_a_few_shown(run_cli: Cli, made: pathli
     other = copy("whole", "other")
     for key in keys(other, "tent") + keys(other, "source"):
         repredicted(other, key, images=1)
-    outcome = run_cli("merge", made / "whole", other, "--out", "out")
+    outcome = run_cli("merge", made / "whole", other, made / "seed0", "--out", "out")
     assert "8 trials are ok in several runs" in outcome.err
     assert outcome.err.count("1 of 100 predictions differ") == 5
+    assert outcome.err.count("as the first") == 3, "seed 0's, of those that are shown"
     assert "and 3 more" in outcome.err
 
 
@@ -310,10 +313,11 @@ def truncate(path: pathlib.Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def flip(path: pathlib.Path) -> None:
+def flip(path: pathlib.Path, name: bytes) -> None:
     """Damage inside an array, which the zip's checksum shows."""
     content = bytearray(path.read_bytes())
-    content[content.index(b"images/predicted.npy") + 300] ^= 0xFF
+    header = content.index(name)
+    content[content.index(b"\n", header) + 5] ^= 0xFF  # numpy's header of the array ends in a line feed
     path.write_bytes(content)
 
 
@@ -323,7 +327,9 @@ TEARS: dict[str, Callable[[pathlib.Path], Any]] = {
     "truncated npz": lambda path: truncate(path.with_suffix(".npz")),
     "empty npz": lambda path: path.with_suffix(".npz").write_bytes(b""),
     "no npz": lambda path: path.with_suffix(".npz").unlink(),
-    "flipped npz": lambda path: flip(path.with_suffix(".npz")),
+    "predictions": lambda path: flip(path.with_suffix(".npz"), b"images/predicted.npy"),
+    "batches": lambda path: flip(path.with_suffix(".npz"), b"batches/images.npy"),
+    "another's": lambda path: changed(path.parent.parent, path.name, key="0" * 64),
     "schema version": lambda path: changed(path.parent.parent, path.name, schema_version=99),
     "unknown session": lambda path: changed(path.parent.parent, path.name, session=7),
 }
@@ -435,6 +441,23 @@ def test_a_row_of_two_makings_is_refused_though_no_cell_is_in_both(
     assert outcome.code == 3
     assert f"2 trials were asked for in another way than {otherwise} asked; left out" in outcome.err
     assert "missing 2 of 8:\n  tent · resnet_bn: 2 (clean seed 0, contrast-5 seed 0)\n" in outcome.err
+
+
+def test_keep_decides_only_what_its_run_asked_for(
+    run_cli: Cli, made: pathlib.Path, copy: Copy, otherwise: pathlib.Path
+) -> None:
+    source, part = copy("source"), copy("otherwise", "part")
+    replanned(source, lambda content: content.update(trials=[t for t in content["trials"] if t["label"] == "source"]))
+    (part / "trials" / f"{keys(part, 'tent')[1]}.json").unlink()  # the other run's counts, and agrees in the rate
+    cells = ("merge", made / "seed1", otherwise, made / "seed0", "--out", "out", "--keep", made / "seed0")
+    rows = ("merge", made / "seed0", otherwise, source, "--out", "out", "--keep", source)
+    for command in (cells, rows):
+        outcome = run_cli(*command)
+        assert outcome.code == 2
+        assert "2 trials were asked for in different ways" in outcome.err
+    outcome = run_cli("merge", part, otherwise, made / "seed0", "--out", "out", "--keep", part)
+    assert outcome.code == 3, outcome.err
+    assert f"2 trials were asked for in another way than {part} asked; left out" in outcome.err
 
 
 @pytest.mark.parametrize("part", ["data", "stream", "model"])
