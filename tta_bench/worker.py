@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
 import pathlib
+import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +39,12 @@ class Place:
     logs: str
 
 
+def _die_with_parent() -> None:
+    """Have the kernel end this process with Ray's node manager, which started it; a method that hangs would outlive it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+
+
 class Worker:
     """Runs trials for a driver.
 
@@ -53,6 +62,7 @@ class Worker:
     def __init__(self, setting: Setting, cache: CacheChoice, threads: int, share: float, expected: Mapping[str, str]):
         if wrong := other_code(expected):
             raise UsageError(Problem(wrong))
+        _die_with_parent()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._bench = Workbench(setting, cache.here(), device, threads)
         self._share = share
