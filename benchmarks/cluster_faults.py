@@ -1,0 +1,113 @@
+"""A sweep on two Ray nodes of this machine under real faults, against an undisturbed run of the same suite.
+
+    python benchmarks/cluster_faults.py cifar10_c --limit 256 --only method=source|norm|tent
+
+When a quarter of the trials has ended a worker process is killed (SIGKILL), at half a node is taken away, at three
+quarters the driver is killed, and the run is resumed. Exits 1 where the result columns or any image's prediction then
+differ from those of the undisturbed local run, or a row is missing or doubled. Further options go to ``tta-bench run``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import numpy as np
+from ray.cluster_utils import Cluster
+
+from tta_bench import results
+
+PATIENCE_S = 300.0
+
+
+def finished(run: pathlib.Path) -> int:
+    """Trials on disk."""
+    return len(list((run / "trials").glob("*.json")))
+
+
+def wait_for(what: Callable[[], bool], driver: subprocess.Popen[bytes]) -> None:
+    """Return once ``what`` holds; exit where it does not for long, or the driver ends before."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not what():
+        if driver.poll() is not None:
+            sys.exit(f"the driver ended before a fault could be made (exit {driver.returncode}): choose more trials")
+        if time.monotonic() > deadline:
+            sys.exit("nothing has happened for too long")
+        time.sleep(0.05)
+
+
+def a_worker(run: pathlib.Path) -> int | None:
+    """The process of a worker that has a trial, as the run's status says."""
+    try:
+        lines = json.loads((run / "status.json").read_text())["workers"]
+    except (OSError, ValueError):
+        return None
+    found = [re.search(r"process (\d+): (?!idle)", line) for line in lines]
+    return next((int(match[1]) for match in found if match), None)
+
+
+def predictions(run: pathlib.Path) -> dict[str, bytes]:
+    """Every trial's per-image arrays."""
+    found = {}
+    for path in sorted((run / "trials").glob("*.npz")):
+        with np.load(path) as arrays:
+            found[path.stem] = b"".join(arrays[name].tobytes() for name in sorted(arrays) if name.startswith("images/"))
+    return found
+
+
+def disturbed(command: list[str], run: pathlib.Path, total: int) -> int:
+    """Run ``command`` on two nodes under the three faults; the exit code of the run that ends it."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second = cluster.add_node(num_cpus=1)
+    command = [*command, "--address", cluster.address, "--out", str(run)]
+    try:
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(lambda: finished(run) >= total // 4 and a_worker(run) is not None, driver)
+        os.kill(a_worker(run) or 0, signal.SIGKILL)
+        print(f"worker killed after {finished(run)} of {total} trials", flush=True)
+        wait_for(lambda: finished(run) >= total // 2, driver)
+        cluster.remove_node(second, allow_graceful=False)
+        print(f"node taken away after {finished(run)}", flush=True)
+        wait_for(lambda: finished(run) >= 3 * total // 4, driver)
+        driver.kill()
+        driver.wait()
+        print(f"driver killed after {finished(run)}", flush=True)
+        return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+    finally:
+        cluster.shutdown()
+
+
+def main() -> None:
+    """Run both, compare, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite")
+    arguments, further = parser.parse_known_args()
+    command = [sys.executable, "-m", "tta_bench", "run", arguments.suite, "--cpus-per-trial", "1", *further]
+    with tempfile.TemporaryDirectory() as folder:
+        calm, wild = pathlib.Path(folder) / "calm", pathlib.Path(folder) / "wild"
+        subprocess.run([*command, "--executor", "local", "--out", str(calm)], stdout=subprocess.DEVNULL, check=True)
+        total = finished(calm)
+        code = disturbed(command, wild, total)
+        one, other = (results.result_columns(results.load(run).segments) for run in (calm, wild))
+        attempts = results.load(wild).segments.groupby("key")["attempts"].first()
+        equal = one.equals(other) and predictions(calm) == predictions(wild)
+    again = int((attempts > 1).sum())
+    print(
+        f"{total} trials, {again} tried more than once; exit {code}; results {'equal bit for bit' if equal else 'DIFFER'}"
+    )
+    sys.exit(0 if equal and code == 0 else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Two Ray nodes: what a node must have, and a sweep during which a worker, a node and the driver are lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from conftest import clean_environment
+from test_faults import PLUGIN
+
+from tta_bench import plan, preflight, registry, suite
+from tta_bench.cluster import Slot
+from tta_bench.preflight import CacheChoice, requirements
+
+SuiteFile = Callable[..., pathlib.Path]
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def test_a_worker_a_node_and_the_driver_are_lost_and_nothing_else(
+    suite_file: SuiteFile, tmp_path: pathlib.Path, cache: pathlib.Path
+) -> None:
+    (tmp_path / "faulty.py").write_text(PLUGIN)
+    file = suite_file(("[source, tent]", f"[tent, {{name: marks, config: {{folder: {tmp_path}}}}}]"),
+                      ("[clean, contrast]", "[contrast, fog, brightness]"), ("seeds: [0]", "seeds: [0, 1, 2, 3]"))  # fmt: skip
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "cluster_faults.py"),
+        str(file),
+        "--plugin",
+        str(tmp_path / "faulty.py"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False,
+                          env=clean_environment(TTA_BENCH_CACHE=str(cache)))  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    for said in ("worker killed after", "node taken away after", "driver killed after", "equal bit for bit"):
+        assert said in done.stdout
+
+
+@pytest.fixture
+def needed(suite_file: SuiteFile, tmp_path: pathlib.Path, digit_folder: pathlib.Path) -> preflight.Requirements:
+    data = f'data: {{kind: folder, root: "{digit_folder}", preprocess: none, strengths: cifar}}'
+    checkpoint = tmp_path / "phi.safetensors"
+    shipped = ROOT / "tta_bench" / "weights" / "digits_c" / "mgg-resnet_bn.safetensors"
+    checkpoint.write_bytes(shipped.read_bytes())
+    file = suite_file(("data: {kind: digits, max_images: 100}", data), ("batch_size: 40", "batch_size: 30"),
+                      ("[source, tent]", f"[{{name: mgg, config: {{objective: entropy, checkpoint: {checkpoint}}}}}]"))  # fmt: skip
+    made = plan.make(suite.load(str(file)))
+    return requirements(made.setting, made.trials)
+
+
+def test_a_node_like_the_driver_lacks_nothing_and_makes_its_cache(
+    needed: preflight.Requirements, tmp_path: pathlib.Path
+) -> None:
+    received = pickle.loads(pickle.dumps(needed))
+    assert preflight.prepare(received, CacheChoice(str(tmp_path / "node"))) == []
+    assert len(list((tmp_path / "node").glob("*/images.npy"))) == 2
+
+
+def test_what_a_node_lacks_is_named(needed: preflight.Requirements, tmp_path: pathlib.Path) -> None:
+    def lacks(**changed: object) -> str:
+        return "; ".join(preflight.lacking(dataclasses.replace(needed, **changed)))  # type: ignore[arg-type]
+
+    assert lacks() == ""
+    assert "imports another tta_bench" in lacks(code={**needed.code, "version": "0.0.0"})
+    assert "weights of resnet_bn differ" in lacks(weights={"resnet_bn": "0" * 64})
+    assert "data of CIFAR-10-C (generated) differ from the driver's: clean, contrast-5" in lacks(
+        data=dict.fromkeys(needed.data, "0")
+    )
+    (tmp_path / "phi.safetensors").write_bytes(b"other")
+    assert "phi.safetensors differs" in lacks()
+    (tmp_path / "phi.safetensors").unlink()
+    assert "phi.safetensors: No such file" in lacks()
+
+    def gone() -> object:
+        raise OSError("no such folder: /nowhere")
+
+    assert "data: no such folder: /nowhere" in lacks(
+        setting=dataclasses.replace(needed.setting, reopen={"resnet_bn": gone})
+    )
+
+
+def test_a_plugin_file_travels(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("from tta_bench.adapter import Adapter\n\nclass Mine(Adapter):\n    name = 'mine'\n"
+                    "    def step(self, x):\n        return self.predict(x)\n")  # fmt: skip
+    sent = pickle.dumps(registry.plugin_entries(file)[0])
+    file.unlink()
+    code = f"import pickle; entry = pickle.loads({sent!r}); print(entry.load().__name__, entry.file.name)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=clean_environment(), check=False
+    )
+    assert done.stdout == "Mine mine.py\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("slot", "resources", "workers"),
+    [(Slot(1, 0), {"CPU": 8}, 8), (Slot(3, 0), {"CPU": 8}, 2), (Slot(1, 1), {"CPU": 64, "GPU": 8}, 8),
+     (Slot(1, 0.25), {"CPU": 64, "GPU": 2}, 8), (Slot(1, 0.3), {"CPU": 64, "GPU": 2}, 6),
+     (Slot(1, 2), {"CPU": 64, "GPU": 5}, 2), (Slot(16, 1), {"CPU": 64, "GPU": 8}, 4), (Slot(1, 1), {"CPU": 4}, 0)],
+)  # fmt: skip
+def test_how_many_workers_a_node_holds(slot: Slot, resources: dict[str, float], workers: int) -> None:
+    assert slot.fits(resources) == workers

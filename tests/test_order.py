@@ -1,0 +1,50 @@
+"""Longest first; among equals, what a worker already holds."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+
+import pytest
+
+from tta_bench import plan, suite
+from tta_bench.order import Estimates, Queue
+from tta_bench.plan import Plan
+
+
+@pytest.fixture
+def made(suite_file: Callable[..., pathlib.Path]) -> Plan:
+    return plan.make(suite.load(str(suite_file(("seeds: [0]", "seeds: [0, 1]")))))
+
+
+def test_without_experience_backward_passes_count(made: Plan) -> None:
+    queue = Queue(made.trials, Estimates(made.setting).seconds)
+    taken = [queue.take() for _ in made.trials]
+    assert [t.method for t in taken] == ["tent"] * 4 + ["source"] * 4
+    assert [t.key for t in taken[:4]] == [t.key for t in made.trials if t.method == "tent"], "in plan order"
+    assert len(queue) == 0
+
+
+def test_what_trials_took_counts_more(made: Plan) -> None:
+    estimates = Estimates(made.setting)
+    source = next(t for t in made.trials if t.method == "source")
+    tent = next(t for t in made.trials if t.method == "tent")
+    queue = Queue(made.trials, estimates.seconds)
+    assert estimates.learn(source, 30.0)
+    assert not estimates.learn(source, 30.0)
+    assert estimates.seconds(source) == pytest.approx(30.0)
+    assert estimates.seconds(tent) == pytest.approx(90.0), "three passes in place of one"
+    assert estimates.learn(tent, 6.0)
+    queue.refresh()
+    assert queue.remaining() == pytest.approx(4 * 30.0 + 4 * 6.0)
+    assert queue.take().method == "source"
+
+
+def test_among_equals_the_images_at_hand_win(made: Plan) -> None:
+    queue = Queue(made.trials, Estimates(made.setting).seconds)
+    first = queue.take()
+    assert first.stream.shifts[0].id == "clean"
+    second = queue.take(held=first)
+    assert (second.stream.shifts[0].id, second.seed) == ("clean", 1)
+    queue.put(first)
+    assert queue.take().key == first.key, "a trial given back comes first"
