@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 import pandas as pd
 
+from tta_bench import npz
 from tta_bench.errors import Problem, UsageError
 from tta_bench.plan import Plan
 from tta_bench.runner import TrialResult
@@ -144,8 +146,8 @@ def write_atomically(path: pathlib.Path, write: Any) -> None:
         with os.fdopen(descriptor, "wb") as stream:
             write(stream)
             stream.flush()
+            os.fchmod(stream.fileno(), 0o644)
             os.fsync(stream.fileno())
-        pathlib.Path(name).chmod(0o644)
         pathlib.Path(name).replace(path)
     except BaseException:
         pathlib.Path(name).unlink(missing_ok=True)
@@ -153,8 +155,20 @@ def write_atomically(path: pathlib.Path, write: Any) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Write ``value`` as JSON, atomically."""
+    """Write ``value`` as indented JSON, atomically."""
     write_atomically(path, lambda stream: stream.write(json.dumps(value, indent=1).encode()))
+
+
+def _write_lines(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+    """Write ``values`` as JSON, atomically, with a line for each and for each item of a list: indenting it takes long."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, list) and value:
+            return "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        return json.dumps(value)
+
+    lines = ",\n".join(f" {json.dumps(name)}: {text(value)}" for name, value in values.items())
+    write_atomically(path, lambda stream: stream.write(f"{{\n{lines}\n}}\n".encode()))
 
 
 def write(run: pathlib.Path, result: TrialResult, asked: Mapping[str, Any], session: int) -> None:
@@ -163,10 +177,10 @@ def write(run: pathlib.Path, result: TrialResult, asked: Mapping[str, Any], sess
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {f"batches/{name}": a for name, a in result.batches.items()}
     arrays |= {f"images/{name}": a for name, a in result.images.items()}
-    write_atomically(folder / f"{result.key}.npz", lambda stream: np.savez(stream, allow_pickle=False, **arrays))
-    record = {k: v for k, v in asdict(result).items() if k not in ("batches", "images", "log")}
+    write_atomically(folder / f"{result.key}.npz", lambda stream: npz.write(stream, arrays))
+    record = {k: v for k, v in vars(result).items() if k not in ("batches", "images", "log")}
     record |= {"schema_version": SCHEMA_VERSION, "session": session, "asked": dict(asked)}
-    write_json(folder / f"{result.key}.json", record)
+    _write_lines(folder / f"{result.key}.json", record)
 
 
 def write_plan(run: pathlib.Path, plan: Plan) -> None:
@@ -193,25 +207,29 @@ def write_plan(run: pathlib.Path, plan: Plan) -> None:
     ]
     notes = sorted({dataset.note for dataset in plan.setting.datasets.values() if dataset.note})
     whole = all(t.stream.subset == t.stream.images for t in plan.trials)
-    write_json(run / "plan.json", {"schema_version": SCHEMA_VERSION, "suite": plan.name, "notes": notes,
-                                   "all_images": whole, "trials": trials})  # fmt: skip
+    _write_lines(run / "plan.json", {"schema_version": SCHEMA_VERSION, "suite": plan.name, "notes": notes,
+                                     "all_images": whole, "trials": trials})  # fmt: skip
 
 
 def statuses(run: pathlib.Path, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The committed records among ``keys``; a file that cannot be read does not count."""
+    """The committed records among ``keys``, but for what was asked; a file that cannot be read does not count."""
+    folder = str(run / "trials")
     found = {}
     for key in dict.fromkeys(keys):
-        record = _read_record(run / "trials" / f"{key}.json")
+        record = _read_record(f"{folder}/{key}.json")
         if record is not None:
             found[key] = record
     return found
 
 
-def _read_record(path: pathlib.Path) -> dict[str, Any] | None:
+def _read_record(path: str) -> dict[str, Any] | None:
+    """A trial's record, without what was asked for; None where it is absent, torn or of another schema version."""
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        with open(path, "rb") as stream:
+            record: dict[str, Any] = json.loads(stream.read())
     except (OSError, ValueError):
         return None
+    record.pop("asked", None)  # nobody asks for it, and thousands of them take much memory
     return record if record.get("schema_version") == SCHEMA_VERSION else None
 
 
@@ -257,15 +275,46 @@ def load(run: pathlib.Path) -> Results:
     if plan["schema_version"] != SCHEMA_VERSION:
         what = f"schema version {plan['schema_version']}, this tta-bench reads {SCHEMA_VERSION}"
         raise UsageError(Problem(what, where=str(run), hint="run the suite again into another folder"))
-    records = statuses(run, (t["key"] for t in plan["trials"]))
-    rows = [row for trial in plan["trials"] for row in _rows(trial, records.get(trial["key"]))]
-    segments = pd.DataFrame(rows)
-    stats = [name for name in segments.columns if name.startswith("stat_")]
-    segments = segments.reindex(columns=_NAMES + stats).astype({c.name: c.dtype for c in COLUMNS})
-    batches = [_batches(run, trial) for trial in plan["trials"] if records.get(trial["key"], {}).get("status") == "ok"]
-    on_disk = {path.stem for path in (run / "trials").glob("*.json")}
-    stale = len(on_disk - {t["key"] for t in plan["trials"]})
-    return Results(run, plan, segments, pd.concat(batches, ignore_index=True) if batches else pd.DataFrame(), stale)
+    segments, batches, folder = _Columns(), _Batches(), str(run / "trials")
+    for trial in plan["trials"]:
+        record = _read_record(f"{folder}/{trial['key']}.json")
+        for row in _rows(trial, record):
+            segments.add(row)
+        if record is not None and record["status"] == "ok":
+            batches.add(trial, npz.read(f"{folder}/{trial['key']}.npz", _is_of_batches))
+    stale = len(_committed(run) - {t["key"] for t in plan["trials"]})
+    return Results(run, plan, segments.frame(), batches.frame(), stale)
+
+
+def _committed(run: pathlib.Path) -> set[str]:
+    """Keys of the trials on disk."""
+    try:
+        names = os.listdir(run / "trials")
+    except FileNotFoundError:
+        return set()
+    return {name.removesuffix(".json") for name in names if name.endswith(".json")}
+
+
+class _Columns:
+    """The table ``segments``, gathered column by column: pandas takes long to sort out thousands of dictionaries."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Any]] = {name: [] for name in _NAMES}
+        self._length = 0
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a row; it may lack columns, and have further ones: statistics of its method."""
+        for name in row:
+            if name not in self._values and name.startswith("stat_"):
+                self._values[name] = [np.nan] * self._length
+        for name, values in self._values.items():
+            value = row.get(name, np.nan)
+            values.append(sys.intern(value) if type(value) is str else value)  # most texts are in many rows
+        self._length += 1
+
+    def frame(self) -> pd.DataFrame:
+        """The table; statistics come last, in the order in which they came."""
+        return pd.DataFrame(self._values).astype({c.name: c.dtype for c in COLUMNS})
 
 
 def _rows(trial: Mapping[str, Any], record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -296,25 +345,67 @@ def _rows(trial: Mapping[str, Any], record: Mapping[str, Any] | None) -> list[di
     ]
 
 
-def _batches(run: pathlib.Path, trial: Mapping[str, Any]) -> pd.DataFrame:
-    with np.load(run / "trials" / f"{trial['key']}.npz", allow_pickle=False) as arrays:
-        columns = {name.removeprefix("batches/"): arrays[name] for name in arrays if name.startswith("batches/")}
-        batch, correct = arrays["images/batch"], arrays["images/correct"]
-        shift = arrays["images/shift"]
-    starts = np.flatnonzero(np.diff(batch, prepend=-1))
-    right = np.add.reduceat(correct.astype(np.int64), starts)
-    names = np.array([name for _, _, name in trial["shifts"]])
-    frame = pd.DataFrame({"segment": names[shift[starts]], **columns})
-    frame["error_pct"] = 100.0 * (1.0 - right / frame["images"])
-    frame["images_seen"] = frame.groupby("segment")["images"].cumsum()
-    frame["running_error_pct"] = 100.0 * (
-        1.0 - pd.Series(right).groupby(frame["segment"]).cumsum() / frame["images_seen"]
-    )
-    for position, name in enumerate(("label", "model", "protocol", "adapt_images", "seed")):
-        frame.insert(position, name, trial[name])
-    frame["adapt_images"] = frame["adapt_images"].astype("Int64")
-    frame["key"] = trial["key"]
-    return frame
+_OF_IMAGES = ("images/batch", "images/correct", "images/shift")
+
+
+def _is_of_batches(name: str) -> bool:
+    """Whether the online curve needs an array of a trial."""
+    return name.startswith("batches/") or name in _OF_IMAGES
+
+
+class _Batches:
+    """The table ``batches``, put together from the arrays of all trials at once."""
+
+    def __init__(self) -> None:
+        self._trials: list[Mapping[str, Any]] = []
+        self._parts: list[dict[str, np.ndarray]] = []  # of each trial: arrays of one length, its columns
+        self._names: dict[str, int] = {}  # of segments, to numbers
+        self._segments: list[np.ndarray] = []
+        self._right: list[np.ndarray] = []
+
+    def add(self, trial: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Add a trial."""
+        batch, correct, shift = (arrays[name] for name in _OF_IMAGES)
+        starts = np.flatnonzero(np.concatenate([[True], batch[1:] != batch[:-1]]))
+        numbers = [self._names.setdefault(name, len(self._names)) for _, _, name in trial["shifts"]]
+        self._trials.append(trial)
+        own = {name.removeprefix("batches/"): a for name, a in arrays.items() if name not in _OF_IMAGES}
+        self._parts.append({name: a.copy() for name, a in own.items()})  # else all of the file would stay in memory
+        self._segments.append(np.array(numbers)[shift[starts]])
+        self._right.append(np.add.reduceat(correct.astype(np.int64), starts))
+
+    def frame(self) -> pd.DataFrame:
+        """The table, in the order in which trials were added."""
+        if not self._trials:
+            return pd.DataFrame()
+        lengths = [len(right) for right in self._right]
+        right, segment = np.concatenate(self._right), np.concatenate(self._segments)
+        number = np.repeat(np.arange(len(lengths)), lengths)
+        own = {name: self._column(name) for name in dict.fromkeys(name for part in self._parts for name in part)}
+        images = pd.Series(own["images"])
+        of_segment = [number, segment]
+        seen = images.groupby(of_segment).cumsum()
+        columns = {
+            **{name: pd.Index(self._of_trials(name)).take(number) for name in ("label", "model", "protocol")},
+            "adapt_images": pd.array(self._of_trials("adapt_images"), dtype="Int64").take(number),
+            "seed": pd.Index(self._of_trials("seed")).take(number),
+            "segment": pd.Index(list(self._names)).take(segment),
+            **{name: own[name] for name in self._parts[0]},
+            "error_pct": 100.0 * (1.0 - right / images),
+            "images_seen": seen,
+            "running_error_pct": 100.0 * (1.0 - pd.Series(right).groupby(of_segment).cumsum() / seen),
+            "key": pd.Index(self._of_trials("key")).take(number),
+            **own,
+        }
+        return pd.DataFrame(columns)
+
+    def _of_trials(self, name: str) -> list[Any]:
+        return [trial[name] for trial in self._trials]
+
+    def _column(self, name: str) -> np.ndarray:
+        """A column of all trials; not a number where a trial has no such statistic."""
+        parts = [part[name] if name in part else np.full(len(part["images"]), np.nan) for part in self._parts]
+        return np.concatenate(parts)
 
 
 def write_tables(results: Results) -> list[pathlib.Path]:
