@@ -1,0 +1,168 @@
+"""What makes large runs quick changes nothing: keys, array files, tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import pathlib
+import zipfile
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_training_scripts import script
+
+from tta_bench import npz, plan, results, suite
+from tta_bench.data.base import digest
+from tta_bench.runner import TrialResult
+
+SuiteFile = Callable[..., pathlib.Path]
+
+ARRAYS = {
+    "batches/step_ms": np.linspace(0, 1, 5), "images/shift": np.zeros(7, dtype=np.int16), "images/correct": np.array([True, False]),
+    "none": np.array([]), "square": np.arange(6, dtype=np.float32).reshape(2, 3), "alone": np.array(3.5), "text": np.array(["a", "bc"]),
+    "sliced": np.arange(10)[::2],
+}  # fmt: skip
+
+
+def equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
+    return list(found) == list(expected) and all(
+        found[name].dtype == array.dtype and found[name].shape == array.shape and (found[name] == array).all()
+        for name, array in expected.items()
+    )
+
+
+# -- keys --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", ["reset", "continual", "{kind: reset, adapt_images: [40, all]}"])
+def test_a_key_is_the_digest_of_what_was_asked(suite_file: SuiteFile, protocol: str) -> None:
+    protocol = protocol if "{" in protocol else f"{{kind: {protocol}}}"
+    file = suite_file(("[source, tent]", "[source, eata, {name: tent, grid: {lr: [0.1, 1.0e-5], steps: [1, 2]}}]"),
+                      ("seeds: [0]", f"seeds: [0, 3]\nprotocol: {protocol}"))  # fmt: skip
+    trials = plan.make(suite.load(str(file))).trials
+    assert [t.key for t in trials] == [digest(t.asked) for t in trials]
+    assert len({t.key for t in trials}) == len(trials)
+    assert {t.asked["seed"] for t in trials} == {0, 3}
+    assert all(t.asked["stream"] == plan.build(t.stream).sha256 and t.seed == t.stream.seed for t in trials)
+
+
+# -- array files -------------------------------------------------------------------------------------------------------
+
+
+def test_array_files_are_numpys(tmp_path: pathlib.Path) -> None:
+    with open(tmp_path / "ours.npz", "wb") as stream:
+        npz.write(stream, ARRAYS)
+    with np.load(tmp_path / "ours.npz", allow_pickle=False) as arrays:
+        assert equal(dict(arrays), ARRAYS)
+    with zipfile.ZipFile(tmp_path / "ours.npz") as archive:
+        assert archive.testzip() is None
+    np.savez(tmp_path / "numpys.npz", **ARRAYS)
+    np.savez_compressed(tmp_path / "compressed.npz", **ARRAYS)
+    for name in ("ours", "numpys", "compressed"):
+        assert equal(npz.read(tmp_path / f"{name}.npz"), ARRAYS), name
+    assert list(npz.read(tmp_path / "ours.npz", lambda name: name.startswith("images/"))) == list(ARRAYS)[1:3]
+
+
+def test_python_objects_are_not_written() -> None:
+    with pytest.raises(ValueError, match="x holds Python objects"):
+        npz.write(io.BytesIO(), {"x": np.array([object()])})
+
+
+def test_a_torn_array_file_is_refused_and_no_changed_value_is_read(tmp_path: pathlib.Path) -> None:
+    stream, file = io.BytesIO(), tmp_path / "damaged.npz"
+    npz.write(stream, ARRAYS)
+    whole = stream.getvalue()
+    for length in range(0, len(whole), 5):
+        file.write_bytes(whole[:length])
+        with pytest.raises((EOFError, ValueError, zipfile.BadZipFile)):
+            npz.read(file)
+    for place in range(0, len(whole), 3):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            found = npz.read(file)
+        except (EOFError, ValueError, zipfile.BadZipFile, NotImplementedError):
+            continue
+        assert equal(found, {name: ARRAYS[name] for name in found}), f"byte {place}"
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(suite_file: SuiteFile, tmp_path: pathlib.Path) -> pathlib.Path:
+    """Two methods, two shifts, two seeds; trials 1 and 5 have a statistic, 2 failed, 3 was skipped, 4 is missing."""
+    made = plan.make(suite.load(str(suite_file(("seeds: [0]", "seeds: [0, 1]")))))
+    (tmp_path / "run").mkdir()
+    results.write_plan(tmp_path / "run", made)
+    for number, trial in enumerate(made.trials):
+        if number == 4:
+            continue
+        result = script("scale").canned(trial, batches=3)
+        if number in (1, 5):
+            [row] = result.segments
+            arrays = {**result.batches, "stat_taken": np.array([1.0, np.nan, number])}
+            result = dataclasses.replace(result, segments=[{**row, "stat_taken": 0.5}], batches=arrays)
+        elif number in (2, 3):
+            result = TrialResult(trial.key, "failed" if number == 2 else "skipped", "for a reason")
+        results.write(tmp_path / "run", result, trial.asked, session=0)
+    return tmp_path / "run"
+
+
+def test_a_row_for_every_trial_whatever_became_of_it(run: pathlib.Path) -> None:
+    segments = results.load(run).segments
+    assert segments["status"].tolist() == ["ok", "ok", "failed", "skipped", "missing", "ok", "ok", "ok"]
+    assert [*segments.columns] == [*(c.name for c in results.COLUMNS), "stat_taken"]
+    assert [str(segments[c.name].dtype) for c in results.COLUMNS] == [c.dtype for c in results.COLUMNS]
+    assert segments["stat_taken"].fillna(-1).tolist() == [-1, 0.5, -1, -1, -1, 0.5, -1, -1]
+    assert segments["images"].isna().tolist() == [status != "ok" for status in segments["status"]]
+    assert segments["shift"].tolist() == ["clean", "contrast-5"] * 4
+
+
+def test_the_online_curve_is_that_of_each_trial_alone(run: pathlib.Path) -> None:
+    loaded = results.load(run)
+    curve = loaded.batches
+    ok = [t for t, status in zip(loaded.plan["trials"], loaded.segments["status"], strict=True) if status == "ok"]
+    assert curve["key"].tolist() == [t["key"] for t in ok for _ in range(3)]
+    assert (curve["images_seen"] == curve.groupby("key", sort=False)["images"].cumsum()).all()
+    for trial in ok:
+        with np.load(run / "trials" / f"{trial['key']}.npz") as arrays:
+            correct = arrays["images/correct"].reshape(3, -1)
+            taken = arrays["batches/stat_taken"] if "batches/stat_taken" in arrays else np.full(3, np.nan)
+        mine = curve[curve["key"] == trial["key"]]
+        assert mine["error_pct"].tolist() == (100.0 * (1.0 - correct.sum(1) / correct.shape[1])).tolist()
+        assert mine["running_error_pct"].iloc[-1] == 100.0 * (1.0 - correct.sum() / correct.size)
+        assert np.array_equal(mine["stat_taken"], taken, equal_nan=True)
+        assert {(row.label, row.model, row.seed, row.segment) for row in mine.itertuples()} == {
+            (trial["label"], trial["model"], trial["seed"], trial["shifts"][0][2])
+        }
+    assert curve["adapt_images"].isna().all()
+
+
+def test_torn_and_foreign_trial_files_count_as_missing_and_stale(run: pathlib.Path) -> None:
+    keys = [t["key"] for t in results.load(run).plan["trials"]]
+    file = run / "trials" / f"{keys[0]}.json"
+    file.write_text(file.read_text()[:100])
+    other = json.loads((run / "trials" / f"{keys[1]}.json").read_text())
+    (run / "trials" / f"{keys[1]}.json").write_text(json.dumps({**other, "schema_version": 0}))
+    (run / "trials" / "nobody.json").write_text("{}")
+    assert results.load(run).segments["status"].tolist()[:3] == ["missing", "missing", "failed"]
+    assert list(results.statuses(run, keys)) == [keys[i] for i in (2, 3, 5, 6, 7)]
+    assert results.load(run).stale == 1
+
+
+def test_a_record_on_disk_says_what_was_asked(run: pathlib.Path) -> None:
+    for trial in results.load(run).plan["trials"]:
+        file = run / "trials" / f"{trial['key']}.json"
+        if file.exists():
+            assert digest(json.loads(file.read_text())["asked"]) == trial["key"]
+
+
+def test_tables_on_disk_are_those_in_memory(run: pathlib.Path) -> None:
+    loaded = results.load(run)
+    results.write_tables(loaded)
+    for name, frame in (("segments", loaded.segments), ("batches", loaded.batches)):
+        read = pd.read_parquet(run / f"{name}.parquet")
+        pd.testing.assert_frame_equal(read, frame, check_dtype=False, check_exact=True)
