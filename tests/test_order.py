@@ -6,8 +6,11 @@ import pathlib
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from tta_bench import plan, suite
+from tta_bench.forecast import measure
+from tta_bench.models import load
 from tta_bench.order import Estimates, Queue
 from tta_bench.plan import Plan
 
@@ -38,6 +41,24 @@ def test_what_trials_took_counts_more(made: Plan) -> None:
     queue.refresh()
     assert queue.remaining() == pytest.approx(4 * 30.0 + 4 * 6.0)
     assert queue.take().method == "source"
+
+
+def test_a_measured_pass_stands_in_for_parameters_but_not_for_experience(made: Plan) -> None:
+    estimates = Estimates(made.setting)
+    source, tent = (next(t for t in made.trials if t.method == name) for name in ("source", "tent"))
+    estimates.measured("resnet_bn", 0.01)
+    assert estimates.seconds(source) == pytest.approx(100 * 0.01)
+    assert estimates.seconds(tent) == pytest.approx(3 * 100 * 0.01)
+    estimates.learn(tent, 7.0)
+    assert estimates.seconds(tent) == pytest.approx(7.0)
+
+
+def test_a_forecast_measures_a_model(made: Plan) -> None:
+    model = load(made.setting.models["resnet_bn"])
+    small, large = (measure(model, side, torch.device("cpu")) for side in (32, 64))
+    assert small.weights == 4 * made.setting.parameters["resnet_bn"]
+    assert small.seconds > 0
+    assert large.activations == pytest.approx(4 * small.activations, rel=0.05), "they grow with the image"
 
 
 def test_among_equals_the_images_at_hand_win(made: Plan) -> None:

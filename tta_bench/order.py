@@ -44,6 +44,7 @@ class Estimates:
         self._setting = setting
         self._seconds: dict[Row, float] = {}  # an image
         self._units: dict[Row, float] = {}
+        self._forward: dict[str, float] = {}
         self._scale = SECONDS_PER_UNIT
 
     @property
@@ -61,9 +62,15 @@ class Estimates:
             self._scale = statistics.median(s / self._units[r] for r, s in self._seconds.items())
         return first
 
+    def measured(self, model: str, seconds: float) -> None:
+        """Take in what a forward pass of a source model takes, an image."""
+        self._forward[model] = seconds
+
     def seconds(self, trial: Trial) -> float:
         """What ``trial`` is expected to take."""
         known = self._seconds.get(row(trial))
+        if known is None and trial.model in self._forward:
+            known = passes(self._setting, trial) * self._forward[trial.model]
         return images(trial) * (known if known is not None else self._scale * self._measure(trial))
 
     def _measure(self, trial: Trial) -> float:

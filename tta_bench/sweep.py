@@ -18,6 +18,7 @@ from tta_bench import plan as planning
 from tta_bench.data.cache import Entry, ImageCache
 from tta_bench.errors import Problem, Stopped, UsageError
 from tta_bench.faults import Fault
+from tta_bench.forecast import forecast
 from tta_bench.interrupts import EXIT_CODE, Interrupts
 from tta_bench.order import Estimates
 from tta_bench.plan import Plan, Trial
@@ -80,6 +81,8 @@ def run(options: Options, resume: str) -> int:
     said = _summary(plan, selected, waiting, cache, missing, resources, out)
     console.print(said, markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
+        if waiting:
+            _say(console, _forecast(plan, waiting, resources, out))
         return 0
     try:
         with Interrupts() as interrupts:
@@ -95,6 +98,13 @@ def run(options: Options, resume: str) -> int:
         return 3
     print(out)
     return code
+
+
+def _forecast(plan: Plan, waiting: Sequence[Trial], resources: scheduler.Resources, out: pathlib.Path) -> str:
+    tally, estimates = Tally((t.label, t.model) for t in plan.trials), Estimates(plan.setting)
+    _recall(out, plan, waiting, tally, estimates)
+    threads = resources.cpus_per_trial or (scheduler.available_cpus() if resources.executor == "local" else 1)
+    return forecast(plan, waiting, estimates, threads, scheduler.slots(resources))
 
 
 def _say(console: Console, text: str) -> None:
