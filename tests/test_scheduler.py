@@ -194,7 +194,7 @@ def test_a_worker_that_always_dies_is_a_failed_row_and_run_again(run_cli: Cli, s
     ("options", "message"),
     [(["--address", "ray://host:10001"], "Ray Client"), (["--address", "127.0.0.1:1"], "no Ray cluster answers"),
      (["--address", "nonsense"], "no Ray cluster answers"), (["--executor", "local", "--workers", "2"], "needs --executor ray"),
-     (["--cpus-per-trial", "4000"], "a trial needs")],
+     (["--cpus-per-trial", "4000"], "no node can run a trial")],
 )  # fmt: skip
 def test_resources_that_cannot_be_had(run_cli: Cli, suite_file: SuiteFile, options: list[str], message: str) -> None:
     outcome = run_cli("run", suite_file(), "--out", "out", *options)
