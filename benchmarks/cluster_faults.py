@@ -23,7 +23,6 @@ from collections.abc import Callable
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-import numpy as np
 from ray.cluster_utils import Cluster
 
 from tta_bench import results
@@ -55,15 +54,6 @@ def a_worker(run: pathlib.Path) -> int | None:
         return None
     found = [re.search(r"process (\d+): (?!idle)", line) for line in lines]
     return next((int(match[1]) for match in found if match), None)
-
-
-def predictions(run: pathlib.Path) -> dict[str, bytes]:
-    """Every trial's per-image arrays."""
-    found = {}
-    for path in sorted((run / "trials").glob("*.npz")):
-        with np.load(path) as arrays:
-            found[path.stem] = b"".join(arrays[name].tobytes() for name in sorted(arrays) if name.startswith("images/"))
-    return found
 
 
 def disturbed(command: list[str], run: pathlib.Path, total: int) -> int:
@@ -101,7 +91,7 @@ def main() -> None:
         code = disturbed(command, wild, total)
         one, other = (results.result_columns(results.load(run).segments) for run in (calm, wild))
         attempts = results.load(wild).segments.groupby("key")["attempts"].first()
-        equal = one.equals(other) and predictions(calm) == predictions(wild)
+        equal = one.equals(other) and results.predictions(calm) == results.predictions(wild)
     again = int((attempts > 1).sum())
     print(
         f"{total} trials, {again} tried more than once; exit {code}; results {'equal bit for bit' if equal else 'DIFFER'}"

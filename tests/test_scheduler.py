@@ -24,19 +24,9 @@ def table(run: pathlib.Path) -> pd.DataFrame:
     return results.result_columns(results.load(run).segments)
 
 
-def predictions(run: pathlib.Path) -> dict[str, bytes]:
-    import numpy as np
-
-    found = {}
-    for path in sorted((run / "trials").glob("*.npz")):
-        with np.load(path) as arrays:
-            found[path.stem] = b"".join(arrays[n].tobytes() for n in sorted(arrays) if n.startswith("images/"))
-    return found
-
-
 def same(one: pathlib.Path, other: pathlib.Path) -> None:
     pd.testing.assert_frame_equal(table(one), table(other), check_exact=True)
-    assert predictions(one) == predictions(other)
+    assert results.predictions(one) == results.predictions(other)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the pool asks of Ray: nodes, workers, results, faults. Only this file and scheduler.py import Ray."""
+"""What the pool asks of Ray: nodes, workers, results, faults. The only file that imports Ray."""
 
 from __future__ import annotations
 

@@ -136,6 +136,15 @@ def result_columns(segments: pd.DataFrame) -> pd.DataFrame:
     return segments[names + [str(name) for name in segments if str(name).startswith("stat_")]]
 
 
+def predictions(run: pathlib.Path) -> dict[str, bytes]:
+    """What is known of every image of each trial, by the trial's key: equal bytes for equal arrays."""
+    found = {}
+    for path in sorted((run / "trials").glob("*.npz")):
+        with np.load(path, allow_pickle=False) as arrays:
+            found[path.stem] = b"".join(arrays[name].tobytes() for name in sorted(arrays) if name.startswith("images/"))
+    return found
+
+
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
