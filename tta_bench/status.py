@@ -64,7 +64,7 @@ def show(run: pathlib.Path) -> None:
     if plan is None:
         raise UsageError(Problem("not a run", str(run), hint="give the folder that 'tta-bench run' works in"))
     records = results.statuses(run, (trial["key"] for trial in plan["trials"]))
-    tally = Tally((trial["label"], trial["model"]) for trial in plan["trials"])
+    tally = Tally((t["label"], t["model"], [shift[0] for shift in t["shifts"]]) for t in plan["trials"])
     failed: Counter[str] = Counter()
     for trial in plan["trials"]:
         if record := records.get(trial["key"]):

@@ -101,7 +101,10 @@ def run(options: Options, resume: str) -> int:
 
 
 def _forecast(plan: Plan, waiting: Sequence[Trial], resources: scheduler.Resources, out: pathlib.Path) -> str:
-    tally, estimates = Tally((t.label, t.model) for t in plan.trials), Estimates(plan.setting)
+    tally, estimates = (
+        Tally((t.label, t.model, [s.corruption for s in t.stream.shifts]) for t in plan.trials),
+        Estimates(plan.setting),
+    )
     _recall(out, plan, waiting, tally, estimates)
     threads = resources.cpus_per_trial or (scheduler.available_cpus() if resources.executor == "local" else 1)
     return forecast(plan, waiting, estimates, threads, scheduler.slots(resources))
@@ -193,7 +196,10 @@ def _run(
         session = rundir.begin_session(out, loaded.suite.model_dump(mode="json"))
     if not waiting:
         return
-    tally, estimates = Tally((t.label, t.model) for t in plan.trials), Estimates(plan.setting)
+    tally, estimates = (
+        Tally((t.label, t.model, [s.corruption for s in t.stream.shifts]) for t in plan.trials),
+        Estimates(plan.setting),
+    )
     _recall(out, plan, waiting, tally, estimates)
     with TrialProgress(console, tally, len(waiting)) as progress:
         keeper = _Keeper(out, session, progress, interrupts)

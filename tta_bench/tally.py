@@ -23,19 +23,19 @@ class Tally:
     """Counts trials and keeps their errors.
 
     Args:
-        planned: (label, model) of every trial, in plan order.
+        planned: (label, model, corruptions) of every trial, in plan order.
+
+    Attributes:
+        total: trials planned.
     """
 
-    def __init__(self, planned: Iterable[tuple[str, str]]):
+    def __init__(self, planned: Iterable[tuple[str, str, Iterable[str]]]):
         self._cells: dict[tuple[str, str], _Cell] = {}
         self.statuses: Counter[str] = Counter()
-        for place in planned:
-            self._cells.setdefault(place, _Cell()).planned += 1
-
-    @property
-    def total(self) -> int:
-        """Trials planned."""
-        return sum(cell.planned for cell in self._cells.values())
+        self.total = 0
+        for label, model, corruptions in planned:
+            self.total += 1
+            self._cells.setdefault((label, model), _Cell()).planned += any(name != "clean" for name in corruptions)
 
     @property
     def done(self) -> int:
@@ -46,13 +46,14 @@ class Tally:
         """A trial has ended."""
         self.statuses[status] += 1
         images = correct = 0
-        for segment in segments:
+        for segment in (s for s in segments if s["corruption"] != "clean"):
             images, correct = images + segment["images"], correct + segment["correct"]
         if status == "ok" and images:
             self._cells[label, model].errors.append(100.0 * (images - correct) / images)
 
     def table(self) -> Table:
-        """Mean error of the trials that are ok, methods × models; a mean over fewer than planned says over how many.
+        """Mean error of the trials that are ok, methods × models, clean left out as in the report; a mean over fewer than
+        planned says over how many.
 
         Such means are over different trials and cannot be compared yet.
         """

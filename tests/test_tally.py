@@ -1,0 +1,19 @@
+"""Errors so far: clean left out, as in the report; incomplete means say so."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from tta_bench.tally import Tally
+
+
+def test_the_mean_leaves_clean_out_and_says_what_it_lacks() -> None:
+    tally = Tally([("tent", "net", ["clean"]), ("tent", "net", ["fog"]), ("tent", "net", ["snow"])])
+    tally.add("tent", "net", "ok", [{"corruption": "clean", "images": 10, "correct": 10}])
+    tally.add("tent", "net", "ok", [{"corruption": "fog", "images": 10, "correct": 6}])
+    console = Console(width=80, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(tally.table())
+    assert "40.0 (1 of 2)" in console.export_text()
+    assert tally.counts() == "2 of 3 trials: 2 ok"
+    tally.add("tent", "net", "failed", [])
+    assert tally.counts() == "3 of 3 trials: 2 ok, 1 failed"
