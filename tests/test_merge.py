@@ -163,7 +163,7 @@ def test_parts_of_a_plan_join_in_the_suites_order(
         (tmp_path / name / "plan.json").write_text(
             json.dumps({**whole, "trials": [t for t in whole["trials"] if wanted(t)]})
         )
-        (tmp_path / name / "run.json").write_text(json.dumps({"schema_version": 1, "sessions": []}))
+        (tmp_path / name / "run.json").write_text(json.dumps({"schema_version": 2, "sessions": []}))
     assert run_cli("merge", *order, "all", "--out", "out").code == 3
     assert json.loads(pathlib.Path("out/plan.json").read_text())["trials"] == whole["trials"]
 

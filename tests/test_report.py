@@ -175,7 +175,7 @@ def test_report_writes_every_format_and_prints_the_table(
 def test_a_run_of_another_schema_is_refused(run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path) -> None:
     run_cli("run", suite_file(), "--executor", "local", "--only", "method=source")
     plan = tmp_path / "results" / "small" / "plan.json"
-    plan.write_text(plan.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    plan.write_text(plan.read_text().replace('"schema_version": 2', '"schema_version": 99'))
     outcome = run_cli("report", "results/small")
     assert outcome.code == 2
-    assert "schema version 99, this tta-bench reads 1" in outcome.err
+    assert "schema version 99, this tta-bench reads 2" in outcome.err

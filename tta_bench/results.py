@@ -13,17 +13,19 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from tta_bench import npz
+from tta_bench import NUMERICS_VERSION, npz
 from tta_bench.errors import Problem, UsageError
-from tta_bench.plan import Plan
-from tta_bench.runner import TrialResult
 
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:  # a report needs no torch, which takes seconds to import
+    from tta_bench.plan import Plan
+    from tta_bench.runner import TrialResult
+
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ COLUMNS = [
     Column("seed", "key", "trial seed", "Int64"),
     Column("batch_size", "key", "nominal batch size", "Int64"),
     Column("precision", "key", "float32 or float64"),
+    Column("data", "key", "fingerprint of the images: rows are compared only where it is the same"),
     Column("status", "result", "ok, failed, skipped, or missing (not run yet)"),
     Column("reason", "result", "why it is not ok"),
     Column("images", "result", "images graded", "Int64"),
@@ -211,13 +214,16 @@ def write_plan(run: pathlib.Path, plan: Plan) -> None:
             "batch_size": t.stream.batch_size,
             "images": t.stream.subset,
             "precision": t.precision,
+            "data": t.asked["data"],
         }
         for t in plan.trials
     ]
+    models = {t.model: t.asked["model"] for t in plan.trials}
     notes = sorted({dataset.note for dataset in plan.setting.datasets.values() if dataset.note})
     whole = all(t.stream.subset == t.stream.images for t in plan.trials)
-    _write_lines(run / "plan.json", {"schema_version": SCHEMA_VERSION, "suite": plan.name, "notes": notes,
-                                     "all_images": whole, "trials": trials})  # fmt: skip
+    versions = {"schema_version": SCHEMA_VERSION, "numerics_version": NUMERICS_VERSION}
+    _write_lines(run / "plan.json", {**versions, "suite": plan.name, "notes": notes, "all_images": whole,
+                                     "models": models, "trials": trials})  # fmt: skip
 
 
 def statuses(run: pathlib.Path, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
