@@ -1,4 +1,4 @@
-"""Tidy tables to what goes into a paper: a terminal table, CSV, Markdown, LaTeX and a figure."""
+"""Tidy tables to what goes into a paper: a terminal table, a page, LaTeX, Markdown, data and figures."""
 
 from __future__ import annotations
 
@@ -9,45 +9,47 @@ from rich.console import Console
 
 from tta_bench import results
 from tta_bench.errors import Problem, UsageError, near_miss
-from tta_bench.report import figure, render
-from tta_bench.report.table import ErrorTable, tables
+from tta_bench.report import content, data, evidence, figures, latex, markdown, page, terminal
+from tta_bench.report.content import Content, Options
 
 _PIPE_WIDTH = 300
 
 
-def write(runs: Sequence[str], formats: Sequence[str], out: str | None, known: Sequence[str]) -> None:
-    """Print a run's table and write its report.
+def write(
+    runs: Sequence[str], formats: Sequence[str], out: str | None, known: Sequence[str], options: Options, *, mix: bool
+) -> None:
+    """Print the tables of runs and write their report.
 
     Args:
-        runs: at most one run's folder; none: the newest below ``results/``.
+        runs: folders; none: the newest below ``results/``.
         formats: which files to write.
-        out: where; None: ``<run>/report``.
+        out: where; None: ``<first run>/report``.
         known: all formats there are.
+        options: what the report says.
+        mix: put runs together whose images, versions or precision differ.
 
     Raises:
-        UsageError: no such run, or an unknown format.
+        UsageError: no such run, an unknown format, or runs that must not stand in one table.
     """
     for name in formats:
         if name not in known:
             raise UsageError(Problem(f"--format: unknown format {name!r}", hint=near_miss(name, known)))
-    if len(runs) > 1:
-        raise UsageError(Problem(f"{len(runs)} runs given; a report is made of one", hint="make one report a run"))
     console = Console(stderr=True)
     if not runs:
         console.print(f"newest run: {newest()}", markup=False, highlight=False, soft_wrap=True)
-    loaded = results.load(pathlib.Path(runs[0]) if runs else newest())
-    results.write_tables(loaded)
-    made = tables(loaded)
+    folders = [pathlib.Path(run) for run in runs] or [newest()]
+    found = evidence.gather(folders, mix=mix)
+    for run in found.runs:
+        results.write_tables(run)
+    made = content.make(found, options)
     shown = Console()
     if not shown.is_terminal:
         shown = Console(width=_PIPE_WIDTH)  # a file or a pipe has no width: rich would cut the table to 80 columns
-    for table in made:
-        shown.print(render.terminal(table))
-    folder = pathlib.Path(out) if out else loaded.path / "report"
+    terminal.show(made, shown)
+    folder = pathlib.Path(out) if out else folders[0] / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    for name in formats:
-        for path in _WRITERS[name](made, folder):
-            console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    for path in _files(made, folder, formats):
+        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     print(folder)
 
 
@@ -65,29 +67,18 @@ def newest() -> pathlib.Path:
     return plans[-1].parent
 
 
-def _text(
-    name: str, make: Callable[[Sequence[ErrorTable]], str]
-) -> Callable[[Sequence[ErrorTable], pathlib.Path], list[pathlib.Path]]:
-    def write_text(made: Sequence[ErrorTable], folder: pathlib.Path) -> list[pathlib.Path]:
-        path = folder / name
-        results.write_atomically(path, lambda stream: stream.write(make(made).encode()))
-        return [path]
-
-    return write_text
+def _files(made: Content, folder: pathlib.Path, formats: Sequence[str]) -> list[pathlib.Path]:
+    """Write all formats; figures are drawn once for all of theirs."""
+    paths = [path for name in formats if name in _WRITERS for path in _WRITERS[name](made, folder)]
+    wanted = [name for name in ("png", "pdf") if name in formats]
+    drawn = figures.draw(made, folder / "figures", [*wanted, *(["svg"] if "html" in formats else [])])
+    paths += [path for figure in drawn for path in figure.files]
+    return paths + ([page.write(made, drawn, folder / "index.html")] if "html" in formats else [])
 
 
-def _figure(suffix: str) -> Callable[[Sequence[ErrorTable], pathlib.Path], list[pathlib.Path]]:
-    def write_figure(made: Sequence[ErrorTable], folder: pathlib.Path) -> list[pathlib.Path]:
-        path = folder / f"errors.{suffix}"
-        return [figure.draw(made, path)]
-
-    return write_figure
-
-
-_WRITERS: dict[str, Callable[[Sequence[ErrorTable], pathlib.Path], list[pathlib.Path]]] = {
-    "tex": _text("errors.tex", render.latex),
-    "md": _text("errors.md", render.markdown),
-    "csv": _text("errors.csv", render.csv),
-    "png": _figure("png"),
-    "pdf": _figure("pdf"),
+_WRITERS: dict[str, Callable[[Content, pathlib.Path], list[pathlib.Path]]] = {
+    "tex": latex.write,
+    "md": markdown.write,
+    "csv": data.write_csv,
+    "parquet": data.write_parquet,
 }

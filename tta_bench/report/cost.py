@@ -1,0 +1,158 @@
+"""What methods cost: times by hardware, and counts, which do not depend on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from tta_bench.report.evidence import Evidence
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """A method with one source model on one kind of hardware. None: not known, or not to be had there.
+
+    Attributes:
+        images_per_s: images per second of step time, median over trials.
+        step_ms, step_ms_p95: time of a batch's step, median and 95th percentile of a trial, their medians over trials, ms.
+        slowdown: step time over the baseline's, median over the shifts and seeds that both have.
+        forwards, backwards, updates: images forwarded, images backwarded and optimizer steps for each 1,000 images.
+        peak_memory_mib: largest peak of device memory, MiB.
+        prepare_s: of ``prepare()``, in the trial that ran it, s.
+        trials: number of trials timed.
+    """
+
+    label: str
+    model: str
+    images_per_s: float | None
+    step_ms: float | None
+    step_ms_p95: float | None
+    slowdown: float | None
+    forwards: float
+    backwards: float
+    updates: float
+    peak_memory_mib: float | None
+    prepare_s: float | None
+    trials: int
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Methods on one kind of hardware, with one batch size: only such times may stand in one column.
+
+    Attributes:
+        hardware: in words; empty for methods of which no time is known that was theirs alone.
+        caption: conditions in a sentence.
+        baseline: the method that ``slowdown`` is over.
+        shared: times were taken on a device that other trials used.
+    """
+
+    hardware: str
+    caption: str
+    baseline: str
+    rows: list[CostRow]
+    shared: bool = False
+
+    def of(self, model: str) -> list[CostRow]:
+        """The rows of a source model."""
+        return [row for row in self.rows if row.model == model]
+
+    @property
+    def models(self) -> list[str]:
+        """Source models in order."""
+        return list(dict.fromkeys(row.model for row in self.rows))
+
+
+def costs(evidence: Evidence, baseline: str, *, shared: bool = False) -> list[CostTable]:
+    """Cost tables.
+
+    Args:
+        evidence: the rows.
+        baseline: label of the method that slow-downs are over.
+        shared: also make tables of the times that were taken on a shared device, apart from the others.
+    """
+    frame = evidence.segments[evidence.segments["status"] == "ok"]
+    made = []
+    for (dataset, size), part in frame.groupby(["dataset", "batch_size"], sort=False):
+        about = f"{dataset}, batch size {size}"
+        alone = part["device_share"].fillna(1.0) >= 1.0
+        own, others = part[alone], part[~alone]
+        made += list(_by_hardware(own, part, about, baseline, shared=False))
+        if shared:
+            made += list(_by_hardware(others, part, about, baseline, shared=True))
+        elif len(others):
+            timed = set(zip(own["model"], own["label"], strict=True))
+            untimed = [place for place in zip(part["model"], part["label"], strict=True) if place not in timed]
+            if untimed:
+                made.append(_untimed(part, list(dict.fromkeys(untimed)), about, baseline))
+    return made
+
+
+def _by_hardware(
+    timed: pd.DataFrame, counted: pd.DataFrame, about: str, baseline: str, *, shared: bool
+) -> Iterator[CostTable]:
+    machine = timed["host"].where(timed["device"] == "cpu", "")  # a processor's name does not tell machines apart
+    threads = timed["threads"].where(timed["device"] == "cpu", 0)
+    groups = timed.groupby([timed["device_name"].fillna(""), machine, threads, timed["torch"]], sort=False)
+    for (device, host, count, torch), part in groups:
+        where = f"{device} ({host}), {count} thread{'s' if count > 1 else ''}" if host else str(device)
+        hardware = f"{where}, torch {torch}"
+        base = {m: _steps(f) for m, f in part[part["label"] == baseline].groupby("model", sort=False)}
+        rows = [
+            _row(str(label), str(model), mine, _counts(counted, label, model), base.get(model))
+            for model in dict.fromkeys(part["model"])
+            for label, mine in part[part["model"] == model].groupby("label", sort=False)
+        ]
+        note = "; other trials used the device at the same time" if shared else ""
+        yield CostTable(hardware, f"Cost on {about}, {hardware}{note}.", baseline, rows, shared)
+
+
+def _untimed(part: pd.DataFrame, places: Sequence[tuple[str, str]], about: str, baseline: str) -> CostTable:
+    rows = []
+    for model, label in places:
+        mine = part[(part["model"] == model) & (part["label"] == label)]
+        rows.append(_row(label, model, mine.iloc[:0], _counts(part, label, model), None))
+    caption = f"Counts on {about}; timed on a device that other trials used: times are left out."
+    return CostTable("", caption, baseline, rows)
+
+
+def _steps(frame: pd.DataFrame) -> pd.Series:
+    """Median step time by (shift, seed, visit, adapt_images), ms."""
+    places = [frame["shift"], frame["seed"], frame["visit"], frame["adapt_images"].fillna(0)]
+    return frame["step_ms_median"].groupby(places).median()
+
+
+def _counts(frame: pd.DataFrame, label: str, model: str) -> pd.DataFrame:
+    """All rows of a method: counts do not depend on the hardware."""
+    return frame[(frame["label"] == label) & (frame["model"] == model)]
+
+
+def _row(label: str, model: str, timed: pd.DataFrame, counted: pd.DataFrame, base: pd.Series | None) -> CostRow:
+    images = float(counted["images"].sum()) / 1000.0
+    ratios = (_steps(timed) / base).dropna() if base is not None and len(timed) else pd.Series(dtype=float)
+    return CostRow(
+        label,
+        model,
+        images_per_s=_median(timed["images_per_s"]),
+        step_ms=_median(timed["step_ms_median"]),
+        step_ms_p95=_median(timed["step_ms_p95"]),
+        slowdown=_median(ratios),
+        forwards=float(counted["images_forwarded"].sum()) / images,
+        backwards=float(counted["images_backwarded"].sum()) / images,
+        updates=float(counted["updates"].sum()) / images,
+        peak_memory_mib=_largest(counted["peak_memory_mib"]),
+        prepare_s=_largest(timed["prepare_s"]),
+        trials=timed["key"].nunique(),
+    )
+
+
+def _median(values: pd.Series) -> float | None:
+    known = values.dropna()
+    return float(known.median()) if len(known) else None
+
+
+def _largest(values: pd.Series) -> float | None:
+    known = values.dropna()
+    return float(known.max()) if len(known) else None

@@ -1,0 +1,85 @@
+"""What each image came to in each cell of the tables: the per-image predictions of all trials, summed over seeds."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tta_bench import npz
+from tta_bench.errors import Problem, UsageError
+from tta_bench.report.evidence import Evidence
+
+_ARRAYS = ("images/image", "images/shift", "images/correct")
+
+Place = tuple[str, str, str]  # label, source model, shift
+
+
+@dataclass
+class _Counts:
+    """By image index: how often an image was seen, and how often classified wrongly."""
+
+    seen: np.ndarray
+    wrong: np.ndarray
+
+    def add(self, image: np.ndarray, correct: np.ndarray) -> None:
+        """Count the images of a stream, (N,) indices and (N,) verdicts."""
+        size = max(len(self.seen), int(image.max()) + 1)
+        self.seen, self.wrong = (
+            np.pad(old, (0, size - len(old))) + np.bincount(chosen, minlength=size).astype(np.uint16)
+            for old, chosen in ((self.seen, image), (self.wrong, image[~correct]))
+        )
+
+
+class ImageErrors:
+    """Errors of images by cell.
+
+    Args:
+        evidence: its runs are read.
+        wanted: whether a trial counts, by its key.
+
+    Raises:
+        UsageError: a trial's arrays are damaged.
+    """
+
+    def __init__(self, evidence: Evidence, wanted: Callable[[str], bool]):
+        self._counts: dict[Place, _Counts] = {}
+        ok = set(evidence.segments.loc[evidence.segments["status"] == "ok", "key"])
+        for run, trial in evidence.trials():
+            if trial["key"] in ok and wanted(trial["key"]):
+                self._add(str(run.path / "trials" / f"{trial['key']}.npz"), trial)
+
+    def _add(self, file: str, trial: Mapping[str, Any]) -> None:
+        try:
+            arrays = npz.read(file, _ARRAYS.__contains__)
+            image, shift, correct = (arrays[name] for name in _ARRAYS)
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            hint = "delete it with its .json, and run the suite again"
+            raise UsageError(Problem(f"cannot be read: {error}", file, hint=hint)) from error
+        for number, (_, _, name) in enumerate(trial["shifts"]):
+            here = slice(None) if len(trial["shifts"]) == 1 else shift == number
+            place = (trial["label"], trial["model"], name)
+            empty = np.zeros(0, dtype=np.uint16)
+            self._counts.setdefault(place, _Counts(empty, empty)).add(image[here], correct[here])
+
+    def matrix(self, places: Sequence[Place]) -> np.ndarray | None:
+        """(images, cells) float32: each image's error, its mean over seeds and visits, of the images that were seen.
+
+        None where the cells do not share their images, or one has none: then nothing is paired.
+        """
+        found = [self._counts.get(place) for place in places]
+        have = [counts for counts in found if counts is not None]
+        if len(have) < len(found) or not have:
+            return None
+        seen = have[0].seen > 0
+        if any(not np.array_equal(counts.seen > 0, seen) or _uneven(counts.seen[seen]) for counts in have):
+            return None
+        return np.stack([counts.wrong[seen] / np.float32(counts.seen[seen][0]) for counts in have], axis=1)
+
+
+def _uneven(seen: np.ndarray) -> bool:
+    """Whether some images were seen more often than others: the mean over images is then not the error of the stream."""
+    return bool((seen != seen[0]).any())
