@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import matplotlib
+
 from tta_bench.report.content import Content
+from tta_bench.report.figures import errors
+from tta_bench.report.figures.section import Drawn, sections
+from tta_bench.report.figures.style import house_style
+from tta_bench.report.figures.svg import adaptive
+from tta_bench.results import write_atomically
+
+_ALL = (errors.draw,)
+_DPI = 150
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,32 @@ def draw(content: Content, folder: pathlib.Path, formats: Sequence[str]) -> list
 
     Args:
         content: the report.
-        folder: where files go.
+        folder: where files go; made where it is not there and a figure is.
         formats: some of png, pdf, svg; svg is not written to a file.
     """
-    return []
+    if not formats:
+        return []
+    with house_style():
+        return [_saved(d, folder, formats) for s in sections(content) for each in _ALL for d in each(s)]
+
+
+def _saved(drawn: Drawn, folder: pathlib.Path, formats: Sequence[str]) -> Figure:
+    files = [_file(drawn, folder, name) for name in formats if name != "svg"]
+    return Figure(drawn.name, drawn.title, drawn.caption, files, _svg(drawn) if "svg" in formats else "")
+
+
+def _file(drawn: Drawn, folder: pathlib.Path, suffix: str) -> pathlib.Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{drawn.name}.{suffix}"
+    dated = {"CreationDate": None} if suffix == "pdf" else None  # a figure drawn again is the same file
+    write_atomically(
+        path, lambda stream: drawn.figure.savefig(stream, format=suffix, dpi=_DPI, facecolor="white", metadata=dated)
+    )
+    return path
+
+
+def _svg(drawn: Drawn) -> str:
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": drawn.name}):
+        drawn.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    return adaptive(stream.getvalue(), drawn.name)
