@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 
-from tta_bench.report.figures import sheet, text
-from tta_bench.report.figures.section import FEWER, Drawn, Section, is_known
+from tta_bench.report.figures import plot, sheet, text
+from tta_bench.report.figures.section import Drawn, Section, is_known
 from tta_bench.report.figures.style import INK, MUTED, Style
 from tta_bench.report.table import Cell, ErrorTable, Row
 
@@ -25,60 +25,39 @@ def draw(section: Section) -> Iterator[Drawn]:
         return
     shown = [row for row in table.rows if is_known(row)]
     styles = section.styles_of(row.label for row in shown)
-    bars, what = _spread(table)
-    marks = list(_marks(shown, table))
+    spread = plot.Spread.of(cell for row in shown for cell in row.cells.values())
+    notes = list(_notes(shown, table, spread))
     conditions = section.conditions()
-    words = section.words(_TITLE, sheet.bars(styles), table.rows, conditions, [f"Thin lines: {what}", *marks])
+    words = section.words(_TITLE, sheet.bars(styles), table.rows, conditions, notes)
     page = sheet.Sheet(words, models, _room(table, len(styles)), columns=1)
-    top = 1.04 * max(_top(cell, bars) for row in shown for cell in row.cells.values())
+    top = 1.04 * max(_top(cell, spread) for row in shown for cell in row.cells.values())
     for axes, model, last in zip(page.axes, models, page.last_rows, strict=True):
-        _panel(axes, table, model, styles, bars)
+        _panel(axes, table, model, styles, spread)
         axes.set_ylim(0, top)
         _columns(axes, table, names=last)
-    said = f"Error in per cent by corruption (mean: over the corruptions, clean left out), a panel for each source model, on {conditions}"
-    caption = section.caption(said, "", table.rows, [f"Thin lines: {what}", *marks]).replace(" . ", ". ")
+    said = "Error in per cent by corruption, a panel for each source model; the mean leaves clean out."
+    caption = section.caption(said, conditions, table.rows, notes)
     yield Drawn(f"errors{section.suffix}", _TITLE, caption, page.figure)
 
 
 def _room(table: ErrorTable, methods: int) -> sheet.Room:
     each = max(0.3, 0.045 * methods + 0.06)
     below = 0.16 + 0.72 * text.widest([_plain(name) for name in table.columns], 8)
-    return sheet.Room(max(3.6, each * len(table.columns)), 1.5, bottom=below, top=0.42)
+    return sheet.Room(max(3.6, each * len(table.columns)), 1.5, bottom=0.1, top=0.42, below=below)
 
 
-def _spread(table: ErrorTable) -> tuple[str, str]:
-    """What error bars are: ("std" | "interval" | "", in words)."""
-    cells = [cell for row in table.rows for cell in row.cells.values()]
-    if any(cell.std is not None for cell in cells):
-        return "std", "± standard deviation over seeds"
-    if any(cell.low is not None for cell in cells):
-        return "interval", "95 % interval over images"
-    return "", "none, for neither seeds nor intervals over images are known"
+def _top(cell: Cell, spread: plot.Spread) -> float:
+    return spread.ends(cell)[1] if cell.mean is not None else 1.0
 
 
-def _ends(cell: Cell, bars: str) -> tuple[float, float]:
-    """(lower, upper) end of a cell's error bar; both its mean where there is none."""
-    mean = float(cell.mean or 0.0)
-    if bars == "std" and cell.std is not None:
-        return mean - cell.std, mean + cell.std
-    if bars == "interval" and cell.low is not None and cell.high is not None:
-        return cell.low, cell.high
-    return mean, mean
-
-
-def _top(cell: Cell, bars: str) -> float:
-    return _ends(cell, bars)[1] if cell.mean is not None else 1.0
-
-
-def _marks(rows: Sequence[Row], table: ErrorTable) -> Iterator[str]:
+def _notes(rows: Sequence[Row], table: ErrorTable, spread: plot.Spread) -> Iterator[str]:
     cells = [table.cell(row, name) for row in rows for name in table.columns]
-    if any(cell.mean is not None and cell.state != "ok" for cell in cells):
-        yield FEWER
+    yield from spread.notes(cells)
     if any(cell.mean is None for cell in cells):
         yield "× no result"
 
 
-def _panel(axes: Axes, table: ErrorTable, model: str, styles: dict[str, Style], bars: str) -> None:
+def _panel(axes: Axes, table: ErrorTable, model: str, styles: dict[str, Style], spread: plot.Spread) -> None:
     rows = [row for row in table.of(model) if is_known(row)]
     width = _SPAN / len(rows)
     lines, fewer, none = [], [], []
@@ -87,8 +66,8 @@ def _panel(axes: Axes, table: ErrorTable, model: str, styles: dict[str, Style], 
         cells = [(place + offset, table.cell(row, name)) for place, name in enumerate(table.columns)]
         known = [(x, cell) for x, cell in cells if cell.mean is not None]
         _bars(axes, [(x, float(cell.mean or 0.0)) for x, cell in known], 0.92 * width, styles[row.label])
-        lines += [(x, *_ends(cell, bars)) for x, cell in known]
-        fewer += [(x, _ends(cell, bars)[1]) for x, cell in known if cell.state != "ok"]
+        lines += [(x, *spread.ends(cell)) for x, cell in known]
+        fewer += [(x, spread.ends(cell)[1]) for x, cell in known if cell.state != "ok"]
         none += [x for x, cell in cells if cell.mean is None]
     x, low, high = np.array(lines).T
     axes.vlines(x[high > low], low[high > low], high[high > low], colors=INK, linewidth=0.7)

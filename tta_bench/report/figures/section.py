@@ -14,8 +14,6 @@ from tta_bench.report.figures.sheet import Entry, Words
 from tta_bench.report.figures.style import Style, styles
 from tta_bench.report.table import ErrorTable, Row
 
-FEWER = "* mean over fewer cells or seeds than planned"
-
 
 @dataclass(frozen=True)
 class Drawn:
@@ -47,6 +45,11 @@ class Section:
     def worst(self) -> ErrorTable:
         """The table of the most severe severity."""
         return self.tables[-1]
+
+    @property
+    def continual(self) -> bool:
+        """Whether a trial goes through several shifts without a reset."""
+        return self.worst.setting.protocol != "reset"
 
     @functools.cached_property
     def styles(self) -> dict[str, Style]:
@@ -123,4 +126,4 @@ def _absent(rows: Sequence[Row]) -> Iterator[str]:
                 why = f"{row.mean.state}: {row.reason}" if row.reason else row.mean.state
                 found.setdefault(why, []).append(f"{row.label} on {row.model}")
         for why, places in found.items():
-            yield f"{words}: {', '.join(places)} ({why})."
+            yield f"{words}: {', '.join(dict.fromkeys(places))} ({why})."

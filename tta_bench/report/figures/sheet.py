@@ -32,6 +32,7 @@ class Room:
     Attributes:
         width, height: of its axes.
         left, bottom, top, right: around them, for tick labels and the panel's title.
+        below: under the last row only.
     """
 
     width: float
@@ -40,6 +41,7 @@ class Room:
     bottom: float = 0.45
     top: float = 0.3
     right: float = 0.12
+    below: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Sheet:
         panel = (self.width - 2 * _EDGE) / columns
         head, foot = _Head(words, self.width), _foot(words, self.width)
         each = room.top + room.height + room.bottom
-        self.height = head.height + rows * each + len(foot) * _LINE + 2 * _EDGE
+        self.height = head.height + rows * each + room.below + len(foot) * _LINE + 2 * _EDGE
         self.figure = Figure(figsize=(self.width, self.height))
         FigureCanvasAgg(self.figure)
         self.axes: list[Axes] = []

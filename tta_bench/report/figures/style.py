@@ -1,7 +1,7 @@
 """How figures look: one style a method everywhere, in figures and on the page.
 
-A method's colour goes by its place among all methods of the report. Beyond seven methods colours repeat; hatches, lines and
-fillings then tell methods of one colour apart.
+A method's colour goes by its place among all methods of the report. Beyond seven methods colours repeat; hatches, lines
+and fillings then tell methods of one colour apart.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import matplotlib
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers; violet in place of their yellow, which is too pale for
-# lines on white; grey is for the source model. Each has a contrast of at least 2.2 to white and to the page's dark ground.
+# Okabe and Ito's colours, which stay apart for colour-blind readers, with violet in place of their yellow, which is too
+# pale for lines on white; grey is for the source model. Each stands out from white and from a dark page.
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A3FFC"]
 _SOURCE = "#666666"
 
@@ -30,7 +30,7 @@ _HATCHES = ["", "/////", ".....", "xxxxx"]
 _LINES: list[Any] = ["-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2))]
 _FILLS = ["full", "none", "left", "bottom"]
 
-_RC = {
+_RC: dict[Any, Any] = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8,
     "text.color": INK, "text.parse_math": False,  # a label may hold $ and _
     "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.linewidth": 0.7, "axes.axisbelow": True,

@@ -20,9 +20,10 @@ def adaptive(document: str, name: str) -> str:
     """
     document = re.sub(r"<metadata>.*?</metadata>\s*", "", document, flags=re.DOTALL)
     document = re.sub(r"<!DOCTYPE[^>]*>\s*", "", document)
-    for colour, role in _ROLES.items():
-        document = document.replace(colour, f"var(--{role})")
-    document = _small(_renamed(document, name))
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', document))
+    # tags alone: a label may look like anything
+    document = re.sub(r"<[^>]+>", lambda tag: _small(_renamed(_coloured(tag[0]), name, used)), document)
+    document = re.sub(r"(?:<g/>\s*)+", "", document)
     return re.sub(r"(<svg[^>]*>)", rf"\1\n{_rules()}", document, count=1)
 
 
@@ -33,25 +34,21 @@ def _rules() -> str:
     return f"<style>{rule} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}</style>"
 
 
-def _renamed(document: str, name: str) -> str:
+def _coloured(tag: str) -> str:
+    for colour, role in _ROLES.items():
+        tag = tag.replace(colour, f"var(--{role})")
+    return tag
+
+
+def _renamed(tag: str, name: str, used: set[str]) -> str:
     """Ids that something refers to get the figure's name; the others go."""
-    used = set(re.findall(r'(?:href="|url\()#([^")]+)', document))
-
-    def own(match: re.Match[str]) -> str:
-        return f' id="{name}-{match[1]}"' if match[1] in used else ""
-
-    document = re.sub(r' id="([^"]*)"', own, document)
-    return re.sub(r'(href="|url\()#', rf"\1#{name}-", document)
+    tag = re.sub(r' id="([^"]*)"', lambda own: f' id="{name}-{own[1]}"' if own[1] in used else "", tag)
+    return re.sub(r'(href="|url\()#', rf"\1#{name}-", tag)
 
 
-def _small(document: str) -> str:
+def _small(tag: str) -> str:
     """Without what repeats thousands of times and says nothing."""
-    document = re.sub(r"font: (?:bold |700 )?[\d.]+px [^;\"]*", _short_font, document)
-    document = re.sub(r"(\d\.\d\d)\d+", r"\1", document)  # a hundredth of a point is enough
-    return re.sub(r">\s*\n\s*", ">\n", document)
-
-
-def _short_font(match: re.Match[str]) -> str:
-    size = re.search(r"[\d.]+px", match[0])
-    weight = "; font-weight: bold" if re.search(r"bold|700", match[0]) else ""
-    return f"font-size: {size[0] if size else '8px'}{weight}"
+    tag = re.sub(r"font-family: [^;\"]*(?:; )?", "", tag)  # the document's rule has it
+    tag = re.sub(r' transform="rotate\(-?0 [^"]*"', "", tag)
+    tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)  # a hundredth of a point is enough
+    return re.sub(r"\s+", " ", tag)
