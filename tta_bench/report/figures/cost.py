@@ -71,12 +71,12 @@ def _figure(section: Section, table: CostTable, panels: Mapping[str, list[Point]
     words = section.words(_TITLE, _legend(styles, markers), rows, conditions, notes)
     page = sheet.Sheet(words, [""] * len(panels), sheet.Room(2.2, 2.2, top=0.1))
     for axes, (title, points) in zip(page.axes, panels.items(), strict=True):
+        _axis(axes, title, [point.cost for point in points])
         for model in models:
             mine = [point for point in points if point.row.model == model]
             _front(axes, mine)
             for point in mine:
                 _point(axes, point, styles[point.row.label], markers[model], spread)
-        _axis(axes, title, [point.cost for point in points])
     what = f"Error in per cent, mean over the corruptions, by {'; by '.join(panels)}; lower left is better."
     return Drawn(name, _TITLE, section.caption(what, conditions, rows, notes), page.figure)
 
@@ -105,9 +105,9 @@ def _front(axes: Axes, points: Sequence[Point]) -> None:
     compared = [point for point in points if point.row.mean.state == "ok"]
     costs, errors = [point.cost for point in compared], [point.error for point in compared]
     front = pareto(costs, errors)
-    if len(front) > 1:
-        x, y = [costs[i] for i in front], [errors[i] for i in front]
-        axes.step(x, y, where="post", color=MUTED, linewidth=0.8, zorder=1)
+    x, y = [costs[i] for i in front], [errors[i] for i in front]
+    if front:  # to the right edge: what costs more and is no better is above the line
+        axes.step([*x, axes.get_xlim()[1]], [*y, y[-1]], where="post", color=MUTED, linewidth=0.8, zorder=1)
 
 
 def _point(axes: Axes, point: Point, style: Style, marker: str, spread: plot.Spread) -> None:

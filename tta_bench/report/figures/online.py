@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from tta_bench.report.figures import plot, sheet
+from tta_bench.report.figures import plot, sheet, text
 from tta_bench.report.figures.section import Drawn, Section
 from tta_bench.report.figures.style import MUTED, Style
 
@@ -33,7 +34,7 @@ def draw(section: Section) -> Iterator[Drawn]:
     styles = section.styles_of(labels)
     words = section.words(_TITLE, sheet.lines(styles, points=False), rows, conditions, notes)
     borders = _borders(section) if continual else {}
-    page = sheet.Sheet(words, shown, sheet.Room(5.6 if borders else 2.5, 1.8, top=0.3 + 0.75 * bool(borders)))
+    page = sheet.Sheet(words, shown, _room(borders))
     for axes, model in zip(page.axes, shown, strict=True):
         for label, style in styles.items():
             if (model, label) in curves.index:
@@ -41,6 +42,7 @@ def draw(section: Section) -> Iterator[Drawn]:
         _name(axes, borders)
         axes.set_xlabel("images seen of the whole stream" if continual else "images seen of a corruption")
         axes.set_xlim(0, None)
+        axes.set_ylim(max(0.0, axes.get_ylim()[0]), None)
         sheet.error_axis(axes, "running error, %")
     yield Drawn(
         f"online{section.suffix}", _TITLE, section.caption(_said(continual), conditions, rows, notes), page.figure
@@ -112,6 +114,15 @@ def _borders(section: Section) -> dict[str, float]:
     return {name: float(begin) for (name, _), begin in zip(first, begins, strict=False)}
 
 
+def _short(name: str) -> str:
+    return name.rpartition("-")[0].replace("_", " ") or name
+
+
+def _room(borders: dict[str, float]) -> sheet.Room:
+    names = 0.6 * text.widest(map(_short, borders), 7)  # turned by 35 degrees
+    return sheet.Room(5.6, 1.8, top=0.35 + names) if borders else sheet.Room(2.5, 1.8)
+
+
 def _line(axes: Axes, curve: pd.DataFrame, style: Style, *, fewer: bool) -> None:
     keep = np.unique(np.linspace(0, len(curve) - 1, min(_POINTS, len(curve))).round().astype(int))
     x, mean, low, high = curve[["images_seen", "mean", "low", "high"]].to_numpy(dtype=float)[keep].T
@@ -125,6 +136,9 @@ def _line(axes: Axes, curve: pd.DataFrame, style: Style, *, fewer: bool) -> None
 def _name(axes: Axes, borders: dict[str, float]) -> None:
     for name, begin in borders.items():
         axes.axvline(begin, color=MUTED, linewidth=0.5, linestyle=(0, (1, 2)))
-        said = name.rpartition("-")[0].replace("_", " ") or name
-        above = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "rotation_mode": "anchor"}
-        axes.annotate(said, (begin, 1), (2, 2), rotation=35, fontsize=7, color=MUTED, **above)
+        above: dict[str, Any] = {
+            "xycoords": ("data", "axes fraction"),
+            "textcoords": "offset points",
+            "rotation_mode": "anchor",
+        }
+        axes.annotate(_short(name), (begin, 1), (2, 2), rotation=35, fontsize=7, color=MUTED, **above)
