@@ -43,7 +43,7 @@ def curves(evidence: Evidence) -> list[ErrorTable]:
         if frame["adapt_images"].fillna(0).nunique() > 1:
             for severity in _severities(frame):
                 part = frame[frame["severity"].isin([severity, 0])]
-                columns = ("error_pct", "error_after_pct")
+                columns = [name for name in ("error_pct", "error_after_pct") if part[name].notna().any()]
                 made += [_curve(evidence, part, Setting(*place, severity), column) for column in columns]
     return _named(made)
 

@@ -16,7 +16,7 @@ from scipy import stats
 
 from tta_bench.streams import derived_seed
 
-DRAWS = 1000  # of the bootstrap
+DRAWS = 2000  # of the bootstrap
 LEVEL = 0.95  # of intervals; tests are at 1 − LEVEL
 _ROWS = 64  # draws whose weights are made at a time: of 50,000 images they take 26 MB
 
