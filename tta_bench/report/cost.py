@@ -47,7 +47,7 @@ class CostTable:
         caption: conditions in a sentence.
         baseline: the method that ``slowdown`` is over.
         shared: times were taken on a device that other trials used.
-        dataset, batch_size: of the trials.
+        dataset, batch_size: that all rows share.
     """
 
     hardware: str
@@ -79,18 +79,18 @@ def costs(evidence: Evidence, baseline: str, *, shared: bool = False) -> list[Co
     frame = evidence.segments[evidence.segments["status"] == "ok"]
     made: list[CostTable] = []
     for (dataset, size), part in frame.groupby(["dataset", "batch_size"], sort=False):
-        about = f"{dataset}, batch size {size}"
+        about, first = f"{dataset}, batch size {size}", len(made)
         alone = part["device_share"].fillna(1.0) >= 1.0
         own, others = part[alone], part[~alone]
-        here = list(_by_hardware(own, part, about, baseline, shared=False))
+        made += list(_by_hardware(own, part, about, baseline, shared=False))
         if shared:
-            here += list(_by_hardware(others, part, about, baseline, shared=True))
+            made += list(_by_hardware(others, part, about, baseline, shared=True))
         elif len(others):
             timed = set(zip(own["model"], own["label"], strict=True))
             untimed = [place for place in zip(part["model"], part["label"], strict=True) if place not in timed]
             if untimed:
-                here.append(_untimed(part, list(dict.fromkeys(untimed)), about, baseline))
-        made += [replace(table, dataset=str(dataset), batch_size=int(size)) for table in here]
+                made.append(_untimed(part, list(dict.fromkeys(untimed)), about, baseline))
+        made[first:] = [replace(table, dataset=str(dataset), batch_size=int(size)) for table in made[first:]]
     return made
 
 
