@@ -6,6 +6,7 @@ import io
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 
@@ -17,7 +18,10 @@ from tta_bench.report.figures.svg import adaptive
 from tta_bench.results import write_atomically
 
 _ALL = (errors.draw, severity.draw, online.draw, cost.draw, updates.draw, heatmap.draw, ranks.draw, adapt_images.draw)
-_DPI = 150
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "png": {"dpi": 150, "pil_kwargs": {"compress_level": 4}},  # twice as fast as usual, files a tenth larger
+    "pdf": {"metadata": {"CreationDate": None}},  # a figure drawn again is the same file
+}
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,8 @@ def _saved(drawn: Drawn, folder: pathlib.Path, formats: Sequence[str]) -> Figure
 def _file(drawn: Drawn, folder: pathlib.Path, suffix: str) -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{drawn.name}.{suffix}"
-    dated = {"CreationDate": None} if suffix == "pdf" else None  # a figure drawn again is the same file
-    write_atomically(
-        path, lambda stream: drawn.figure.savefig(stream, format=suffix, dpi=_DPI, facecolor="white", metadata=dated)
-    )
+    options = _OPTIONS.get(suffix, {})
+    write_atomically(path, lambda stream: drawn.figure.savefig(stream, format=suffix, facecolor="white", **options))
     return path
 
 

@@ -27,15 +27,17 @@ def draw(section: Section) -> Iterator[Drawn]:
     styles = section.styles_of(row.label for row in rows if is_known(row))
     cells = [cell for row in rows for cell in row.cells.values()]
     spread = plot.Spread.of(cells)
-    notes, conditions = spread.notes(cells), section.conditions()
+    notes, conditions = [*spread.notes(cells), plot.APART], section.conditions()
     words = section.words(_TITLE, sheet.lines(styles, points=True), _said(rows), conditions, notes)
     titles = [f"{model}, {_graded(curve)}" for curve, model in panels]
     page = sheet.Sheet(words, titles, sheet.Room(2.6, 1.8), columns=2 if len(panels) > 1 else 1)
     for axes, (curve, model) in zip(page.axes, panels, strict=True):
         places = positions(curve.corruptions)
+        step = min(0.015, 0.1 / len(styles)) * (max(places.values()) - min(places.values()))
         for row in curve.of(model):
             if is_known(row):
-                points = [(places[name], cell) for name, cell in row.cells.items()]
+                aside = (list(styles).index(row.label) - (len(styles) - 1) / 2) * step
+                points = [(places[name] + aside, cell) for name, cell in row.cells.items()]
                 plot.series(axes, points, styles[row.label], spread)
         _axis(axes, places)
     graded = " and over ".join(dict.fromkeys(_graded(curve) for curve, _ in panels))

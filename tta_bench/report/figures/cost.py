@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matplotlib.axes import Axes
 
@@ -14,6 +14,7 @@ from tta_bench.report.figures.style import INK, MARKERS, MUTED, Style
 from tta_bench.report.table import Row
 
 _TITLE = "Error by cost"
+_BACKWARD = "images backwarded for each 1,000"
 _WIDE = 12.0  # costs whose largest and smallest differ by a larger factor have a logarithmic axis
 _FRONT = "Grey steps: Pareto front of each source model, no method there is better at no higher cost"
 
@@ -45,7 +46,7 @@ def _panels(section: Section, table: CostTable) -> dict[str, list[Point]]:
     """Points by axis; only axes along which something is known and differs."""
     axes: dict[str, dict[tuple[str, str], float | None]] = {
         "time of a step, ms": {(r.model, r.label): r.step_ms for r in table.rows},
-        "images backwarded for each 1,000": {(r.model, r.label): r.backwards for r in table.rows},
+        _BACKWARD: {(r.model, r.label): r.backwards for r in table.rows},
         "peak memory, MiB": {(r.model, r.label): r.peak_memory_mib for r in table.rows},
     }
     found = {name: _points(section, costs) for name, costs in axes.items()}
@@ -65,18 +66,19 @@ def _figure(section: Section, table: CostTable, panels: Mapping[str, list[Point]
     markers = {model: MARKERS[i % len(MARKERS)] for i, model in enumerate(models)}
     spread = plot.Spread.of(row.mean for row in drawn)
     alone = "; other trials used the device at the same time" if table.shared else ""
-    notes = [*spread.notes(row.mean for row in drawn), _FRONT]
+    notes = [*spread.notes([row.mean for row in drawn]), *([plot.APART] if _BACKWARD in panels else []), _FRONT]
     further = [f"{table.hardware}{alone}"] if table.hardware else ["timed on a shared device: times are left out"]
     conditions = section.conditions(further=further)
     words = section.words(_TITLE, _legend(styles, markers), rows, conditions, notes)
-    page = sheet.Sheet(words, [""] * len(panels), sheet.Room(2.2, 2.2, top=0.1))
+    page = sheet.Sheet(words, [""] * len(panels), sheet.Room(1.72, 1.9, top=0.1))
     for axes, (title, points) in zip(page.axes, panels.items(), strict=True):
         _axis(axes, title, [point.cost for point in points])
         for model in models:
-            mine = [point for point in points if point.row.model == model]
-            _front(axes, mine)
-            for point in mine:
-                _point(axes, point, styles[point.row.label], markers[model], spread)
+            _front(axes, [point for point in points if point.row.model == model])
+        costs = [point.cost for point in points]
+        places = plot.apart(costs, 0.015 * max(costs)) if title == _BACKWARD else costs
+        for point, x in zip(points, places, strict=True):
+            plot.dot(axes, (x, point.row.mean), styles[point.row.label], spread, markers[point.row.model])
     what = f"Error in per cent, mean over the corruptions, by {'; by '.join(panels)}; lower left is better."
     return Drawn(name, _TITLE, section.caption(what, conditions, rows, notes), page.figure)
 
@@ -86,7 +88,8 @@ def _legend(styles: Mapping[str, Style], markers: Mapping[str, str]) -> list[she
     several = len(markers) > 1
     methods = [sheet.Entry(k, line=s.point(MARKERS[0]) | {"linestyle": "none"}) for k, s in styles.items()]
     plain = {"linestyle": "none", "color": MUTED, "markersize": 6, "fillstyle": "none"}
-    return methods + [sheet.Entry(model, line=plain | {"marker": m}) for model, m in markers.items() if several]
+    shapes = [sheet.Entry(model, line=plain | {"marker": marker}) for model, marker in markers.items() if several]
+    return methods + [replace(shape, first=number == 0) for number, shape in enumerate(shapes)]
 
 
 def pareto(costs: Sequence[float], errors: Sequence[float]) -> list[int]:
@@ -107,12 +110,7 @@ def _front(axes: Axes, points: Sequence[Point]) -> None:
     front = pareto(costs, errors)
     x, y = [costs[i] for i in front], [errors[i] for i in front]
     if front:  # to the right edge: what costs more and is no better is above the line
-        axes.step([*x, axes.get_xlim()[1]], [*y, y[-1]], where="post", color=MUTED, linewidth=0.8, zorder=1)
-
-
-def _point(axes: Axes, point: Point, style: Style, marker: str, spread: plot.Spread) -> None:
-    plot.whiskers(axes, [(point.cost, point.row.mean)], spread, style.colour)
-    axes.plot([point.cost], [point.error], linestyle="none", **style.point(marker), zorder=3)
+        axes.step([*x, axes.get_xlim()[1]], [*y, y[-1]], where="post", color=MUTED, linewidth=0.7, zorder=1)
 
 
 def _axis(axes: Axes, title: str, costs: Sequence[float]) -> None:

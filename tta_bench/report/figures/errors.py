@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
 
 from tta_bench.report.figures import plot, sheet, text
 from tta_bench.report.figures.section import Drawn, Section, is_known
@@ -41,7 +40,7 @@ def draw(section: Section) -> Iterator[Drawn]:
 
 
 def _room(table: ErrorTable, methods: int) -> sheet.Room:
-    each = max(0.3, 0.045 * methods + 0.06)
+    each = max(0.3, 0.034 * methods + 0.05)
     below = 0.16 + 0.72 * text.widest([_plain(name) for name in table.columns], 8)
     return sheet.Room(max(3.6, each * len(table.columns)), 1.5, bottom=0.1, top=0.42, below=below)
 
@@ -69,25 +68,22 @@ def _panel(axes: Axes, table: ErrorTable, model: str, styles: dict[str, Style], 
         lines += [(x, *spread.ends(cell)) for x, cell in known]
         fewer += [(x, spread.ends(cell)[1]) for x, cell in known if cell.state != "ok"]
         none += [x for x, cell in cells if cell.mean is None]
-    x, low, high = np.array(lines).T
-    axes.vlines(x[high > low], low[high > low], high[high > low], colors=INK, linewidth=0.7)
+    plot.uprights(axes, lines, INK)
     _signs(axes, fewer, none)
     axes.set_xlim(-0.6, len(table.columns) - 0.4)
     sheet.error_axis(axes)
 
 
 def _bars(axes: Axes, places: Sequence[tuple[float, float]], width: float, style: Style) -> None:
-    """All bars of a method as one artist: matplotlib takes long over each of a thousand."""
+    """All bars of a method."""
     x, height = np.array(places).T
-    left, right, zero = x - width / 2, x + width / 2, np.zeros_like(x)
-    corners = np.stack([left, zero, left, height, right, height, right, zero], axis=1).reshape(-1, 4, 2)
-    axes.add_collection(PolyCollection(list(corners), **style.bar))
+    plot.rectangles(axes, np.stack([x - width / 2, np.zeros_like(x), x + width / 2, height], axis=1), style.bar)
 
 
 def _signs(axes: Axes, fewer: Sequence[tuple[float, float]], none: Sequence[float]) -> None:
     """An asterisk over means of fewer cells, a cross where there is no result."""
     for x, y in fewer:
-        axes.annotate("*", (x, y), (0, -1), textcoords="offset points", ha="center", fontsize=8)
+        plot.star(axes, x, y)
     if none:
         axes.plot(none, [0.0] * len(none), linestyle="none", marker="x", markersize=3.2, color=MUTED, clip_on=False)
 

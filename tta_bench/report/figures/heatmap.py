@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -14,58 +15,72 @@ from matplotlib.path import Path
 from tta_bench.report.figures import plot, sheet, text
 from tta_bench.report.figures.section import Drawn, Section, is_known
 from tta_bench.report.figures.style import GRID, MUTED
-from tta_bench.report.table import ErrorTable
+from tta_bench.report.table import Cell, ErrorTable
 
 _WIDTH, _HEIGHT = 0.4, 0.2  # of a cell, inches
 _LEVELS = 10  # of colour on each side of zero
 _MAP = "RdBu_r"  # blue and red stay apart for colour-blind readers
 _LEAST = 1.0  # points: smaller differences never have the strongest colour
+_LONGEST = 2.6  # label, inches
 _NONE = {"facecolor": "none", "edgecolor": GRID, "hatch": "//////", "linewidth": 0}
 
 
 def draw(section: Section) -> Iterator[Drawn]:
     """The figure at the most severe severity, of the source models whose baseline has a result."""
     table, baseline = section.worst, section.content.baseline
-    found = {model: relative(table, model, baseline) for model in table.models}
-    panels = {model: cells for model, cells in found.items() if any(np.isfinite(v).any() for v, _ in cells.values())}
+    rows = [row for row in table.rows if row.label != baseline]
+    labels = list(dict.fromkeys(row.label for row in rows if is_known(row)))
+    found = {model: relative(table, model, labels, baseline) for model in table.models}
+    panels = {model: grid for model, grid in found.items() if np.isfinite(grid.values).any()}
     if not panels:
         return
-    every = np.concatenate([values for cells in panels.values() for values, _ in cells.values()])
-    fewer = any(signs.any() for cells in panels.values() for _, signs in cells.values())
+    every = np.concatenate([grid.values for grid in panels.values()])
     most = max(_LEAST, float(np.nanpercentile(np.abs(every), 95)))
-    title, conditions = f"Error relative to {baseline}", section.conditions()
-    notes = ["Points of error: below zero (blue) is better", *([plot.FEWER] if fewer else [])]
-    without = [model for model in table.models if model not in panels]
-    notes += [f"No {baseline} to compare with, or nothing else: {', '.join(without)}"] if without else []
-    rows = [row for row in table.rows if row.label != baseline]
+    title, conditions, notes = (
+        f"Error relative to {baseline}",
+        section.conditions(),
+        list(_notes(table, panels, baseline)),
+    )
     words = section.words(title, _legend(most, empty=bool(np.isnan(every).any())), rows, conditions, notes)
-    page = sheet.Sheet(words, list(panels), _room(table, max(map(len, panels.values())), panels))
-    for axes, cells in zip(page.axes, panels.values(), strict=True):
-        _panel(axes, table, cells, most)
+    page = sheet.Sheet(words, list(panels), _room(table, labels))
+    for axes, grid, last in zip(page.axes, panels.values(), page.last_rows, strict=True):
+        _panel(axes, grid, most)
+        _axes(axes, table, labels, names=last)
     what = f"Error minus the error of {baseline} with the same source model, points; the mean leaves clean out."
     yield Drawn(f"heatmap{section.suffix}", title, section.caption(what, conditions, rows, notes), page.figure)
 
 
-def relative(table: ErrorTable, model: str, baseline: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """For each other method with a result: errors minus the baseline's, by column of the table, points (not a number
-    where one has none), and whether one of the two is a mean over fewer cells than planned."""
-    rows = [row for row in table.of(model) if is_known(row)]
-    base = next((row for row in rows if row.label == baseline), None)
-    found = {}
-    for row in rows:
-        if base is not None and row is not base:
-            pairs = [(table.cell(row, name), table.cell(base, name)) for name in table.columns]
-            known = [mine.mean is not None and its.mean is not None for mine, its in pairs]
-            values = [(mine.mean or 0.0) - (its.mean or 0.0) for mine, its in pairs]
-            signs = [mine.state != "ok" or its.state != "ok" for mine, its in pairs]
-            found[row.label] = (np.where(known, values, np.nan), np.array(signs) & np.array(known))
-    return found
+class Grid(NamedTuple):
+    """Methods × columns of a table: ``values`` minus the baseline's, points, not a number where one of the two has none;
+    ``fewer``: whether one of the two is a mean over fewer cells than planned."""
+
+    values: np.ndarray
+    fewer: np.ndarray
 
 
-def _room(table: ErrorTable, rows: int, panels: Mapping[str, Mapping[str, object]]) -> sheet.Room:
-    left = 0.1 + min(2.6, text.widest([label for cells in panels.values() for label in cells], 8))
-    below = 0.1 + 0.72 * text.widest([name.replace("_", " ") for name in table.columns], 8)
-    return sheet.Room(_WIDTH * len(table.columns), _HEIGHT * rows, left=left, bottom=below)
+def relative(table: ErrorTable, model: str, labels: Sequence[str], baseline: str) -> Grid:
+    """Errors of methods on a source model relative to the baseline's."""
+    found = {row.label: row for row in table.of(model)}
+    none = Cell(None, None, "missing")
+    cells = [[table.cell(found[k], n) if k in found else none for n in table.columns] for k in (*labels, baseline)]
+    means = np.array([[np.nan if cell.mean is None else cell.mean for cell in line] for line in cells])
+    fewer = np.array([[cell.state != "ok" for cell in line] for line in cells])
+    values = means[:-1] - means[-1]
+    return Grid(values, (fewer[:-1] | fewer[-1]) & np.isfinite(values))
+
+
+def _notes(table: ErrorTable, panels: Mapping[str, Grid], baseline: str) -> Iterator[str]:
+    yield "Points of error: below zero (blue) is better"
+    if any(grid.fewer.any() for grid in panels.values()):
+        yield plot.FEWER
+    if without := [model for model in table.models if model not in panels]:
+        yield f"Nothing to compare: {baseline} or all others have no result on {', '.join(without)}"
+
+
+def _room(table: ErrorTable, labels: Sequence[str]) -> sheet.Room:
+    left = 0.1 + min(_LONGEST, text.widest(labels, 8))
+    below = 0.12 + 0.72 * text.widest([name.replace("_", " ") for name in table.columns], 8)
+    return sheet.Room(_WIDTH * len(table.columns), _HEIGHT * len(labels), left=left, bottom=0.05, below=below)
 
 
 def _legend(most: float, *, empty: bool) -> list[sheet.Entry]:
@@ -80,9 +95,8 @@ def _colour(level: int) -> str:
     return to_hex(matplotlib.colormaps[_MAP](0.5 + 0.46 * level / _LEVELS))
 
 
-def _panel(axes: Axes, table: ErrorTable, cells: Mapping[str, tuple[np.ndarray, np.ndarray]], most: float) -> None:
-    values = np.stack([numbers for numbers, _ in cells.values()])
-    signs = np.stack([stars for _, stars in cells.values()])
+def _panel(axes: Axes, grid: Grid, most: float) -> None:
+    values = grid.values
     levels = np.clip(np.round(values / most * _LEVELS), -_LEVELS, _LEVELS)
     for level in np.unique(levels[np.isfinite(levels)]):
         _fill(axes, np.argwhere(levels == level), {"facecolor": _colour(int(level)), "linewidth": 0})
@@ -90,9 +104,8 @@ def _panel(axes: Axes, table: ErrorTable, cells: Mapping[str, tuple[np.ndarray, 
         _fill(axes, np.argwhere(np.isnan(levels)), _NONE)
     for y, x in np.argwhere(np.isfinite(levels)):
         strong = abs(levels[y, x]) > 0.65 * _LEVELS  # on dark colours
-        said = f"{values[y, x]:+.1f}".replace("-", "−") + "*" * bool(signs[y, x])
+        said = f"{values[y, x]:+.1f}".replace("-", "−") + "*" * bool(grid.fewer[y, x])
         axes.text(x, y, said, ha="center", va="center", fontsize=6.5, color="#ffffff" if strong else "#000000")
-    _axes(axes, table, list(cells))
 
 
 def _fill(axes: Axes, places: np.ndarray, style: dict[str, object]) -> None:
@@ -103,11 +116,11 @@ def _fill(axes: Axes, places: np.ndarray, style: dict[str, object]) -> None:
     axes.add_patch(PathPatch(Path(vertices, codes), antialiased=False, **style))
 
 
-def _axes(axes: Axes, table: ErrorTable, labels: Sequence[str]) -> None:
+def _axes(axes: Axes, table: ErrorTable, labels: Sequence[str], *, names: bool) -> None:
     axes.set_xlim(-0.5, len(table.columns) - 0.5)
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    names = [name.replace("_", " ") for name in table.columns]
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(labels)), [text.shortened(label, 2.6, 8) for label in labels])
+    below = [name.replace("_", " ") if names else "" for name in table.columns]
+    axes.set_xticks(range(len(below)), below, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(labels)), [text.shortened(label, _LONGEST, 8) for label in labels])
     axes.tick_params(length=0, pad=3)
     axes.spines[:].set_visible(False)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 
 from tta_bench.report.figures.style import INK, Style
 from tta_bench.report.table import Cell
 
 FEWER = "* mean over fewer cells or seeds than planned"
+APART = "Points at one place are set apart sideways"
 
 
 @dataclass(frozen=True)
@@ -61,17 +65,53 @@ def series(axes: Axes, places: Sequence[Place], style: Style, spread: Spread) ->
     whiskers(axes, places, spread, style.colour)
 
 
-def whiskers(axes: Axes, places: Sequence[Place], spread: Spread, colour: str = INK) -> None:
+def dot(axes: Axes, place: Place, style: Style, spread: Spread, marker: str | None = None) -> None:
+    """A method's error as a point."""
+    x, cell = place
+    whiskers(axes, [place], spread, style.colour)
+    axes.plot([x], [float(cell.mean or 0.0)], linestyle="none", zorder=3, **style.point(marker))
+
+
+def whiskers(axes: Axes, places: Sequence[Place], spread: Spread, colour: str) -> None:
     """Error bars, and asterisks at means of fewer cells."""
     known = [(x, cell) for x, cell in places if cell.mean is not None]
-    bars = [(x, *spread.ends(cell)) for x, cell in known]
-    drawn = [(x, low, high) for x, low, high in bars if high > low]
-    if drawn:
-        at, low, high = np.array(drawn).T
-        axes.vlines(at, low, high, colors=colour, linewidth=0.8)
-    for (x, cell), (_, _, end) in zip(known, bars, strict=True):
+    uprights(axes, [(x, *spread.ends(cell)) for x, cell in known], colour)
+    for x, cell in known:
         if cell.state != "ok":
-            axes.annotate("*", (x, end), (0, 0), textcoords="offset points", ha="center", fontsize=9)
+            star(axes, x, spread.ends(cell)[1], colour)
+
+
+def uprights(axes: Axes, bars: Sequence[tuple[float, float, float]], colour: str) -> None:
+    """Vertical lines (x, from, to) as one artist: matplotlib takes long over each of a thousand, and so does an SVG."""
+    drawn = np.array([bar for bar in bars if bar[2] > bar[1]])
+    if len(drawn):
+        gap = np.full(len(drawn), np.nan)
+        x, y = drawn[:, [0, 0, 0]], np.stack([drawn[:, 1], drawn[:, 2], gap], axis=1)
+        axes.plot(x.ravel(), y.ravel(), color=colour, linewidth=0.8, solid_capstyle="butt")
+
+
+def star(axes: Axes, x: float, y: float, colour: str = INK) -> None:
+    """The sign of a mean over fewer cells, above a point."""
+    axes.annotate("*", (x, y), (0, -1), textcoords="offset points", ha="center", fontsize=9, color=colour)
+
+
+def rectangles(axes: Axes, corners: np.ndarray, style: Mapping[str, Any]) -> None:
+    """Rectangles (N, 4) of left, bottom, right, top, as one artist."""
+    x, y = corners[:, [0, 0, 2, 2, 0]], corners[:, [1, 3, 3, 1, 1]]
+    codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * len(corners)
+    axes.add_patch(PathPatch(Path(np.stack([x, y], axis=-1).reshape(-1, 2), codes), **style))
+
+
+def apart(values: Sequence[float], step: float) -> list[float]:
+    """``values``, those that are alike set apart by ``step`` around their place."""
+    places: dict[float, list[int]] = {}
+    for i, value in enumerate(values):
+        places.setdefault(round(value, 6), []).append(i)
+    moved = list(values)
+    for alike in places.values():
+        for number, i in enumerate(alike):
+            moved[i] += (number - (len(alike) - 1) / 2) * step
+    return moved
 
 
 def same_height(pages: Sequence[Axes]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from matplotlib.axes import Axes
 
@@ -30,9 +30,10 @@ def draw(section: Section) -> Iterator[Drawn]:
     conditions = section.conditions()
     notes = list(_notes(table.ranks))
     words = section.words(_TITLE, [], [], conditions, notes)
-    page = sheet.Sheet(words, titles, _room(list(table.ranks.values())))
+    room = _room(list(table.ranks.values()))
+    page = sheet.Sheet(words, titles, room)
     for axes, ranks in zip(page.axes, table.ranks.values(), strict=True):
-        _panel(axes, ranks, section.styles)
+        _panel(axes, ranks, room.height, section.styles)
     what = (
         "Average rank of each method over corruptions and source models, 1 is best (Nemenyi's critical difference, CD)."
     )
@@ -44,11 +45,11 @@ def _titled(name: str, ranks: Ranks) -> str:
     return f"{name}, {ranks.blocks} cells, Friedman {p}"
 
 
-def _notes(found: dict[str, Ranks]) -> Iterator[str]:
-    yield "Thick lines join methods whose ranks differ by less than the critical difference at 5 %"
+def _notes(found: Mapping[str, Ranks]) -> Iterator[str]:
+    yield "Thick lines join methods whose ranks differ by less than the critical difference at 5\u00a0%"
     alike = [name or "all source models" for name, ranks in found.items() if ranks.p >= _LEVEL]
     if alike:
-        yield f"Friedman's test finds no difference between methods at 5 %: {', '.join(alike)}"
+        yield f"Friedman's test does not reject at 5\u00a0% that all methods are alike: {', '.join(alike)}"
     left: dict[str, list[str]] = {}
     for name, ranks in found.items():
         if ranks.left_out:
@@ -85,10 +86,9 @@ def _depth(ranks: Ranks) -> float:
     return 0.14 + _CLIQUE * (1 + max((level for *_, level in _levels(ranks)), default=-1))
 
 
-def _panel(axes: Axes, ranks: Ranks, styles: dict[str, Style]) -> None:
+def _panel(axes: Axes, ranks: Ranks, height: float, styles: dict[str, Style]) -> None:
     """x is the rank; y is inches below the top."""
     count = len(ranks.labels)
-    height = axes.figure.get_figheight() * axes.get_position().height
     axes.set_xlim(1, count)
     axes.set_ylim(height, 0)
     axes.axis("off")

@@ -21,15 +21,20 @@ def draw(section: Section) -> Iterator[Drawn]:
     styles = section.styles_of(row.label for row in known)
     models = [model for model in section.worst.models if any(row.model == model for row in known)]
     lines = {(model, label): errors(section, model, label) for model in models for label in styles}
+    step = min(0.06, 0.4 / len(styles))
     clean = any(x == 0 for places in lines.values() for x, _ in places)
     cells = [cell for places in lines.values() for _, cell in places]
     spread = plot.Spread.of(cells)
-    notes, conditions = spread.notes(cells), section.conditions(severity="severities " + _listed(severities))
+    notes, conditions = (
+        [*spread.notes(cells), plot.APART],
+        section.conditions(severity="severities " + _listed(severities)),
+    )
     words = section.words(_TITLE, sheet.lines(styles, points=True), section.worst.rows, conditions, notes)
     page = sheet.Sheet(words, models, sheet.Room(2.5, 1.8))
     for axes, model in zip(page.axes, models, strict=True):
-        for label, style in styles.items():
-            plot.series(axes, lines[model, label], style, spread)
+        for number, (label, style) in enumerate(styles.items()):
+            aside = (number - (len(styles) - 1) / 2) * step
+            plot.series(axes, [(x + aside, cell) for x, cell in lines[model, label]], style, spread)
         axes.set_xticks([0] * clean + severities, ["clean"] * clean + [str(severity) for severity in severities])
         axes.set_xlabel("severity")
         sheet.error_axis(axes)

@@ -46,11 +46,12 @@ class Room:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the legend: how it is drawn, as a line with or without a point, or as a bar."""
+    """A line of the legend: how it is drawn, as a line with or without a point, or as a bar; ``first`` begins a row."""
 
     label: str
     line: dict[str, Any] | None = None
     bar: dict[str, Any] | None = None
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,9 @@ class _Head:
         self.title = text.wrapped(words.title, room, 10, weight="bold")
         self.conditions = text.wrapped(words.conditions, room, 7.5)
         self.labels = [text.shortened(entry.label, room - _HANDLE - _PAD, 8) for entry in words.legend]
-        self.cells = _columns([text.width(label, 8) for label in self.labels], room)
-        rows = -(-len(self.labels) // len(self.cells)) if self.labels else 0
+        widths = [text.width(label, 8) + _HANDLE + _PAD + _SPACE for label in self.labels]
+        self.cells = _cells(widths, [entry.first for entry in words.legend], room + _SPACE)
+        rows = self.cells[-1][0] + 1 if self.cells else 0
         self.height = 0.2 * len(self.title) + _LINE * len(self.conditions) + _LEGEND_LINE * rows + 0.1
 
     def draw(self, sheet: Sheet) -> None:
@@ -157,9 +159,8 @@ class _Head:
             sheet.write(_EDGE, y, line, size=7.5, color=MUTED, va="top")
             y -= _LINE
         y -= 0.05
-        for number, (entry, label) in enumerate(zip(self.words.legend, self.labels, strict=True)):
-            row, column = divmod(number, len(self.cells))
-            _entry(sheet, entry, label, _EDGE + self.cells[column], y - (row + 0.5) * _LEGEND_LINE)
+        for entry, label, (row, x) in zip(self.words.legend, self.labels, self.cells, strict=True):
+            _entry(sheet, entry, label, _EDGE + x, y - (row + 0.5) * _LEGEND_LINE)
 
 
 def _entry(sheet: Sheet, entry: Entry, label: str, x: float, y: float) -> None:
@@ -172,13 +173,28 @@ def _entry(sheet: Sheet, entry: Entry, label: str, x: float, y: float) -> None:
     sheet.write(x + _HANDLE + _PAD, y - 0.01, label, size=8, va="center")
 
 
-def _columns(widths: Sequence[float], room: float) -> list[float]:
-    """Where each column of the legend begins, inches: as many columns as fit."""
-    for count in range(len(widths), 0, -1):
-        each = [max(widths[i::count]) + _HANDLE + _PAD + _SPACE for i in range(count)]
-        if sum(each) - _SPACE <= room or count == 1:
-            return [sum(each[:i]) for i in range(count)]
-    return []
+def _cells(widths: Sequence[float], firsts: Sequence[bool], room: float) -> list[tuple[int, float]]:
+    """(row, x) of each entry of the legend, inches: in columns, where that takes no more rows than without."""
+    flowing = _flowing(widths, firsts, room)
+    if not any(firsts):
+        for count in range(len(widths), 1, -1):
+            each = [max(widths[i::count]) for i in range(count)]
+            if sum(each) <= room:
+                columns = [(i // count, sum(each[: i % count])) for i in range(len(widths))]
+                return columns if columns[-1][0] <= flowing[-1][0] else flowing
+    return flowing
+
+
+def _flowing(widths: Sequence[float], firsts: Sequence[bool], room: float) -> list[tuple[int, float]]:
+    """One entry after another, like words."""
+    row, x = 0, 0.0
+    cells = []
+    for width, first in zip(widths, firsts, strict=True):
+        if x and (first or x + width > room):
+            row, x = row + 1, 0.0
+        cells.append((row, x))
+        x += width
+    return cells
 
 
 def _foot(words: Words, width: float) -> list[tuple[str, str]]:

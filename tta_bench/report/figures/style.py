@@ -28,10 +28,12 @@ ALERT = "#a61b1c"  # warnings
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">", "p"]
 _HATCHES = ["", "/////", ".....", "xxxxx"]
 _LINES: list[Any] = ["-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2))]
-_FILLS = ["full", "none", "left", "bottom"]
+_FILLS = ["full", "full", "left", "bottom"]
 
 _RC: dict[Any, Any] = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8,
+    "text.hinting": "none",  # else a line is as wide as its resolution has it
+    
     "text.color": INK, "text.parse_math": False,  # a label may hold $ and _
     "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.linewidth": 0.7, "axes.axisbelow": True,
     "axes.spines.top": False, "axes.spines.right": False, "axes.labelsize": 8,
@@ -68,6 +70,7 @@ class Style:
             "markersize": 4.5 if marker is None else 6,
             "fillstyle": _FILLS[self.cycle],
             "color": self.colour,
+            "markerfacecolor": PAPER if self.cycle == 1 else self.colour,
             "markerfacecoloralt": PAPER,
             "markeredgewidth": 1.1 if self.cycle else 0.6,
             "markeredgecolor": self.colour if self.cycle else PAPER,

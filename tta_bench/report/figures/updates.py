@@ -20,18 +20,16 @@ def draw(section: Section) -> Iterator[Drawn]:
     models = [model for model in section.worst.models if any(row.model == model for row in rows)]
     cells = [row.mean for row in rows]
     spread = plot.Spread.of(cells)
-    notes, conditions = spread.notes(cells), section.conditions()
+    notes, conditions = [*spread.notes(cells), plot.APART], section.conditions()
     words = section.words(_TITLE, sheet.points(styles), section.worst.rows, conditions, notes)
     page = sheet.Sheet(words, models, sheet.Room(2.5, 1.8))
     most = max(counts[row.model, row.label] for row in rows)
     for axes, model in zip(page.axes, models, strict=True):
-        for row in (row for row in rows if row.model == model):
-            place = (counts[model, row.label], row.mean)
-            plot.whiskers(axes, [place], spread, styles[row.label].colour)
-            axes.plot(
-                [place[0]], [float(row.mean.mean or 0.0)], linestyle="none", **styles[row.label].point(), zorder=3
-            )
-        axes.set_xlim(-0.05 * most, 1.05 * most)
+        mine = [row for row in rows if row.model == model]
+        places = plot.apart([counts[model, row.label] for row in mine], 0.025 * most)
+        for row, x in zip(mine, places, strict=True):
+            plot.dot(axes, (x, row.mean), styles[row.label], spread)
+        axes.set_xlim(-0.1 * most, 1.1 * most)
         axes.set_xlabel("optimizer steps for each 1,000 images")
         sheet.error_axis(axes)
     what = "Error in per cent, mean over the corruptions, by optimizer steps for each 1,000 images of the same trials."
