@@ -27,7 +27,7 @@ def draw(section: Section) -> Iterator[Drawn]:
     styles = section.styles_of(row.label for row in rows if is_known(row))
     cells = [cell for row in rows for cell in row.cells.values()]
     spread = plot.Spread.of(cells)
-    notes, conditions = [*spread.notes(cells), plot.APART], section.conditions()
+    notes, conditions = [*spread.notes(cells), *([plot.APART] if len(styles) > 1 else [])], section.conditions()
     words = section.words(_TITLE, sheet.lines(styles, points=True), _said(rows), conditions, notes)
     titles = [f"{model}, {_graded(curve)}" for curve, model in panels]
     page = sheet.Sheet(words, titles, sheet.Room(2.6, 1.8), columns=2 if len(panels) > 1 else 1)

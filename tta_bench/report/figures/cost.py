@@ -76,7 +76,7 @@ def _figure(section: Section, table: CostTable, panels: Mapping[str, list[Point]
         for model in models:
             _front(axes, [point for point in points if point.row.model == model])
         costs = [point.cost for point in points]
-        places = plot.apart(costs, 0.015 * max(costs)) if title == _BACKWARD else costs
+        places = plot.apart(costs, 0.015 * max(costs), 0.12 * max(costs)) if title == _BACKWARD else costs
         for point, x in zip(points, places, strict=True):
             plot.dot(axes, (x, point.row.mean), styles[point.row.label], spread, markers[point.row.model])
     what = f"Error in per cent, mean over the corruptions, by {'; by '.join(panels)}; lower left is better."
@@ -123,6 +123,6 @@ def _axis(axes: Axes, title: str, costs: Sequence[float]) -> None:
         axes.set_xticks(ticks[:: 1 + len(ticks) // 6], [f"{tick:,g}" for tick in ticks[:: 1 + len(ticks) // 6]])
         axes.minorticks_off()
     else:
-        axes.set_xlim(-0.04 * high, 1.06 * high)
+        axes.set_xlim(-0.08 * high, 1.1 * high)
     axes.set_xlabel(title, color=INK)
     sheet.error_axis(axes)

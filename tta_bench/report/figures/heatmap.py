@@ -29,7 +29,7 @@ def draw(section: Section) -> Iterator[Drawn]:
     """The figure at the most severe severity, of the source models whose baseline has a result."""
     table, baseline = section.worst, section.content.baseline
     rows = [row for row in table.rows if row.label != baseline]
-    labels = list(dict.fromkeys(row.label for row in rows if is_known(row)))
+    labels = list(section.styles_of(row.label for row in rows if is_known(row)))
     found = {model: relative(table, model, labels, baseline) for model in table.models}
     panels = {model: grid for model, grid in found.items() if np.isfinite(grid.values).any()}
     if not panels:

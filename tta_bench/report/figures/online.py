@@ -80,7 +80,7 @@ def _batches(section: Section) -> pd.DataFrame:
         return batches
     rows = frame[(frame["severity"] == section.worst.setting.severity) & (frame["status"] == "ok")]
     found = batches[batches["key"].isin(set(rows["key"]))]
-    return found if section.continual else found[found["segment"].isin(set(rows["shift"]) - {"clean"})]
+    return found if section.continual else found[found["segment"].isin(set(rows["shift"]))]
 
 
 def _of_shifts(section: Section) -> pd.DataFrame:

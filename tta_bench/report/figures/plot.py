@@ -102,15 +102,16 @@ def rectangles(axes: Axes, corners: np.ndarray, style: Mapping[str, Any]) -> Non
     axes.add_patch(PathPatch(Path(np.stack([x, y], axis=-1).reshape(-1, 2), codes), **style))
 
 
-def apart(values: Sequence[float], step: float) -> list[float]:
-    """``values``, those that are alike set apart by ``step`` around their place."""
+def apart(values: Sequence[float], step: float, most: float) -> list[float]:
+    """``values``, those that are alike set apart by ``step`` around their place, by less where that is more than ``most``."""
     places: dict[float, list[int]] = {}
     for i, value in enumerate(values):
         places.setdefault(round(value, 6), []).append(i)
     moved = list(values)
     for alike in places.values():
+        each = min(step, most / len(alike))
         for number, i in enumerate(alike):
-            moved[i] += (number - (len(alike) - 1) / 2) * step
+            moved[i] += (number - (len(alike) - 1) / 2) * each
     return moved
 
 

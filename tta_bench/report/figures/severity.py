@@ -26,7 +26,7 @@ def draw(section: Section) -> Iterator[Drawn]:
     cells = [cell for places in lines.values() for _, cell in places]
     spread = plot.Spread.of(cells)
     notes, conditions = (
-        [*spread.notes(cells), plot.APART],
+        [*spread.notes(cells), *([plot.APART] if len(styles) > 1 else [])],
         section.conditions(severity="severities " + _listed(severities)),
     )
     words = section.words(_TITLE, sheet.lines(styles, points=True), section.worst.rows, conditions, notes)

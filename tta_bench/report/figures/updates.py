@@ -11,10 +11,10 @@ _TITLE = "Error by number of updates"
 
 
 def draw(section: Section) -> Iterator[Drawn]:
-    """The figure at the most severe severity, where some method updates."""
+    """The figure at the most severe severity, where methods differ in their updates."""
     counts = updates(section)
     rows = [row for row in section.worst.rows if row.mean.mean is not None and (row.model, row.label) in counts]
-    if not any(counts[row.model, row.label] > 0 for row in rows):
+    if len({counts[row.model, row.label] for row in rows}) < 2:
         return
     styles = section.styles_of(row.label for row in rows)
     models = [model for model in section.worst.models if any(row.model == model for row in rows)]
@@ -26,7 +26,7 @@ def draw(section: Section) -> Iterator[Drawn]:
     most = max(counts[row.model, row.label] for row in rows)
     for axes, model in zip(page.axes, models, strict=True):
         mine = [row for row in rows if row.model == model]
-        places = plot.apart([counts[model, row.label] for row in mine], 0.025 * most)
+        places = plot.apart([counts[model, row.label] for row in mine], 0.025 * most, 0.2 * most)
         for row, x in zip(mine, places, strict=True):
             plot.dot(axes, (x, row.mean), styles[row.label], spread)
         axes.set_xlim(-0.1 * most, 1.1 * most)
