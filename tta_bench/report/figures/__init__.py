@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,24 +55,31 @@ def draw(content: Content, folder: pathlib.Path, formats: Sequence[str]) -> list
     if not formats:
         return []
     with house_style():
-        return [_saved(d, folder, formats) for s in sections(content) for each in _ALL for d in each(s)]
+        return [_saved(figure, folder, formats) for figure in drawn(content)]
 
 
-def _saved(drawn: Drawn, folder: pathlib.Path, formats: Sequence[str]) -> Figure:
-    files = [_file(drawn, folder, name) for name in formats if name != "svg"]
-    return Figure(drawn.name, drawn.title, drawn.caption, files, _svg(drawn) if "svg" in formats else "")
+def drawn(content: Content) -> Iterator[Drawn]:
+    """Every figure that there is something to draw for, not saved yet; to be called within ``style.house_style``."""
+    for section in sections(content):
+        for each in _ALL:
+            yield from each(section)
 
 
-def _file(drawn: Drawn, folder: pathlib.Path, suffix: str) -> pathlib.Path:
+def _saved(figure: Drawn, folder: pathlib.Path, formats: Sequence[str]) -> Figure:
+    files = [_file(figure, folder, name) for name in formats if name != "svg"]
+    return Figure(figure.name, figure.title, figure.caption, files, _svg(figure) if "svg" in formats else "")
+
+
+def _file(figure: Drawn, folder: pathlib.Path, suffix: str) -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{drawn.name}.{suffix}"
+    path = folder / f"{figure.name}.{suffix}"
     options = _OPTIONS.get(suffix, {})
-    write_atomically(path, lambda stream: drawn.figure.savefig(stream, format=suffix, facecolor="white", **options))
+    write_atomically(path, lambda stream: figure.figure.savefig(stream, format=suffix, facecolor="white", **options))
     return path
 
 
-def _svg(drawn: Drawn) -> str:
+def _svg(figure: Drawn) -> str:
     stream = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": drawn.name}):
-        drawn.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    return adaptive(stream.getvalue(), drawn.name)
+    with matplotlib.rc_context({"svg.hashsalt": figure.name}):
+        figure.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    return adaptive(stream.getvalue(), figure.name)

@@ -103,7 +103,7 @@ def rectangles(axes: Axes, corners: np.ndarray, style: Mapping[str, Any]) -> Non
 
 
 def apart(values: Sequence[float], step: float, most: float) -> list[float]:
-    """``values``, those that are alike set apart by ``step`` around their place, by less where that is more than ``most``."""
+    """``values``, those that are alike set apart by ``step`` around their place, or by less: by ``most`` in all."""
     places: dict[float, list[int]] = {}
     for i, value in enumerate(values):
         places.setdefault(round(value, 6), []).append(i)

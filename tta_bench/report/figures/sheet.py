@@ -39,7 +39,7 @@ class Room:
     height: float
     left: float = 0.55
     bottom: float = 0.45
-    top: float = 0.3
+    top: float = 0.34
     right: float = 0.12
     below: float = 0.0
 

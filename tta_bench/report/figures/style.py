@@ -16,7 +16,7 @@ import matplotlib
 # Okabe and Ito's colours, which stay apart for colour-blind readers, with violet in place of their yellow, which is too
 # pale for lines on white; grey is for the source model. Each stands out from white and from a dark page.
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A3FFC"]
-_SOURCE = "#666666"
+_SOURCE = "#6C6C6C"
 
 # Stand-ins: the SVG names them by what they are for, and the reader's scheme says what they look like.
 INK = "#1b1c1d"  # text and axes

@@ -7,7 +7,7 @@ import re
 from tta_bench.report.figures.style import ALERT, GRID, INK, MUTED, PAPER
 
 _ROLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper", ALERT: "alert"}
-_DARK = {"ink": "#e9eaec", "muted": "#a9adb3", "grid": "#3a3e44", "paper": "#16181c", "alert": "#ff8a80"}
+_DARK = {"ink": "#e9eaec", "muted": "#a9adb3", "grid": "#3a3e44", "paper": "#14161a", "alert": "#ff8a80"}
 _FONTS = "'DejaVu Sans', Verdana, 'Bitstream Vera Sans', sans-serif"
 
 
@@ -31,7 +31,7 @@ def _rules() -> str:
     light = "; ".join(f"--{role}: {colour}" for colour, role in _ROLES.items())
     dark = "; ".join(f"--{role}: {colour}" for role, colour in _DARK.items())
     rule = f":root {{ {light} }} text {{ font-family: {_FONTS} }}"
-    return f"<style>{rule} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}</style>"
+    return f"<style>{rule} @media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}</style>"
 
 
 def _coloured(tag: str) -> str:
