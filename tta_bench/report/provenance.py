@@ -147,4 +147,8 @@ def _hardware(rows: pd.DataFrame) -> Iterator[str]:
     filled = rows[rows["device_name"].notna()]
     for (device, host, threads, torch), part in filled.groupby(columns, sort=False, dropna=False):
         trials = part["key"].nunique()
-        yield f"{trials} trial{'s' if trials != 1 else ''} on {device} ({host}), {threads} CPU threads, torch {torch}"
+        counted, on = (
+            f"{trials} trial{'s' if trials != 1 else ''}",
+            f"{threads} CPU thread{'s' if threads != 1 else ''}",
+        )
+        yield f"{counted} on {device} ({host}), {on}, torch {torch}"
