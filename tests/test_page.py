@@ -1,0 +1,356 @@
+"""The page: what it says, that it needs nothing but itself, and how it behaves in a browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import html.parser
+import json
+import pathlib
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hand_made
+import pytest
+from conftest import Outcome
+from hand_made import FAILED, HOSTILE, LABELS, MISSING, MODELS, SKIPPED
+
+from tta_bench.report import content as contents
+from tta_bench.report import evidence, page
+from tta_bench.report.content import Options
+from tta_bench.report.figures import Figure
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="900pt" viewBox="0 0 900 200"><text y="20">a figure</text></svg>'
+
+
+class Parsed(html.parser.HTMLParser):
+    """Attributes: rows: (id of the table, texts of the cells); ids; loaded: all that a browser would fetch; text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[tuple[str, list[str]]] = []
+        self.ids: list[str] = []
+        self.loaded: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.text, self._table, self._cell, self._quiet = "", "", False, ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = {name: value or "" for name, value in attrs}
+        self.tags.append(tag)
+        self.ids += [named["id"]] if "id" in named else []
+        self.links += [named["href"]] if tag == "a" else []
+        self.loaded += [named[n] for n in ("src", "srcset", "data", "action") if n in named]
+        self.loaded += [named["href"]] if tag == "link" else []
+        if tag == "table":
+            self._table = named.get("id", "")
+        elif tag == "tr":
+            self.rows.append((self._table, []))
+        elif tag in ("td", "th"):
+            self.rows[-1][1].append("")
+            self._cell = True
+        elif tag in ("style", "script"):
+            self._quiet = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._cell &= tag not in ("td", "th")
+        self._quiet = "" if tag == self._quiet else self._quiet
+
+    def handle_data(self, data: str) -> None:
+        if self._quiet:
+            return
+        self.text += data
+        if self._cell:
+            self.rows[-1][1][-1] += data
+
+    def of(self, table: str) -> list[list[str]]:
+        """Texts of a table's cells."""
+        return [[cell.strip() for cell in cells] for name, cells in self.rows if name == table]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "report" / "data").mkdir(parents=True)
+    (folder / "report" / "data" / "rows.csv").write_text("a\n")
+    drawn = [Figure("by corruption", "By corruption", "Error by corruption & method.", [], SVG)]
+    return page.write(hand_made.content(folder / "run"), drawn, folder / "report" / "index.html")
+
+
+@pytest.fixture(scope="module")
+def parsed(written: pathlib.Path) -> Parsed:
+    return Parsed(written.read_text())
+
+
+def test_every_section_is_there_and_every_link_leads_somewhere(parsed: Parsed, written: pathlib.Path) -> None:
+    sections = [
+        "summary",
+        "errors",
+        "curves",
+        "cost",
+        "mce",
+        "published",
+        "figures",
+        "failures",
+        "methods",
+        "provenance",
+    ]
+    assert [name for name in parsed.ids if name in sections] == sections
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert "data/rows.csv" in parsed.links
+    for link in parsed.links:
+        assert link[1:] in parsed.ids if link.startswith("#") else (written.parent / link).exists(), link
+
+
+def test_nothing_is_loaded_from_elsewhere(parsed: Parsed, written: pathlib.Path) -> None:
+    assert parsed.loaded
+    assert all(source.startswith("data:") for source in parsed.loaded)
+    text = written.read_text()
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert "default-src 'none'" in text
+
+
+def test_texts_of_runs_are_escaped(parsed: Parsed, written: pathlib.Path) -> None:
+    assert parsed.tags.count("script") == 1
+    assert HOSTILE in parsed.text
+    assert MODELS[1] in parsed.text
+    assert "alert('x')</script>" not in written.read_text()
+    assert "</pre>" in parsed.text, "a suite's own text"
+
+
+def test_the_warning_is_the_first_thing_and_at_every_result(parsed: Parsed) -> None:
+    assert parsed.text.index(
+        "SUBSET of the images, not a result; MIXED: they differ in torch: 1 & 2"
+    ) < parsed.text.index("Trials")
+    results = [name for name in parsed.ids if name.endswith("-caption") and not name.startswith(("gaps", "run-"))]
+    assert parsed.text.count("SUBSET, not a result; MIXED") == len(results) + 2, "tables, the figure, the title"
+
+
+def test_cells_without_a_result_say_why(parsed: Parsed) -> None:
+    rows = parsed.of("errors-severity-5")
+    assert ["norm", *["failed"] * 5, "–"] in rows
+    assert ["norm", *["skipped"] * 5, "–"] in rows
+    assert ["source", "40.0±0.4*", "20.0±0.4*", "13.3±0.4*", "10.0±0.4*", "40.0±0.4*", "[39.0, 41.0]"] in rows
+    assert "A star: mean over fewer trials than planned" in parsed.text
+    for reason in (FAILED, SKIPPED, MISSING):
+        assert parsed.text.count(reason) >= 3, "below both tables, and among the failures"
+    gaps = parsed.of("gaps")
+    assert [row[0] for row in gaps if len(row) == 1] == ["failed: 12 cells", "skipped: 3 cells", "missing: 1 cells"]
+    [failed] = [row for row in gaps if "failed" in row]
+    assert failed[:5] == ["norm", MODELS[0], "failed", FAILED, "12"]
+    assert "contrast-5" in failed[5]
+    assert failed[6:] == ["0, 1, 2", "logs/a.log"]
+
+
+def test_the_summary_ranks_methods_and_turns_comparisons_to_the_baseline(parsed: Parsed) -> None:
+    head, *rows = parsed.of("summary-severity-5")[1:]
+    assert head[0] == "method"
+    first = rows[1:6]
+    assert [row[0] for row in first] == ["tent", HOSTILE, "source", LABELS[2], "norm"]
+    assert first[0] == ["tent", "1", "9.5±0.4", "[8.5, 10.5]", "−30.5", "[−33.0, −28.0]", "<0.001", "1.00", "6.0"]
+    assert first[2][4] == "baseline"
+    assert [row[1] for row in rows[7:] if row[0] in ("source", "norm")] == ["–", "–"], "incomplete: no place"
+    assert f"{MODELS[1]}: no differences" in parsed.text
+
+
+def test_hardwares_never_share_a_table(parsed: Parsed) -> None:
+    assert "Step time of a batch of 64 on NVIDIA H100;" in parsed.text
+    assert len(parsed.of("cost-1")) == len(parsed.of("cost-2")) == 2 + 2 * 5
+
+
+def test_published_numbers_stand_beside_ours(parsed: Parsed) -> None:
+    _, one, other = parsed.of("published-1")
+    assert one == ["tent (Tent in the paper)", "resnet_bn (ResNet-26 in the paper)", "mean", "14.3", "9.5", "−4.8",
+                   "other weights & generated"]  # fmt: skip
+    assert other == ["BN", "ResNet-26", "mean", "17.3", "none", "–", "no such cell"]
+    assert "12 have no counterpart." in parsed.text
+
+
+def test_hyperparameters_that_differ_have_a_column_a_model(parsed: Parsed) -> None:
+    plain = parsed.of("")
+    assert ["hyperparameter", *MODELS] in plain
+    assert ["≠ lr", "0.1", "0.2"] in plain
+    assert ["options.eps", "1e-08", "1e-08"] in plain
+
+
+def test_provenance_has_commit_weights_and_images(parsed: Parsed) -> None:
+    for text in ("c0ffee, with uncommitted changes (dirty)", "tta-bench run 'a b'", "ab" * 32, "0f0f0f0f0f0f", "1f1f1f1f1f1f",
+                 "10 trials on GPU & co (h), 2 CPU threads, torch 2.6"):  # fmt: skip
+        assert text in parsed.text
+
+
+def test_without_gaps_it_says_so(tmp_path: pathlib.Path) -> None:
+    whole = dataclasses.replace(
+        hand_made.content(tmp_path / "run"), gaps=[], costs=[], curves=[], mce=[], comparisons=[]
+    )
+    bare = Parsed(page.write(whole, [], tmp_path / "new" / "index.html").read_text())
+    assert "None: every trial that was planned has a result." in bare.text
+    assert not {"cost", "curves", "mce", "published", "figures"} & set(bare.ids)
+
+
+def test_numbers_for_a_reader() -> None:
+    assert [page.number(v, 1, True) for v in (0.25, -0.25, -0.01, 0.0, None)] == ["+0.2", "−0.2", "0.0", "0.0", "–"]
+    assert page.number(1234.5, 0) == "1,234"
+    assert [page.p_value(p) for p in (0.0, 0.0123, 1.0, None)] == ["<0.001", "0.012", "1.000", "–"]
+
+
+def test_a_large_report_is_small_and_quick(tmp_path: pathlib.Path) -> None:
+    labels, models = [f"method {i}" for i in range(8)], [f"model {i}" for i in range(3)]
+    made = [hand_made.table(severity, labels, models) for severity in range(1, 6)]
+    names = [f"corruption_{i}" for i in range(15)]
+    wide = [dataclasses.replace(t, corruptions=names, rows=[dataclasses.replace(r, cells=dict.fromkeys(names, r.mean))
+                                                            for r in t.rows]) for t in made]  # fmt: skip
+    known = hand_made.evidence(tmp_path / "run", labels, models)
+    whole = dataclasses.replace(hand_made.content(tmp_path / "run"), tables=wide, evidence=known)
+    begun = time.perf_counter()
+    path = page.write(whole, [], tmp_path / "index.html")
+    assert time.perf_counter() - begun < 5, "well under a second on a machine of its own"
+    assert path.stat().st_size < 2_000_000
+
+
+def test_a_real_run(
+    run_cli: Callable[..., Outcome], suite_file: Callable[..., pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    run_cli("run", suite_file(), "--executor", "local")
+    made = contents.make(evidence.gather([tmp_path / "results" / "small"]), Options())
+    shown = Parsed(page.write(made, [], tmp_path / "index.html").read_text())
+    [row] = [row for row in shown.of("errors-severity-5") if row[0] == "tent"]
+    assert row[-2] == f"{made.tables[0].rows[1].mean.mean:.1f}"
+    assert "SUBSET" in shown.text
+
+
+# -- in a browser ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Headless Chromium."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for name in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
+                 "disable-background-networking", "disable-component-update", "disable-dev-shm-usage",
+                 f"user-data-dir={tmp_path_factory.mktemp('chromium')}"):  # fmt: skip
+        options.add_argument(f"--{name}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+@pytest.fixture
+def opened(browser: Any, written: pathlib.Path) -> Callable[..., Any]:
+    """Open the page: width in CSS pixels, colour scheme, whether JavaScript runs."""
+
+    def show(width: int = 1280, scheme: str = "light", javascript: bool = True) -> Any:
+        for log in ("browser", "performance"):
+            browser.get_log(log)
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not javascript})
+        browser.get(written.as_uri())
+        return browser
+
+    return show
+
+
+def column(browser: Any, table: str, number: int, body: int = 0) -> list[str]:
+    """What is seen in a column of a group of rows."""
+    script = """return [...document.getElementById(arguments[0]).tBodies[arguments[2]].rows]
+        .filter(r => r.className !== "group" && r.offsetHeight).map(r => r.cells[arguments[1]].innerText.trim())"""
+    return browser.execute_script(script, table, number, body)
+
+
+def head(browser: Any, table: str, number: int) -> Any:
+    return browser.find_elements("css selector", f"#{table} thead tr:last-child th")[number]
+
+
+def test_the_browser_shows_all_rows_loads_nothing_else_and_logs_no_error(
+    opened: Callable[..., Any], parsed: Parsed
+) -> None:
+    browser = opened()
+    for name in dict.fromkeys(name for name, _ in parsed.rows if name):
+        rows = browser.execute_script("return document.getElementById(arguments[0]).rows.length", name)
+        assert rows == len(parsed.of(name)), name
+    assert column(browser, "errors-severity-5", 0) == LABELS
+    widths = "return [...document.images].map(i => i.naturalWidth)"
+    assert browser.execute_script(widths) == [1200], "the figure is drawn"
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    asked = [s["request"]["url"] for s in sent if s["documentURL"] == browser.current_url]  # not those of the first tab
+    assert browser.current_url in asked
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+
+
+def test_a_click_sorts_numbers_as_numbers_with_failures_last_and_another_reverses(opened: Callable[..., Any]) -> None:
+    browser = opened()
+    place, mean = "errors-severity-5", 5
+    before = column(browser, place, 0)
+    button = head(browser, place, mean).find_element("css selector", "button")
+    button.click()
+    assert column(browser, place, mean) == ["9.5±0.4", "30.2±0.4", "40.0±0.4", "100.0±0.4", "failed"]
+    assert head(browser, place, mean).get_attribute("aria-sort") == "ascending"
+    button.send_keys("\ue007")  # the keyboard's Enter
+    assert column(browser, place, mean) == ["100.0±0.4", "40.0±0.4", "30.2±0.4", "9.5±0.4", "failed"]
+    button.click()
+    assert column(browser, place, 0) == before
+    head(browser, place, 0).find_element("css selector", "button").click()
+    assert column(browser, place, 0) == [HOSTILE, "mgg[lr=0.01,objective=entropy]", "norm", "source", "tent"]
+    assert head(browser, place, mean).get_attribute("aria-sort") == "none"
+
+
+def test_the_filter_hides_rows_everywhere(opened: Callable[..., Any]) -> None:
+    browser = opened()
+    browser.find_element("css selector", "#filter summary").click()
+    box = browser.find_element("css selector", "#filter [type=search]")
+    box.send_keys("TENT resnet")
+    assert column(browser, "errors-severity-5", 0) == ["tent"]
+    assert column(browser, "errors-severity-5", 0, 1) == []
+    assert column(browser, "summary-severity-5", 0) == ["tent"]
+    assert "no row matches the filter" in browser.find_element("css selector", "#gaps").text
+    browser.find_element("css selector", "#filter [type=reset]").click()
+    browser.execute_async_script("setTimeout(arguments[0], 50)")
+    assert column(browser, "errors-severity-5", 0, 1) == LABELS
+    browser.find_element("css selector", "#filter [name=label][value=tent]").click()
+    browser.find_element("css selector", "#filter [name=model][value=resnet_bn]").click()
+    assert column(browser, "errors-severity-5", 0) == []
+    assert column(browser, "errors-severity-5", 0, 1) == [name for name in LABELS if name != "tent"]
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_never_scrolls_sideways_and_text_has_contrast(opened: Callable[..., Any], scheme: str) -> None:
+    browser = opened(390, scheme)
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [390, 390]
+    dim = browser.execute_script(
+        """const parts = c => c.match(/[\\d.]+/g).map(Number);
+        const light = c => { const [r, g, b] = parts(c).slice(0, 3).map(v => v / 255)
+            .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b; };
+        const ground = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
+            if (parts(c)[3] !== 0) return c; } return "rgb(255, 255, 255)"; };
+        return [...document.querySelectorAll("body *")].filter(e => e.offsetHeight && ![...e.childNodes].every(
+            n => n.nodeType !== 3 || !n.textContent.trim())).map(e => {
+            const [a, b] = [light(getComputedStyle(e).color), light(ground(e))].sort((x, y) => y - x);
+            return [(a + .05) / (b + .05), e.outerHTML.slice(0, 80)]; }).filter(([ratio]) => ratio < 4.5)"""
+    )
+    assert dim == []
+    colour = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (colour == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_without_javascript_all_tables_are_there_and_no_control(opened: Callable[..., Any]) -> None:
+    browser = opened(javascript=False)
+    assert column(browser, "errors-severity-5", 0) == LABELS
+    assert browser.find_elements("css selector", "th button") == []
+    assert not browser.find_element("css selector", "#filter").is_displayed()
