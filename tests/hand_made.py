@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tta_bench.report import page
 from tta_bench.report.content import Content, Gap, Method
 from tta_bench.report.cost import CostRow, CostTable
 from tta_bench.report.evidence import Evidence
+from tta_bench.report.figures import Figure
 from tta_bench.report.mce import MceRow, MceTable
 from tta_bench.report.reference import ComparedRow, Comparison
 from tta_bench.report.statistics import Ranks
@@ -122,3 +124,15 @@ def content(folder: pathlib.Path) -> Content:
     return Content("s", evidence(folder), "source", [table(3), table(5)], [curve()], costs,
                    [Comparison("A paper", "2006.10726", "Table 2", compared, "12 have no counterpart.")], mce, methods, gaps,
                    ["A note & more."])  # fmt: skip
+
+
+_SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="900pt" viewBox="0 0 900 200"><style>
+@media (prefers-color-scheme: dark) { rect { fill: white } }</style><rect width="900" height="200"/></svg>"""
+
+
+def write_page(folder: pathlib.Path) -> pathlib.Path:
+    """The report's page with a figure, black in the light and white in the dark, beside a table in ``data/``."""
+    (folder / "report" / "data").mkdir(parents=True)
+    (folder / "report" / "data" / "rows.csv").write_text("a\n")
+    drawn = [Figure("by corruption", "By corruption", "Error by corruption & method.", [], _SVG)]
+    return page.write(content(folder / "run"), drawn, folder / "report" / "index.html")

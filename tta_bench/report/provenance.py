@@ -23,7 +23,7 @@ class MethodView:
     """A label with its hyperparameters.
 
     Attributes:
-        columns: source models; a single empty one where all are alike.
+        columns: source models, those that are alike together; a single empty one where all are.
         rows: (name, a value for each column, whether they differ).
     """
 
@@ -36,19 +36,21 @@ def methods(found: Sequence[Method]) -> list[MethodView]:
     """Each label once, in order."""
     views = []
     for label in dict.fromkeys(method.label for method in found):
-        mine = [method for method in found if method.label == label]
-        values = [_values(method) for method in mine]
-        names = list(dict.fromkeys(name for of_model in values for name in of_model))
-        alike = all(of_model == values[0] for of_model in values)
-        columns, shown = ([""], values[:1]) if alike else ([method.model for method in mine], values)
-        rows = [(name, [of_model.get(name, "–") for of_model in shown]) for name in names]
+        models: dict[tuple[tuple[str, str], ...], list[str]] = {}
+        for method in found:
+            if method.label == label:
+                models.setdefault(tuple(_values(method)), []).append(method.model)
+        columns = [", ".join(alike) for alike in models.values()] if len(models) > 1 else [""]
+        values = [dict(of_models) for of_models in models]
+        names = list(dict.fromkeys(name for of_models in values for name in of_models))
+        rows = [(name, [of_models.get(name, "–") for of_models in values]) for name in names]
         views.append(MethodView(label, columns, [(name, row, len(set(row)) > 1) for name, row in rows]))
     return views
 
 
-def _values(method: Method) -> dict[str, str]:
-    about = {"method": method.method, "variant": method.variant, "preset": method.preset or "none"}
-    return {**about, **dict(_flat(method.config))}
+def _values(method: Method) -> Iterator[tuple[str, str]]:
+    yield from (("method", method.method), ("variant", method.variant), ("preset", method.preset or "none"))
+    yield from _flat(method.config)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -135,11 +137,19 @@ def _session(session: Mapping[str, Any], rows: pd.DataFrame) -> SessionView:
         "platform": session.get("platform"),
         "machine": f"{session.get('cpus', '?')} CPUs, {session.get('memory_gib', '?')} GiB of memory",
         "GPUs": ", ".join(session.get("gpus", [])) or "none",
-        "merged from": session.get("merged_from"),
+        "merged from": _origin(session.get("merged_from")),
     }
     suite = yaml.safe_dump(session.get("suite", {}), sort_keys=False, allow_unicode=True, default_flow_style=None)
     shown = [(name, str(value)) for name, value in about.items() if value]
     return SessionView(int(session["session"]), shown, list(_hardware(rows)), suite)
+
+
+def _origin(merged: Mapping[str, Any] | None) -> str:
+    """Where ``tta-bench merge`` took a session from; itself merged, maybe."""
+    if not merged:
+        return ""
+    before = _origin(merged.get("merged_from"))
+    return f"session {merged['session']} of {merged['run']}{', before that ' + before if before else ''}"
 
 
 def _hardware(rows: pd.DataFrame) -> Iterator[str]:
