@@ -118,15 +118,15 @@ def make_images(folder: pathlib.Path) -> None:
 # -- canned results ----------------------------------------------------------------------------------------------------
 
 
-def canned(trial: Trial, batches: int) -> TrialResult:
-    """A result of the size and shape that a real trial has."""
+def canned(trial: Trial, batches: int, error: float = 0.3) -> TrialResult:
+    """A result of the size and shape that a real trial has; an image is classified wrongly with probability ``error``."""
     import numpy as np
 
     from tta_bench.runner import TrialResult
 
     rng = np.random.default_rng(trial.seed)
     images, numbers = batches * BATCH, np.arange(batches)
-    correct = rng.random(images) < 0.7
+    correct = rng.random(images) >= error
     [shift] = trial.stream.shifts
     costs = {"step_ms_median": 5.1, "step_ms_p95": 6.2, "images_per_s": 12000.5, "warmup_ms": 30.25,
              "data_ms_median": 0.4, "peak_memory_mib": None}  # fmt: skip

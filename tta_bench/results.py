@@ -11,7 +11,8 @@ import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -296,9 +297,23 @@ def load(run: pathlib.Path) -> Results:
         for row in _rows(trial, record):
             segments.add(row)
         if record is not None and record["status"] == "ok":
-            batches.add(trial, npz.read(f"{folder}/{trial['key']}.npz", _is_of_batches))
+            batches.add(trial, read_arrays(run, trial["key"], _is_of_batches))
     stale = len(_committed(run) - {t["key"] for t in plan["trials"]})
     return Results(run, plan, segments.frame(), batches.frame(), stale)
+
+
+def read_arrays(run: pathlib.Path, key: str, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
+    """The arrays of a trial, by name (``images/correct``, ``batches/step_ms``, …).
+
+    Raises:
+        UsageError: they are gone or damaged.
+    """
+    file = f"{run}/trials/{key}.npz"
+    try:
+        return npz.read(file, wanted)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        hint = "delete the .json beside it and run the suite again: this trial is then run anew"
+        raise UsageError(Problem(f"a trial's arrays cannot be read: {error}", file, hint=hint)) from error
 
 
 def _committed(run: pathlib.Path) -> set[str]:

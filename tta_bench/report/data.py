@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
-from tta_bench.report.content import Content
+from tta_bench.errors import Problem, UsageError, near_miss
+from tta_bench.report.content import Content, Options, make
+from tta_bench.report.evidence import gather
 from tta_bench.results import write_atomically
+
+TABLES = ("rows", "batches", "errors", "pairs", "ranks", "costs", "published", "mce", "gaps")
+
+
+def load(runs: Sequence[pathlib.Path], table: str, *, mix: bool) -> pd.DataFrame:
+    """One table of some runs, empty where there is nothing to say; see :func:`tta_bench.load_results`."""
+    if table not in TABLES:
+        raise UsageError(Problem(f"unknown table {table!r}", hint=near_miss(table, TABLES)))
+    evidence = gather(runs, mix=mix)
+    if table in ("rows", "batches"):
+        return evidence.segments if table == "rows" else evidence.batches
+    return frames(make(evidence, Options())).get(table, pd.DataFrame())
 
 
 def frames(content: Content) -> dict[str, pd.DataFrame]:

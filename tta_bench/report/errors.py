@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import statistics as std
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -43,7 +44,7 @@ def curves(evidence: Evidence) -> list[ErrorTable]:
         if frame["adapt_images"].fillna(0).nunique() > 1:
             for severity in _severities(frame):
                 part = frame[frame["severity"].isin([severity, 0])]
-                columns = ("error_pct", "error_after_pct")
+                columns = [name for name in ("error_pct", "error_after_pct") if part[name].notna().any()]
                 made += [_curve(evidence, part, Setting(*place, severity), column) for column in columns]
     return _named(made)
 
@@ -84,8 +85,9 @@ def _plain(text: str) -> str:
 
 def _table(evidence: Evidence, frame: pd.DataFrame, setting: Setting, errors: ImageErrors) -> ErrorTable:
     corruptions = sorted(frame["corruption"].unique(), key=lambda name: _ORDER.get(name, len(_ORDER)))
-    rows = list(_rows(frame, corruptions))
-    about = Resampled(rows, corruptions, setting.severity, errors, _by_seed(frame))
+    cells = _Cells(frame)
+    rows = cells.rows(corruptions)
+    about = Resampled(rows, corruptions, setting.severity, errors, cells.by_seed())
     severity = f", severity {setting.severity}" if setting.severity else ""
     return ErrorTable(
         name=f"severity-{setting.severity}" if setting.severity else "all",
@@ -121,7 +123,7 @@ def _curve(evidence: Evidence, frame: pd.DataFrame, setting: Setting, column: st
         setting=setting,
         caption=_caption(frame, setting, grades),
         corruptions=counts,
-        rows=list(_rows(shifted, counts)),
+        rows=_Cells(shifted).rows(counts),
         partial=bool(frame["partial"].any()),
         averaged=False,
         seeds=frame["seed"].nunique(),
@@ -130,55 +132,84 @@ def _curve(evidence: Evidence, frame: pd.DataFrame, setting: Setting, column: st
     )
 
 
-def _rows(frame: pd.DataFrame, corruptions: Sequence[str]) -> Iterator[Row]:
-    """A row for each source model and method, grouped by source model."""
-    parts = dict(iter(frame.groupby(["model", "label"], sort=False)))
-    labels = list(dict.fromkeys(frame["label"]))
-    for model in dict.fromkeys(frame["model"]):
-        for label in labels:
-            if (model, label) in parts:
-                yield _row(parts[model, label], str(label), str(model), corruptions)
+class _Cells:
+    """The rows of a table, by (source model, method) and corruption: pandas takes long to cut out thousands of cells."""
+
+    def __init__(self, frame: pd.DataFrame):
+        names = ("model", "label", "corruption", "seed", "status", "reason", "error_pct")
+        self._found: dict[tuple[str, str], dict[str, _Trials]] = {}
+        self._labels = list(dict.fromkeys(frame["label"]))
+        for model, label, corruption, seed, status, reason, error in zip(
+            *(frame[n].tolist() for n in names), strict=True
+        ):
+            trials = self._found.setdefault((model, label), {}).setdefault(corruption, _Trials())
+            trials.add(seed, status, reason, error)
+
+    def rows(self, corruptions: Sequence[str]) -> list[Row]:
+        """A row for each source model and method, grouped by source model."""
+        models = dict.fromkeys(model for model, _ in self._found)
+        places = [(model, label) for model in models for label in self._labels if (model, label) in self._found]
+        return [_row(self._found[place], *place, corruptions) for place in places]
+
+    def by_seed(self) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
+        """For each (source model, method) and corruption the error by seed."""
+        return {
+            place: {corruption: trials.by_seed() for corruption, trials in cells.items()}
+            for place, cells in self._found.items()
+        }
 
 
-def _row(frame: pd.DataFrame, label: str, model: str, corruptions: Sequence[str]) -> Row:
-    parts = dict(iter(frame.groupby("corruption", sort=False)))
-    cells = {name: _cell(parts.get(name)) for name in corruptions}
+class _Trials:
+    """The trials of a cell."""
+
+    def __init__(self) -> None:
+        self._errors: dict[int, list[float]] = {}  # of those that are ok, by seed; several where a shift recurs
+        self.state = "ok"
+        self.reasons: dict[str, None] = {}
+
+    def add(self, seed: int, status: str, reason: str, error: float) -> None:
+        """Count a row of the results."""
+        if status == "ok":
+            self._errors.setdefault(seed, []).append(error)
+        elif self.state == "ok":
+            self.state = status
+        if reason:
+            self.reasons[reason] = None
+
+    def by_seed(self) -> dict[int, float]:
+        """Error by seed, per cent."""
+        return {seed: std.fmean(errors) for seed, errors in self._errors.items()}
+
+    def cell(self) -> Cell:
+        """What the table shows."""
+        return _spread(list(self.by_seed().values()), self.state)
+
+
+def _row(trials: Mapping[str, _Trials], model: str, label: str, corruptions: Sequence[str]) -> Row:
+    cells = {name: trials[name].cell() if name in trials else Cell(None, None, "missing") for name in corruptions}
     shifted = [name for name in corruptions if name != "clean"] or list(corruptions)
-    have = [name for name in shifted if cells[name].mean is not None]
     states = [cells[name].state for name in shifted if cells[name].state != "ok"]
-    state = states[0] if states else "ok"
-    reasons = [str(reason) for reason in frame["reason"].dropna().unique() if reason]
-    good = frame[frame["corruption"].isin(have) & (frame["status"] == "ok")]
-    mean = _spread(_seed_means(good), state) if have else Cell(None, None, state)
-    return Row(label, model, cells, mean, "; ".join(reasons))
+    have = [trials[name].by_seed() for name in shifted if cells[name].mean is not None]
+    mean = _spread(_seed_means(have), states[0] if states else "ok")
+    return Row(label, model, cells, mean, "; ".join(dict.fromkeys(r for t in trials.values() for r in t.reasons)))
 
 
-def _seed_means(good: pd.DataFrame) -> pd.Series:
-    """Mean over corruptions of each seed that has all of them: a mean over others is not its."""
-    by_seed = good.groupby("seed")["error_pct"]
-    whole = by_seed.count() == by_seed.count().max()
-    return by_seed.mean()[whole]
+def _seed_means(cells: Sequence[Mapping[int, float]]) -> list[float]:
+    """Mean over corruptions of each seed that has most of them: a mean over others is not a seed's."""
+    by_seed: dict[int, list[float]] = {}
+    for errors in cells:
+        for seed, error in errors.items():
+            by_seed.setdefault(seed, []).append(error)
+    most = max(map(len, by_seed.values()), default=0)
+    return [std.fmean(errors) for errors in by_seed.values() if len(errors) == most]
 
 
-def _cell(frame: pd.DataFrame | None) -> Cell:
-    if frame is None:
-        return Cell(None, None, "missing")
-    good = frame[frame["status"] == "ok"]
-    bad = frame.loc[frame["status"] != "ok", "status"]
-    state = str(bad.iloc[0]) if len(bad) else "ok"
-    return _spread(good.groupby("seed")["error_pct"].mean(), state) if len(good) else Cell(None, None, state)
-
-
-def _spread(by_seed: pd.Series, state: str) -> Cell:
-    std = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None
-    return Cell(float(by_seed.mean()), std, state, seeds=len(by_seed))
-
-
-def _by_seed(frame: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
-    """For each (model, label) its errors, seeds × corruptions."""
-    good = frame[frame["status"] == "ok"]
-    parts = good.groupby(["model", "label"], sort=False)
-    return {place: part.pivot_table(index="seed", columns="corruption", values="error_pct") for place, part in parts}
+def _spread(errors: Sequence[float], state: str) -> Cell:
+    """A cell of one error a seed."""
+    if not errors:
+        return Cell(None, None, state)
+    spread = std.stdev(errors) if len(errors) > 1 else None
+    return Cell(std.fmean(errors), spread, state, seeds=len(errors))
 
 
 def _caption(frame: pd.DataFrame, setting: Setting, further: Sequence[str] = ()) -> str:

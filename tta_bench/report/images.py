@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tta_bench import npz
-from tta_bench.errors import Problem, UsageError
+from tta_bench import results
 from tta_bench.report.evidence import Evidence
 
 _ARRAYS = ("images/image", "images/shift", "images/correct")
@@ -50,15 +48,10 @@ class ImageErrors:
         ok = set(evidence.segments.loc[evidence.segments["status"] == "ok", "key"])
         for run, trial in evidence.trials():
             if trial["key"] in ok and wanted(trial["key"]):
-                self._add(str(run.path / "trials" / f"{trial['key']}.npz"), trial)
+                self._add(trial, results.read_arrays(run.path, trial["key"], _ARRAYS.__contains__))
 
-    def _add(self, file: str, trial: Mapping[str, Any]) -> None:
-        try:
-            arrays = npz.read(file, _ARRAYS.__contains__)
-            image, shift, correct = (arrays[name] for name in _ARRAYS)
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            hint = "delete it with its .json, and run the suite again"
-            raise UsageError(Problem(f"cannot be read: {error}", file, hint=hint)) from error
+    def _add(self, trial: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        image, shift, correct = (arrays[name] for name in _ARRAYS)
         for number, (_, _, name) in enumerate(trial["shifts"]):
             here = slice(None) if len(trial["shifts"]) == 1 else shift == number
             place = (trial["label"], trial["model"], name)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 
 from tta_bench.report import statistics
 from tta_bench.report.images import ImageErrors
@@ -21,7 +20,7 @@ class Resampled:
         corruptions: its columns.
         severity: of the table, 0 where there is none.
         errors: of images; cells that do not share them are left as they are, and ``untested`` says why.
-        by_seed: for each (source model, method) the errors, seeds × corruptions.
+        by_seed: for each (source model, method) and corruption the error by seed.
 
     Attributes:
         rows: with both.
@@ -31,7 +30,7 @@ class Resampled:
 
     def __init__(
         self, rows: Sequence[Row], corruptions: Sequence[str], severity: int, errors: ImageErrors,
-        by_seed: Mapping[tuple[str, str], pd.DataFrame],
+        by_seed: Mapping[tuple[str, str], Mapping[str, Mapping[int, float]]],
     ):  # fmt: skip
         self._corruptions, self._by_seed = corruptions, by_seed
         self._shifted = [name for name in corruptions if name != "clean"] or list(corruptions)
@@ -95,8 +94,9 @@ class Resampled:
     def _seeds(self, rows: Sequence[Row], column: str) -> np.ndarray:
         """(seeds, rows) errors of the seeds that all rows have."""
         names = self._shifted if column == "mean" else [column]
-        by_row = [self._by_seed[row.model, row.label][names].dropna().mean(axis=1) for row in rows]
-        return pd.concat(by_row, axis=1, join="inner").to_numpy()
+        cells = [[self._by_seed[row.model, row.label][name] for name in names] for row in rows]
+        seeds = sorted(set.intersection(*(set(errors) for of_row in cells for errors in of_row)))
+        return np.array([[np.mean([errors[seed] for errors in of_row]) for of_row in cells] for seed in seeds])
 
     @staticmethod
     def _corrected(tests: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -16,9 +16,9 @@ from scipy import stats
 
 from tta_bench.streams import derived_seed
 
-DRAWS = 1000  # of the bootstrap
+DRAWS = 2000  # of the bootstrap
 LEVEL = 0.95  # of intervals; tests are at 1 − LEVEL
-_ROWS = 64  # draws whose weights are made at a time: of 50,000 images they take 26 MB
+_AT_A_TIME = 4_000_000  # weights that are held: they and what they are made from take about 100 MB
 
 
 def bootstrap(wrong: np.ndarray, draws: int = DRAWS) -> np.ndarray:
@@ -34,8 +34,9 @@ def bootstrap(wrong: np.ndarray, draws: int = DRAWS) -> np.ndarray:
     images, cells = wrong.shape
     rng = np.random.default_rng(derived_seed("bootstrap", images))
     values, means = wrong.astype(np.float32), np.empty((draws, cells))
-    for first in range(0, draws, _ROWS):
-        rows = min(_ROWS, draws - first)
+    block = max(1, _AT_A_TIME // images)
+    for first in range(0, draws, block):
+        rows = min(block, draws - first)
         means[first : first + rows] = _weights(rng, rows, images) @ values
     return means / images
 

@@ -1,0 +1,117 @@
+"""Run folders made by hand: what tests of the report need, in milliseconds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tta_bench import results
+from tta_bench.runner import TrialResult
+
+Cell = tuple[str, str, str, int]  # label, source model, shift id, seed
+
+
+def write_run(
+    path: pathlib.Path,
+    cells: Mapping[Cell, np.ndarray | str],
+    *,
+    images: int | None = None,
+    image_ids: np.ndarray | None = None,
+    facts: Mapping[str, Any] | None = None,
+    environment: Mapping[str, Any] | None = None,
+    session: Mapping[str, Any] | None = None,
+    **plan: Any,
+) -> pathlib.Path:
+    """Write a run with one trial a cell.
+
+    Args:
+        path: the run's folder.
+        cells: verdicts of a trial's images, (N,) bool, True for correct; or "failed", "skipped", "missing".
+        images: images a shift in the plan; N where it is left out.
+        image_ids: (N,) image indices; 0 to N − 1 where it is left out.
+        facts, environment, session: what differs in every trial's record, and in ``run.json``.
+        plan: what differs in the plan: its own keys, or keys of every trial in it.
+    """
+    path.mkdir(parents=True)
+    size = images or next((len(c) for c in cells.values() if not isinstance(c, str)), 10)
+    trials = [_planned(cell, size, plan) for cell in cells]
+    own = {name: value for name, value in plan.items() if name not in trials[0]} if trials else {}
+    whole = {"schema_version": results.SCHEMA_VERSION, "numerics_version": 1, "suite": "suite", "notes": [],
+             "all_images": True, "models": {t["model"]: {"tag": t["model"]} for t in trials}, "trials": trials}  # fmt: skip
+    results.write_json(path / "plan.json", {**whole, **own})
+    about = {"session": 0, "tta_bench": "0.1.0", "packages": {"torch": "2.13.0", "timm": "1.0.31"}, **(session or {})}
+    results.write_json(path / "run.json", {"schema_version": results.SCHEMA_VERSION, "sessions": [about]})
+    for trial, verdict in zip(trials, cells.values(), strict=True):
+        if isinstance(verdict, str):
+            result = TrialResult(trial["key"], verdict, f"{verdict} for a reason")
+        else:
+            result = _result(trial, verdict, image_ids, facts or {}, environment or {})
+        if verdict != "missing" if isinstance(verdict, str) else True:
+            results.write(path, result, {}, session=0)
+    return path
+
+
+def _planned(cell: Cell, size: int, changed: Mapping[str, Any]) -> dict[str, Any]:
+    label, model, shift, seed = cell
+    corruption, _, severity = shift.partition("-")
+    trial = {
+        "label": label, "method": label, "variant": "official", "preset": "", "config": {}, "model": model,
+        "dataset": "D", "protocol": "reset", "adapt_images": None, "shifts": [[corruption, int(severity or 0), shift]],
+        "seed": seed, "batch_size": 10, "images": size, "precision": "float32", "data": f"of {shift}",
+    }  # fmt: skip
+    trial |= {name: value for name, value in changed.items() if name in trial}
+    key = hashlib.sha256(json.dumps([*cell, sorted(map(str, changed.items()))]).encode()).hexdigest()
+    return {"key": key, **trial}
+
+
+def _result(
+    trial: Mapping[str, Any], correct: np.ndarray, ids: np.ndarray | None, facts: Mapping[str, Any], where: Mapping[str, Any]
+) -> TrialResult:  # fmt: skip
+    count, size = len(correct), trial["batch_size"]
+    batch = np.arange(count, dtype=np.int32) // size
+    numbers = np.unique(batch)
+    [[corruption, severity, shift]] = trial["shifts"]
+    row = {
+        "segment": shift, "visit": 0, "shift": shift, "corruption": corruption, "severity": severity, "images": count,
+        "correct": int(correct.sum()), "error_pct": 100.0 * float((~correct).mean()), "confidence_mean": 0.5,
+        "batches": len(numbers), "images_forwarded": count, "images_backwarded": 0, "updates": len(numbers),
+        "step_ms_median": 5.0, "step_ms_p95": 6.0, "images_per_s": 100.0, **{k: v for k, v in facts.items() if k in _OF_ROWS},
+    }  # fmt: skip
+    per_image = {
+        "shift": np.zeros(count, dtype=np.int16), "image": (np.arange(count) if ids is None else ids).astype(np.int32),
+        "batch": batch, "predicted": np.zeros(count, dtype=np.int32), "correct": correct, "confidence": np.zeros(count, np.float32),
+    }  # fmt: skip
+    per_batch = {
+        "batch": numbers,
+        "images": np.bincount(batch),
+        "step_ms": np.ones(len(numbers)),
+        "data_ms": np.ones(len(numbers)),
+    }
+    environment = {
+        "host": "node",
+        "pid": 1,
+        "device": "cpu",
+        "device_name": "x86_64",
+        "threads": 1,
+        "torch": "2.13.0",
+        **where,
+    }
+    kept = {"device_share": 1.0, "trial_s": 1.0, **{k: v for k, v in facts.items() if k not in _OF_ROWS}}
+    return TrialResult(trial["key"], "ok", facts=kept, segments=[row], batches=per_batch, images=per_image,
+                       environment=environment)  # fmt: skip
+
+
+_OF_ROWS = ("step_ms_median", "step_ms_p95", "images_per_s", "peak_memory_mib", "images_backwarded", "error_after_pct")
+
+
+def verdicts(error: float, images: int = 1000, first: int = 0) -> np.ndarray:
+    """(images,) bool with ``error`` per cent of them wrong: those from index ``first`` on, around the end."""
+    wrong = round(images * error / 100)
+    correct = np.ones(images, dtype=bool)
+    correct[(first + np.arange(wrong)) % images] = False
+    return correct

@@ -1,0 +1,116 @@
+"""Runs put together: what is refused, what is let through and said."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+from runs import verdicts, write_run
+
+import tta_bench
+from tta_bench.errors import UsageError
+from tta_bench.report.content import Options, make
+from tta_bench.report.evidence import gather
+
+FOG = {("a", "m", "fog-5", 0): verdicts(10, 100)}
+SNOW = {("a", "m", "snow-5", 0): verdicts(10, 100)}
+
+
+def test_runs_of_one_setting_stand_in_one_table(tmp_path: pathlib.Path) -> None:
+    runs = [write_run(tmp_path / name, cells) for name, cells in (("one", FOG), ("two", SNOW))]
+    evidence = gather(runs)
+    assert evidence.segments["shift"].tolist() == ["fog-5", "snow-5"]
+    assert evidence.segments["run"].tolist() == [0, 1]
+    assert len(evidence.batches) == 20
+    assert evidence.mixed == ()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"data": "others"}, "differ in images: fog-5"), ({"precision": "float64"}, "differ in precision: float32 against float64"),
+     ({"numerics_version": 2}, "differ in numerics_version: 1 against 2"),
+     ({"images": 50}, "differ in images a shift: 100 against 50"),
+     ({"session": {"tta_bench": "0.2.0"}}, "differ in tta_bench: 0.1.0 against 0.2.0"),
+     ({"session": {"packages": {"torch": "2.6.0", "timm": "1.0.31"}}}, "differ in torch: 2.13.0 against 2.6.0")],
+)  # fmt: skip
+def test_runs_that_differ_are_refused_unless_asked_for_and_then_labelled(
+    tmp_path: pathlib.Path, changed: dict[str, object], said: str
+) -> None:
+    one = write_run(tmp_path / "one", FOG)
+    other = write_run(tmp_path / "other", {("b", "m", "fog-5", 0): verdicts(20, 100)}, **changed)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="--mix") as refused:
+        gather([one, other])
+    assert said in str(refused.value)
+    mixed = gather([one, other], mix=True)
+    assert said in mixed.mixed[0]
+    content = make(mixed, Options())
+    assert "MIXED" in content.warning
+    assert said in content.notes[0]
+    assert all(said in table.mixed[0] for table in content.tables)
+
+
+def test_runs_of_other_data_sets_need_not_agree(tmp_path: pathlib.Path) -> None:
+    one = write_run(tmp_path / "one", FOG)
+    other = write_run(tmp_path / "other", FOG, dataset="E", precision="float64")
+    assert gather([one, other]).mixed == ()
+
+
+def test_a_cell_in_two_runs_is_refused_even_when_mixing(tmp_path: pathlib.Path) -> None:
+    """Averaging the two would count one order of the stream as two seeds."""
+    runs = [write_run(tmp_path / name, FOG) for name in ("one", "two")]
+    with pytest.raises(UsageError, match=r"1 cells are also in .*one, the first is a on m") as refused:
+        gather(runs, mix=True)
+    assert "tta-bench merge" in str(refused.value)
+
+
+def test_one_label_for_two_settings_is_refused(tmp_path: pathlib.Path) -> None:
+    one = write_run(tmp_path / "one", FOG, config={"lr": 0.1})
+    other = write_run(tmp_path / "other", SNOW, config={"lr": 0.2})
+    with pytest.raises(UsageError, match="a on m has other hyperparameters than in .*one"):
+        gather([one, other])
+
+
+def test_a_run_given_twice_and_a_folder_that_is_none_are_refused(tmp_path: pathlib.Path) -> None:
+    run = write_run(tmp_path / "one", FOG)
+    with pytest.raises(UsageError, match="given twice"):
+        gather([run, tmp_path / "." / "one"])
+    with pytest.raises(UsageError, match="not a run"):
+        gather([tmp_path])
+
+
+def test_notes_say_what_a_reader_must_know(tmp_path: pathlib.Path) -> None:
+    run = write_run(tmp_path / "one", FOG, all_images=False, notes=["generated, not D"])
+    (run / "trials" / "gone.json").write_text("{}")
+    said = " ".join(gather([run]).notes)
+    assert "Images are generated, not D." in said
+    assert "this is not a result" in said
+    assert "1 trial files of an earlier plan" in said
+
+
+def test_sessions_of_other_machines_in_one_run_are_said(tmp_path: pathlib.Path) -> None:
+    run = write_run(tmp_path / "one", {**FOG, **SNOW})
+    first = sorted((run / "trials").glob("*.json"))[0]
+    record = json.loads(first.read_text())
+    first.write_text(json.dumps({**record, "environment": {**record["environment"], "device": "cuda"}}))
+    assert "one was made with several of device: cpu, cuda." in gather([run]).notes
+
+
+def test_damaged_arrays_are_one_clear_message(tmp_path: pathlib.Path) -> None:
+    run = write_run(tmp_path / "one", FOG)
+    [file] = (run / "trials").glob("*.npz")
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(UsageError, match=r"\.npz: a trial's arrays cannot be read: .*\n.*delete the \.json beside it"):
+        make(gather([run]), Options())
+
+
+def test_load_results_gives_tidy_frames(tmp_path: pathlib.Path) -> None:
+    runs = [write_run(tmp_path / "one", FOG), write_run(tmp_path / "two", SNOW)]
+    rows = tta_bench.load_results(*runs)
+    assert rows.set_index("shift")["error_pct"].to_dict() == {"fog-5": 10, "snow-5": 10}
+    curve = tta_bench.load_results(str(runs[0]), table="batches")
+    assert curve["running_error_pct"].iloc[-1] == pytest.approx(10)
+    errors = tta_bench.load_results(*runs, table="errors")
+    assert errors.set_index("column").loc["mean", "error_pct"] == pytest.approx(10)
+    with pytest.raises(UsageError, match="did you mean 'errors'"):
+        tta_bench.load_results(*runs, table="error")
