@@ -41,7 +41,7 @@ def test_the_wheel_holds_methods_suites_weights_and_published_numbers_inside_the
         "methods/tent.py",
         "suites/digits_c.yaml",
         "weights/digits_vit_ln.safetensors",
-        "report/templates/errors.tex.j2",
+        "report/templates/table.tex.j2",
     ):
         assert f"tta_bench/{name}" in names
     entry_points = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("entry_points.txt"))).decode()

@@ -13,12 +13,16 @@ from tta_bench.report.reference import ComparedRow, Comparison
 from tta_bench.report.table import Cell, ErrorTable
 
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
-_MEANINGS = {
-    "best": "Bold: lower than every other method of its source model.",
-    "second": "Underlined: the lowest of the others.",
-    "tied": "Italic, not bold: the lowest, and all that are not told apart from it.",
+_BOLD = "Bold: lower than every other method of its source model."
+_UNDERLINED = {
+    frozenset({"best", "second"}): "Underlined: the second lowest.",
+    frozenset({"tied"}): "Underlined: the lowest, and those that are not told apart from it.",
+    frozenset(
+        {"best", "second", "tied"}
+    ): "Underlined: the second lowest; or, where nothing is bold, the lowest and those "
+    "that are not told apart from it.",
 }
-_STARRED = "*: over fewer cells than were planned; compared with nothing."
+STARRED = "*: over fewer cells than were planned; compared with nothing."
 _GAPS = ("failed", "missing", "skipped")  # in this order: the first two can be mended
 _FEW = 4  # shifts that are listed by name
 
@@ -50,10 +54,14 @@ def error_grid(table: ErrorTable) -> Grid:
         Section(m, [Line(r.label, line([table.cell(r, c) for c in table.columns], r.mean)) for r in table.of(m)])
         for m in table.models
     ]
-    legend, caption = list(_legend(table)), [table.caption, *_unmarked(table)]
+    legend, caption = list(_legend(table)), [table.caption, _models(table.models), *_unmarked(table)]
     if intervals:
         legend.append("95 % int.: of the mean, over images.")
     return Grid(f"errors-{table.name}", table.title, warning(table), caption, legend, columns, sections)
+
+
+def _models(names: Sequence[str]) -> str:
+    return f"Source model{'s' if len(names) > 1 else ''}: {', '.join(names)}."
 
 
 def warning(table: ErrorTable) -> str:
@@ -92,15 +100,18 @@ def _unmarked(table: ErrorTable) -> Iterator[str]:
 
 def _legend(table: ErrorTable) -> Iterator[str]:
     cells = _cells(table)
-    marks = {cell.mark for cell in cells}
-    yield from (_MEANINGS[mark] for mark in _MEANINGS if mark in marks)
+    marks = frozenset(cell.mark for cell in cells if cell.mark)
+    if "best" in marks:
+        yield _BOLD
+    if marks in _UNDERLINED:
+        yield _UNDERLINED[marks]
     if table.averaged and len(table.labels) > 1 and not table.untested:
         over = "images and seeds" if table.seeds > 1 else "images"
         yield f"Tests at 5 % are paired over {over}, with Holm's correction."
         if table.seeds == 1:
             yield "With one seed, the spread over seeds is not known, and tests leave it out."
     if any(cell.mean is not None and cell.state != "ok" for cell in cells):
-        yield _STARRED
+        yield STARRED
     states = {cell.state for cell in cells if cell.mean is None}
     if "skipped" in states:
         yield "–: the method cannot run there."
@@ -195,10 +206,11 @@ def comparison_grid(comparison: Comparison) -> Grid:
         first = next(iter(rows.values()))
         title = f"{first.published_model}, here {first.model}{f', {first.table}' if several else ''}"
         sections.setdefault(title, []).extend(_compared(rows, names, reasons))
-    source = f"arXiv {comparison.arxiv}, {comparison.source}" if comparison.arxiv else comparison.source
-    caption = f"Measured beside published: {comparison.paper} ({source}). Error in per cent; measured minus published."
-    legend = [f"{_letter(i)}: {text}." for i, text in enumerate(reasons)]
     found = [Section(title, lines) for title, lines in sections.items()]
+    source = f"arXiv {comparison.arxiv}, {comparison.source}" if comparison.arxiv else comparison.source
+    what = " Error in per cent; difference: measured minus published." if found else ""
+    caption = f"Measured beside published: {comparison.paper} ({source}).{what}"
+    legend = [f"{_letter(i)}: {text}." for i, text in enumerate(reasons)]
     unmatched = [comparison.unmatched] if comparison.unmatched else []
     name, title = f"published-{plain(comparison.paper)}", f"Published numbers: {comparison.paper}"
     return Grid(name, title, "", [caption, *unmatched], legend, columns, found)
@@ -238,7 +250,8 @@ def _measured(row: ComparedRow) -> Entry:
 
 
 def _signed(difference: float) -> str:
-    return f"{difference:+.1f}".replace("-", "−")
+    text = f"{difference:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
 def _why(row: ComparedRow) -> str:

@@ -69,6 +69,8 @@ def load(file: pathlib.Path) -> list[Published]:
         rows = [(reader.line_num, row) for row in reader]
     except (OSError, ValueError, csv.Error) as error:
         hint = "name a CSV file in the form of results/reference/published.csv"
+        if file.is_dir():
+            hint = "--reference takes the word after it for its file: give the runs first"
         raise UsageError(Problem(f"published numbers cannot be read: {error}", where, hint=hint)) from error
     lacking = [
         Problem(f"no column {name!r}", where, hint=near_miss(name, names)) for name in COLUMNS if name not in names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 from rich.cells import cell_len
@@ -14,9 +14,9 @@ from tta_bench.report import grids
 from tta_bench.report.content import Content
 from tta_bench.report.grid import Column, Entry, Grid
 
-_STYLES = {"best": "bold", "second": "underline", "tied": "italic underline", "": ""}
+_STYLES = {"best": "bold", "second": "underline", "tied": "underline", "": ""}
 _STATES = {"failed": "red", "missing": "yellow", "skipped": "dim"}
-_NAMES = 14  # characters that names of methods get at least; longer ones are folded
+_NAMES = 12  # characters that names of methods get at least; longer ones are folded
 
 
 def show(content: Content, console: Console) -> None:
@@ -59,10 +59,15 @@ def _table(grid: Grid) -> Table:
 
 
 def _styled(entry: Entry) -> Text:
-    text = Text(entry.value, style=_STYLES[entry.mark] or _STATES.get(entry.state, ""))
+    text = Text()  # without a style of its own, in which the blanks beside it would be underlined
+    text.append(_value(entry), style=_STYLES[entry.mark] or _STATES.get(entry.state, ""))
     if entry.spread:
-        text.append(f"±{entry.spread}", style="dim not bold not underline")
+        text.append(f"±{entry.spread}", style="dim")
     return text.append("*") if entry.starred else text
+
+
+def _value(entry: Entry) -> str:
+    return "fail" if entry.value == "failed" else entry.value  # as wide as a number
 
 
 # -- what fits ---------------------------------------------------------------------------------------------------------
@@ -70,13 +75,14 @@ def _styled(entry: Entry) -> Text:
 
 def _fitting(grid: Grid, width: int) -> Iterator[Grid]:
     """The grid where it fits; else without the spread in each cell; else in parts, one above the other."""
-    room = width - min(_names(grid), max(_NAMES, width // 4))
-    for made in (grid, _without_spread(grid)):
-        if sum(_widths(made)) <= room:
+    bare = _without_spread(grid)
+    names = _names(grid)
+    for made, least in ((grid, names), (bare, names), (bare, min(names, _NAMES))):
+        if sum(_widths(made)) <= width - least:
             yield made
             return
-    made = _without_spread(grid)
-    yield from (made.taking(positions) for positions in _parts(made, room))
+    room = width - min(names, max(_NAMES, width // 3))
+    yield from (bare.taking(positions) for positions in _parts(bare, room))
 
 
 def _names(grid: Grid) -> int:
@@ -88,7 +94,7 @@ def _names(grid: Grid) -> int:
 def _widths(grid: Grid) -> list[int]:
     """Characters that each column takes, the blank after it included."""
     return [
-        1 + max(cell_len(column.short), *(cell_len(entry.text) for entry in grid.column(i)))
+        1 + max(cell_len(column.short), *(cell_len(_styled(entry).plain) for entry in grid.column(i)))
         for i, column in enumerate(grid.columns)
     ]
 
@@ -112,19 +118,29 @@ def _without_spread(grid: Grid) -> Grid:
     return replace(grid, sections=sections)
 
 
-def _parts(grid: Grid, room: int) -> list[Sequence[int]]:
-    """Positions of the columns of each part: as many as fit, groups and the mean with its interval kept together."""
-    widths, parts = _widths(grid), [[0] * 0]
-    for positions in _blocks(grid):
-        for piece in [positions] if sum(widths[i] for i in positions) <= room else [[i] for i in positions]:
-            if parts[-1] and sum(widths[i] for i in (*parts[-1], *piece)) > room:
-                parts.append([])
+def _parts(grid: Grid, room: int) -> list[list[int]]:
+    """Positions of the columns of each part: as many as fit, groups and the mean with its interval kept together.
+
+    A first column of text says what a line is, and stands in each part.
+    """
+    widths = _widths(grid)
+    always = [0] if grid.columns[0].kind == "text" else []
+    parts: list[list[int]] = [[*always]]
+    for positions in _blocks(grid, len(always)):
+        whole = sum(widths[i] for i in (*always, *positions)) <= room
+        for piece in [positions] if whole else [[i] for i in positions]:
+            if len(parts[-1]) > len(always) and sum(widths[i] for i in (*parts[-1], *piece)) > room:
+                parts.append([*always])
             parts[-1] += piece
-    return list(parts)
+    return parts
 
 
-def _blocks(grid: Grid) -> Iterator[list[int]]:
-    position = 0
-    for _, columns in grid.groups:
-        yield list(range(position, position + len(columns)))
-        position += len(columns)
+def _blocks(grid: Grid, first: int) -> Iterator[list[int]]:
+    """Positions of neighbouring columns of one group."""
+    positions: list[int] = []
+    for i in range(first, len(grid.columns)):
+        if positions and grid.columns[i].group != grid.columns[i - 1].group:
+            yield positions
+            positions = []
+        positions.append(i)
+    yield positions
