@@ -10,11 +10,11 @@ from tta_bench.report.table import Mark
 
 # Column heads: on a terminal, where 15 of them and more must fit 120 characters; and in print.
 _HEADS = {
-    "gaussian_noise": ("gauss", "Gauss."), "shot_noise": ("shot", "Shot"), "impulse_noise": ("impul", "Impul."),
+    "gaussian_noise": ("gauss", "Gauss."), "shot_noise": ("shot", "Shot"), "impulse_noise": ("imp", "Impul."),
     "defocus_blur": ("defoc", "Defoc."), "glass_blur": ("glass", "Glass"), "motion_blur": ("motn", "Motion"),
     "zoom_blur": ("zoom", "Zoom"), "snow": ("snow", "Snow"), "frost": ("frost", "Frost"), "fog": ("fog", "Fog"),
-    "brightness": ("brit", "Brit."), "contrast": ("contr", "Contr."), "elastic_transform": ("elast", "Elast."),
-    "pixelate": ("pixel", "Pixel"), "jpeg_compression": ("jpeg", "JPEG"), "speckle_noise": ("speck", "Speckle"),
+    "brightness": ("brit", "Brit."), "contrast": ("cont", "Contr."), "elastic_transform": ("elas", "Elast."),
+    "pixelate": ("pix", "Pixel"), "jpeg_compression": ("jpeg", "JPEG"), "speckle_noise": ("speck", "Speckle"),
     "gaussian_blur": ("gblur", "G.\N{NO-BREAK SPACE}blur"), "spatter": ("spatt", "Spatter"),
     "saturate": ("satur", "Saturate"), "clean": ("clean", "Clean"), "mean": ("mean", "Mean"),
 }  # fmt: skip

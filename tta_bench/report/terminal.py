@@ -78,7 +78,7 @@ def _fitting(grid: Grid, width: int) -> Iterator[Grid]:
     bare = _without_spread(grid)
     names = _names(grid)
     for made, least in ((grid, names), (bare, names), (bare, min(names, _NAMES))):
-        if sum(_widths(made)) <= width - least:
+        if sum(_widths(made)) - 1 <= width - least:  # no blank after the last
             yield made
             return
     room = width - min(names, max(_NAMES, width // 3))
