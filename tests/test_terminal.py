@@ -57,9 +57,9 @@ def test_every_column_is_there_and_no_line_is_wider_than_the_terminal(made: Cont
 
 
 def test_a_pipe_gets_the_spread_of_each_cell_and_120_columns_that_of_means(made: Content) -> None:
-    [wide] = [line for line in shown(made, 300).splitlines() if line.startswith(" source ")][:1]
+    wide = next(line for line in shown(made, 300).splitlines() if line.startswith(" source "))
     assert wide.count("±") == 17
-    narrow = [line for line in shown(made, 120).splitlines() if line.startswith(" source ")][0]
+    narrow = next(line for line in shown(made, 120).splitlines() if line.startswith(" source "))
     assert (narrow.count("±"), len(re.findall(r"\d+\.\d", narrow))) == (1, 17 + 1 + 2)
 
 
