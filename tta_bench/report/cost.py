@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -47,6 +47,7 @@ class CostTable:
         caption: conditions in a sentence.
         baseline: the method that ``slowdown`` is over.
         shared: times were taken on a device that other trials used.
+        dataset, batch_size: that all rows share.
     """
 
     hardware: str
@@ -54,6 +55,8 @@ class CostTable:
     baseline: str
     rows: list[CostRow]
     shared: bool = False
+    dataset: str = ""
+    batch_size: int = 0
 
     def of(self, model: str) -> list[CostRow]:
         """The rows of a source model."""
@@ -74,9 +77,9 @@ def costs(evidence: Evidence, baseline: str, *, shared: bool = False) -> list[Co
         shared: also make tables of the times that were taken on a shared device, apart from the others.
     """
     frame = evidence.segments[evidence.segments["status"] == "ok"]
-    made = []
+    made: list[CostTable] = []
     for (dataset, size), part in frame.groupby(["dataset", "batch_size"], sort=False):
-        about = f"{dataset}, batch size {size}"
+        about, first = f"{dataset}, batch size {size}", len(made)
         alone = part["device_share"].fillna(1.0) >= 1.0
         own, others = part[alone], part[~alone]
         made += list(_by_hardware(own, part, about, baseline, shared=False))
@@ -87,6 +90,7 @@ def costs(evidence: Evidence, baseline: str, *, shared: bool = False) -> list[Co
             untimed = [place for place in zip(part["model"], part["label"], strict=True) if place not in timed]
             if untimed:
                 made.append(_untimed(part, list(dict.fromkeys(untimed)), about, baseline))
+        made[first:] = [replace(table, dataset=str(dataset), batch_size=int(size)) for table in made[first:]]
     return made
 
 

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
 
 from tta_bench.report.content import Content
+from tta_bench.report.figures import adapt_images, cost, errors, heatmap, online, ranks, severity, updates
+from tta_bench.report.figures.section import Drawn, sections
+from tta_bench.report.figures.style import house_style
+from tta_bench.report.figures.svg import adaptive
+from tta_bench.results import write_atomically
+
+_ALL = (errors.draw, severity.draw, online.draw, cost.draw, updates.draw, heatmap.draw, ranks.draw, adapt_images.draw)
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "png": {"dpi": 150, "pil_kwargs": {"compress_level": 4}},  # twice as fast as usual, files a tenth larger
+    "pdf": {"metadata": {"CreationDate": None}},  # a figure drawn again is the same file
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +49,30 @@ def draw(content: Content, folder: pathlib.Path, formats: Sequence[str]) -> list
 
     Args:
         content: the report.
-        folder: where files go.
+        folder: where files go; made where it is not there and a figure is.
         formats: some of png, pdf, svg; svg is not written to a file.
     """
-    return []
+    if not formats:
+        return []
+    with house_style():
+        return [_saved(d, folder, formats) for s in sections(content) for each in _ALL for d in each(s)]
+
+
+def _saved(drawn: Drawn, folder: pathlib.Path, formats: Sequence[str]) -> Figure:
+    files = [_file(drawn, folder, name) for name in formats if name != "svg"]
+    return Figure(drawn.name, drawn.title, drawn.caption, files, _svg(drawn) if "svg" in formats else "")
+
+
+def _file(drawn: Drawn, folder: pathlib.Path, suffix: str) -> pathlib.Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{drawn.name}.{suffix}"
+    options = _OPTIONS.get(suffix, {})
+    write_atomically(path, lambda stream: drawn.figure.savefig(stream, format=suffix, facecolor="white", **options))
+    return path
+
+
+def _svg(drawn: Drawn) -> str:
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": drawn.name}):
+        drawn.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    return adaptive(stream.getvalue(), drawn.name)
