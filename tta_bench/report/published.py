@@ -89,7 +89,7 @@ def _problems(row: Mapping[str, str | None], where: str) -> Iterator[Problem]:
         yield Problem(f"the row ends before column {short[0]!r}", where, hint="each row has all columns of the first")
         return
     if _is_error(row) and not _is_number(row["value"]):
-        yield Problem(f"value {row['value']!r} is not a number from 0 to 100", where, hint="errors and accuracies are per cent")
+        yield Problem(f"value {row['value']!r} is not a number from 0 to 100", where, hint="errors are per cent")
     if row["severity"] not in ("", "-", "0", "1", "2", "3", "4", "5"):
         yield Problem(f"severity {row['severity']!r} is not 0 to 5", where, hint="write '-' where there is none")
     if row["comparable"] not in ("yes", "no"):
