@@ -164,7 +164,8 @@ class _Trials:
     def add(self, seed: int, status: str, reason: str, error: float) -> None:
         """Count a row of the results."""
         if status == "ok":
-            self._errors.setdefault(seed, []).append(error)
+            if error == error:  # not a number: a run whose suite has no adapt_images has no error_after_pct
+                self._errors.setdefault(seed, []).append(error)
         elif self.state == "ok":
             self.state = status
         if reason:
@@ -176,7 +177,8 @@ class _Trials:
 
     def cell(self) -> Cell:
         """What the table shows."""
-        return _spread(list(self.by_seed().values()), self.state)
+        state = "missing" if self.state == "ok" and not self._errors else self.state
+        return _spread(list(self.by_seed().values()), state)
 
 
 def _row(trials: Mapping[str, _Trials], model: str, label: str, corruptions: Sequence[str]) -> Row:
