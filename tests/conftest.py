@@ -1,12 +1,13 @@
-"""What several test files share: the command line in this process, small image folders, small suites."""
+"""What several test files share: the command line in this process, small image folders, small suites, runs."""
 
 from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -118,6 +119,53 @@ def cifar(shared: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The variables that ``suites/cifar10_c.yaml`` asks for."""
     monkeypatch.setenv("CIFAR10", str(shared / "data" / "cifar10"))
     monkeypatch.setenv("CIFAR10_MODELS", str(shared / "models"))
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "seed0": {"sets": ["seeds=[0]"]},
+    "seed1": {"sets": ["seeds=[1]"]},
+    "source": {"only": ["method=source"]},
+    "tent": {"only": ["method=tent"]},
+    "limited": {"limit": 50},
+}
+
+
+def _run_part(runs: pathlib.Path, name: str, cache: pathlib.Path, **options: Any) -> pathlib.Path:
+    from tta_bench import sweep
+
+    asked = sweep.Options(
+        str(runs / "small.yaml"), executor="local", cpus_per_trial=1, out=str(runs / name), cache=str(cache), **options
+    )
+    assert sweep.run(asked, resume="") == 0
+    return runs / name
+
+
+@pytest.fixture(scope="session")
+def part_runs(tmp_path_factory: pytest.TempPathFactory, cache: pathlib.Path) -> pathlib.Path:
+    """Runs of one suite and of parts of it, one folder each, and the suite."""
+    root = tmp_path_factory.mktemp("runs")
+    (root / "small.yaml").write_text(DIGITS_SUITE.replace("seeds: [0]", "seeds: [0, 1]"))
+    for name, options in PARTS.items():
+        _run_part(root, name, cache, **options)
+    return root
+
+
+@pytest.fixture(scope="session")
+def otherwise(part_runs: pathlib.Path, cache: pathlib.Path) -> pathlib.Path:
+    """A run of seed 1 with another learning rate under the same label."""
+    sets = ["methods=[source, {name: tent, config: {lr: 0.5}}]", "seeds=[1]"]
+    return _run_part(part_runs, "otherwise", cache, sets=sets)
+
+
+@pytest.fixture
+def part_copy(part_runs: pathlib.Path, tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
+    """A run's copy that a test may change, in the working directory."""
+
+    def call(name: str, into: str | None = None) -> pathlib.Path:
+        return shutil.copytree(part_runs / name, tmp_path / (into or name))
+
+    return call
 
 
 def clean_environment(**more: str) -> dict[str, str]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from conftest import clean_environment
 from test_faults import PLUGIN
 
-from tta_bench import plan, preflight, registry, suite
+from tta_bench import plan, preflight, registry, results, suite
 from tta_bench.cluster import Slot
 from tta_bench.preflight import CacheChoice, requirements
 
@@ -39,6 +41,100 @@ def test_a_worker_a_node_and_the_driver_are_lost_and_nothing_else(
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     for said in ("worker killed after", "node taken away after", "driver killed after", "equal bit for bit"):
         assert said in done.stdout
+
+
+PATIENCE_S = 30  # in place of five minutes: enough to start a node in
+IMPATIENT = f"from tta_bench import cli, pool; pool.PATIENCE_S = {PATIENCE_S}; cli.main()"
+
+
+class Nodes:
+    """A Ray cluster on this machine: a head that holds no worker, and at most one node that holds one."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": soon}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.address = self._cluster.address
+
+    def add(self) -> None:
+        """Start the node."""
+        self._node = self._cluster.add_node(num_cpus=1)
+
+    def remove(self) -> None:
+        """Kill the node's processes."""
+        self._cluster.remove_node(self._node, allow_graceful=False)
+
+    def shutdown(self) -> None:
+        self._cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    made = Nodes()
+    yield made
+    made.shutdown()
+
+
+class Driver:
+    """A run on a cluster with less patience, in a process of its own."""
+
+    def __init__(self, nodes: Nodes, options: Sequence[str], folder: pathlib.Path, cache: pathlib.Path):
+        command = [sys.executable, "-c", IMPATIENT, "run", *options, "--address", nodes.address]
+        self._said = folder / "said"
+        with open(self._said, "wb") as stream:
+            self._process = subprocess.Popen(command, cwd=folder, env=clean_environment(TTA_BENCH_CACHE=str(cache)),
+                                             stdout=subprocess.DEVNULL, stderr=stream)  # fmt: skip
+
+    def said(self) -> str:
+        return self._said.read_text()
+
+    def wait_for(self, what: Callable[[], bool]) -> None:
+        """Return once ``what`` holds, while the run goes on."""
+        deadline = time.monotonic() + 240
+        while not what():
+            assert self._process.poll() is None, self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.05)
+
+    def end(self) -> int:
+        """Its exit code."""
+        return self._process.wait(timeout=240)
+
+    def close(self) -> None:
+        self._process.kill()  # nothing where it has ended
+        self._process.wait()
+
+
+def test_the_only_usable_node_is_lost_and_another_comes_or_none(
+    nodes: Nodes, suite_file: SuiteFile, tmp_path: pathlib.Path, cache: pathlib.Path
+) -> None:
+    (tmp_path / "faulty.py").write_text(PLUGIN)
+    file = suite_file(("[source, tent]", f"[{{name: marks, config: {{folder: {tmp_path}}}}}]"),
+                      ("[clean, contrast]", "[contrast]"), ("seeds: [0]", f"seeds: {list(range(12))}"))  # fmt: skip
+    out, plugin = tmp_path / "out", str(tmp_path / "faulty.py")
+    options = [str(file), "--plugin", plugin, "--cpus-per-trial", "1", "--out", str(out)]
+
+    def finished() -> int:
+        return len(list((out / "trials").glob("*.json")))
+
+    nodes.add()
+    waits = f"no usable node is left; waiting {PATIENCE_S} s for one"
+    with contextlib.closing(Driver(nodes, options, tmp_path, cache)) as driver:
+        driver.wait_for(lambda: finished() >= 1)
+        nodes.remove()
+        driver.wait_for(lambda: waits in driver.said())
+        before = finished()
+        nodes.add()
+        driver.wait_for(lambda: finished() > before)
+        nodes.remove()
+        assert driver.end() == 3, driver.said()
+    assert driver.said().count(waits) == 2
+    assert "stopped; what had finished is kept. To go on:\n  tta-bench run" in driver.said()
+    after = finished()
+    assert before < after < 12
+    assert results.load(out).counts == {"ok": after, "missing": 12 - after}
 
 
 @pytest.fixture

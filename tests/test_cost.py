@@ -81,3 +81,11 @@ def test_failed_trials_cost_nothing(tmp_path: pathlib.Path) -> None:
     assert [row.label for row in table.rows] == ["tent"]
     assert table.rows[0].slowdown is None
     assert table.rows[0].forwards == pytest.approx(1000)
+
+
+def test_a_frozen_model_is_not_what_a_method_costs(tmp_path: pathlib.Path) -> None:
+    """Trials that adapt on the first images only predict the rest: their median step is that of a prediction."""
+    frozen = run(tmp_path / "frozen", "tent", adapt_images=50, facts={"step_ms_median": 4.0})
+    whole = run(tmp_path / "whole", "tent", facts={"step_ms_median": 12.0})
+    [table] = made(frozen, whole)
+    assert [row.step_ms for row in table.rows] == [12.0]

@@ -18,12 +18,12 @@ from conftest import Outcome, clean_environment
 from test_scheduler import descendants, same, table
 
 from tta_bench import results
-from tta_bench.faults import Fault, verdict
+from tta_bench.faults import Fault, ruins_device, verdict
 
 Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]
 
-PLUGIN = """\
+PLUGIN = '''\
 import os, pathlib, time
 import torch
 from tta_bench.adapter import Adapter, Config as Base
@@ -85,13 +85,30 @@ class GreedyOnce(Marks):
         self.mark("done")
         return self.predict(x)
 
+# what torch said on an H100 after an index past a tensor's end
+CUDA_ERROR = """CUDA error: device-side assert triggered
+Search for `cudaErrorAssert' in https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html for more information.
+CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect.
+For debugging consider passing CUDA_LAUNCH_BLOCKING=1
+Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
+"""
+
+class Ruins(Marks):
+    name = "ruins"
+    def step(self, x):
+        self.mark("ruins")
+        if torch.cuda.is_available():  # then as it happens
+            torch.zeros(1, device="cuda")[torch.tensor([9], device="cuda")]
+            torch.cuda.synchronize()
+        raise getattr(torch, "AcceleratorError", RuntimeError)(CUDA_ERROR)  # the class is of torch 2.8
+
 class Deletes(Marks):
     name = "deletes"
     def step(self, x):
         for file in pathlib.Path(self.config.folder).glob("data/*/*.png"):
             file.rename(file.with_suffix(".gone"))
         return self.predict(x)
-"""
+'''
 
 
 @pytest.fixture
@@ -165,6 +182,57 @@ def test_what_is_done_after_each_kind_of_fault() -> None:
     assert verdict([memory, lost]) == "alone", "a lost worker does not end its being alone"
     assert verdict([memory, memory]) == "fail"
     assert verdict([Fault("timeout", "")]) == verdict([Fault("method", "")]) == "fail"
+
+
+def test_a_cuda_error_ends_its_worker_and_no_other_trial(
+    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path, plugin: pathlib.Path
+) -> None:
+    file = suite_file(("[source, tent]", methods(tmp_path, "ruins", "marks").replace("source, ", "")),
+                      ("[clean, contrast]", "[contrast]"))  # fmt: skip
+    out = tmp_path / "out"
+    outcome = run_cli("run", file, "--plugin", plugin, "--workers", 1, "--out", out)
+    assert outcome.code == 3, outcome.err
+    found = rows(out)
+    assert found["status"].to_dict() == {"ruins": "failed", "marks": "ok"}
+    assert found["attempts"].to_dict() == {"ruins": 1, "marks": 1}
+    assert "CUDA error: device-side assert triggered" in found.loc["ruins", "reason"]
+    split = [line.split() for line in (tmp_path / "marks").read_text().splitlines()]
+    assert split[0][:2] == ["ruins", "ruins"], "it came first, or there would be nothing to see"
+    ruined, *later = [int(pid) for _, _, pid, _ in split]
+    assert later
+    assert ruined not in later, "the only worker was replaced"
+    assert not pathlib.Path(f"/proc/{ruined}").exists()
+    again = run_cli("run", file, "--plugin", plugin, "--workers", 1, "--out", out)
+    assert "2 finished, 0 to run" in again.err, "it is the method's own fault: run again only with --retry-failed"
+
+
+def test_a_cuda_error_in_this_process_stops_the_run(
+    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path, plugin: pathlib.Path
+) -> None:
+    file = suite_file(("[source, tent]", methods(tmp_path, "ruins", "marks")), ("[clean, contrast]", "[contrast]"))
+    options = ("--plugin", plugin, "--executor", "local", "--out", tmp_path / "out")
+    outcome = run_cli("run", file, *options)
+    assert outcome.code == 3
+    assert "a CUDA error has ruined this process's device: " in outcome.err
+    assert "CUDA error: device-side assert triggered" in outcome.err
+    assert f"To go on:\n  tta-bench run {file} --plugin {plugin} --executor local" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert len(list((tmp_path / "out" / "trials").glob("*.json"))) == 2, "what had ended is kept"
+    again = run_cli("run", file, *options)
+    assert "2 finished, 1 to run" in again.err
+    assert again.code == 3
+    assert rows(tmp_path / "out")["status"].to_dict() == {"source": "ok", "ruins": "failed", "marks": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("error", "ruined"),
+    [(RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+     (RuntimeError("CUDA error: out of memory"), False),
+     (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+     (ValueError("CUDA error: device-side assert triggered"), False)],
+)  # fmt: skip
+def test_which_errors_ruin_a_device(error: Exception, ruined: bool) -> None:
+    assert ruins_device(error) == ruined
 
 
 @pytest.fixture

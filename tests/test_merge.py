@@ -4,98 +4,19 @@ from __future__ import annotations
 
 import json
 import pathlib
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from conftest import DIGITS_SUITE, Outcome
+from merging import changed, frozen, keys, record, replanned
 
-from tta_bench import plan, results, rundir, suite, sweep
+from tta_bench import plan, results, rundir, suite
 
 Cli = Callable[..., Outcome]
 Copy = Callable[..., pathlib.Path]
-
-PARTS: dict[str, dict[str, Any]] = {
-    "whole": {},
-    "seed0": {"sets": ["seeds=[0]"]},
-    "seed1": {"sets": ["seeds=[1]"]},
-    "source": {"only": ["method=source"]},
-    "tent": {"only": ["method=tent"]},
-    "limited": {"limit": 50},
-}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, cache: pathlib.Path) -> pathlib.Path:
-    """Runs of one suite and of parts of it, one folder each, and the suite."""
-    root = tmp_path_factory.mktemp("runs")
-    (root / "small.yaml").write_text(DIGITS_SUITE.replace("seeds: [0]", "seeds: [0, 1]"))
-    for name, part in PARTS.items():
-        options = sweep.Options(
-            str(root / "small.yaml"), executor="local", cpus_per_trial=1, out=str(root / name), cache=str(cache), **part
-        )
-        assert sweep.run(options, resume="") == 0
-    return root
-
-
-@pytest.fixture(scope="module")
-def otherwise(made: pathlib.Path, cache: pathlib.Path) -> pathlib.Path:
-    """A run of seed 1 with another learning rate under the same label."""
-    sets, out = ["methods=[source, {name: tent, config: {lr: 0.5}}]", "seeds=[1]"], made / "otherwise"
-    options = sweep.Options(
-        str(made / "small.yaml"), executor="local", cpus_per_trial=1, out=str(out), cache=str(cache), sets=sets
-    )
-    assert sweep.run(options, resume="") == 0
-    return out
-
-
-@pytest.fixture
-def copy(made: pathlib.Path, tmp_path: pathlib.Path) -> Copy:
-    """A run's copy that a test may change, in the working directory."""
-
-    def call(name: str, into: str | None = None) -> pathlib.Path:
-        return shutil.copytree(made / name, tmp_path / (into or name))
-
-    return call
-
-
-def changed(run: pathlib.Path, key: str, /, **values: Any) -> None:
-    """Replace values in a trial's record."""
-    path = run / "trials" / f"{key}.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
-def repredicted(run: pathlib.Path, key: str, images: int) -> None:
-    """Change the first predictions of a trial."""
-    path = run / "trials" / f"{key}.npz"
-    with np.load(path) as stored:
-        arrays = dict(stored)
-    arrays["images/predicted"][:images] += 1
-    np.savez(path, **arrays)
-
-
-def replanned(run: pathlib.Path, change: Callable[[dict[str, Any]], None]) -> None:
-    content = json.loads((run / "plan.json").read_text())
-    change(content)
-    (run / "plan.json").write_text(json.dumps(content))
-
-
-def keys(run: pathlib.Path, label: str) -> list[str]:
-    return [t["key"] for t in results.load(run).plan["trials"] if t["label"] == label]
-
-
-def record(run: pathlib.Path, key: str) -> Mapping[str, Any]:
-    return json.loads((run / "trials" / f"{key}.json").read_text())  # type: ignore[no-any-return]
-
-
-def frozen(*runs: pathlib.Path) -> dict[pathlib.Path, tuple[int, int]]:
-    """Time and size of every file below the runs."""
-    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for run in runs for p in run.rglob("*")}
-
 
 # -- what comes out ----------------------------------------------------------------------------------------------------
 
@@ -103,12 +24,12 @@ def frozen(*runs: pathlib.Path) -> dict[pathlib.Path, tuple[int, int]]:
 @pytest.mark.parametrize(
     "parts", [("seed1", "seed0"), ("source", "tent"), ("tent", "source"), ("seed0", "tent", "seed1")]
 )
-def test_parts_join_to_the_same_bits_as_one_run(run_cli: Cli, made: pathlib.Path, parts: tuple[str, ...]) -> None:
-    before = frozen(*(made / part for part in parts))
-    outcome = run_cli("merge", *(made / part for part in parts), "--out", "out")
+def test_parts_join_to_the_same_bits_as_one_run(run_cli: Cli, part_runs: pathlib.Path, parts: tuple[str, ...]) -> None:
+    before = frozen(*(part_runs / part for part in parts))
+    outcome = run_cli("merge", *(part_runs / part for part in parts), "--out", "out")
     assert outcome.code == 0, outcome.err
     assert outcome.out == f"{pathlib.Path('out').absolute()}\n"
-    joined, whole = results.load(pathlib.Path("out")), results.load(made / "whole")
+    joined, whole = results.load(pathlib.Path("out")), results.load(part_runs / "whole")
     pd.testing.assert_frame_equal(
         results.result_columns(joined.segments), results.result_columns(whole.segments), check_exact=True
     )
@@ -116,22 +37,22 @@ def test_parts_join_to_the_same_bits_as_one_run(run_cli: Cli, made: pathlib.Path
     kept = ["label", "seed", "segment", "images_seen", "running_error_pct"]
     pd.testing.assert_frame_equal(joined.batches[kept], whole.batches[kept])
     costs = [c.name for c in results.COLUMNS if c.kind in ("cost", "origin")]
-    tables = [pd.read_parquet(f"{name}/segments.parquet").drop(columns=costs) for name in ("out", made / "whole")]
+    tables = [pd.read_parquet(f"{name}/segments.parquet").drop(columns=costs) for name in ("out", part_runs / "whole")]
     pd.testing.assert_frame_equal(*tables)
     assert len(pd.read_parquet("out/batches.parquet")) == len(whole.batches)
     assert all(pathlib.Path("out", log).is_file() for log in joined.segments["log"])
-    assert before == frozen(*(made / part for part in parts)), "the runs are left as they are"
+    assert before == frozen(*(part_runs / part for part in parts)), "the runs are left as they are"
 
 
-def test_a_plan_joined_with_itself_keeps_its_order(run_cli: Cli, made: pathlib.Path, copy: Copy) -> None:
-    shuffled = copy("whole", "shuffled")
+def test_a_plan_joined_with_itself_keeps_its_order(run_cli: Cli, part_runs: pathlib.Path, part_copy: Copy) -> None:
+    shuffled = part_copy("whole", "shuffled")
 
     def shuffle(content: dict[str, Any]) -> None:
         """As of a suite with methods [tent, source], seeds [1, 0], corruptions [contrast, clean]."""
         content["trials"].reverse()
 
     replanned(shuffled, shuffle)
-    assert run_cli("merge", shuffled, copy("whole"), "--out", "out").code == 0
+    assert run_cli("merge", shuffled, part_copy("whole"), "--out", "out").code == 0
     assert json.loads(pathlib.Path("out/plan.json").read_text())["trials"] == json.loads(
         (shuffled / "plan.json").read_text())["trials"], "the first run's order, though another has another"  # fmt: skip
 
@@ -168,14 +89,14 @@ def test_parts_of_a_plan_join_in_the_suites_order(
     assert json.loads(pathlib.Path("out/plan.json").read_text())["trials"] == whole["trials"]
 
 
-def test_every_row_still_says_which_session_ran_it(run_cli: Cli, made: pathlib.Path, copy: Copy) -> None:
-    first = copy("seed0", "first")
+def test_every_row_still_says_which_session_ran_it(run_cli: Cli, part_runs: pathlib.Path, part_copy: Copy) -> None:
+    first = part_copy("seed0", "first")
     content = json.loads((first / "run.json").read_text())
     content["sessions"].append({**content["sessions"][0], "session": 1, "host": "elsewhere"})
     (first / "run.json").write_text(json.dumps(content))
     moved = keys(first, "tent")[0]
     changed(first, moved, session=1)
-    assert run_cli("merge", first, made / "seed1", "--out", "ab").code == 0
+    assert run_cli("merge", first, part_runs / "seed1", "--out", "ab").code == 0
     sessions = json.loads(pathlib.Path("ab/run.json").read_text())["sessions"]
     assert [s["session"] for s in sessions] == [0, 1, 2]
     assert [s["merged_from"] for s in sessions] == [
@@ -184,19 +105,21 @@ def test_every_row_still_says_which_session_ran_it(run_cli: Cli, made: pathlib.P
     segments = results.load(pathlib.Path("ab")).segments
     assert set(segments[segments["key"] == moved]["session"]) == {1}
     assert set(segments[segments["seed"] == 1]["session"]) == {2}
-    assert run_cli("merge", "ab", made / "source", "--out", "abc").code == 0
+    assert run_cli("merge", "ab", part_runs / "source", "--out", "abc").code == 0
     origins = [s["merged_from"] for s in json.loads(pathlib.Path("abc/run.json").read_text())["sessions"]]
     assert origins[2] == {"run": "ab", "session": 2, "merged_from": {"run": "seed1", "session": 0}}
     assert origins[3] == {"run": "source", "session": 0}
 
 
-def test_a_joined_run_is_run_on_and_reported_like_any_other(run_cli: Cli, made: pathlib.Path, copy: Copy) -> None:
-    part = copy("seed1")
+def test_a_joined_run_is_run_on_and_reported_like_any_other(
+    run_cli: Cli, part_runs: pathlib.Path, part_copy: Copy
+) -> None:
+    part = part_copy("seed1")
     for suffix in ("json", "npz"):
         (part / "trials" / f"{keys(part, 'tent')[0]}.{suffix}").unlink()
-    assert run_cli("merge", made / "seed0", part, "--out", "out").code == 3
+    assert run_cli("merge", part_runs / "seed0", part, "--out", "out").code == 3
     local = ("--executor", "local", "--cpus-per-trial", 1)
-    outcome = run_cli("run", made / "small.yaml", "--out", "out", *local)
+    outcome = run_cli("run", part_runs / "small.yaml", "--out", "out", *local)
     assert outcome.code == 0, outcome.err
     assert "7 finished, 1 to run" in outcome.err
     segments = results.load(pathlib.Path("out")).segments
@@ -204,167 +127,21 @@ def test_a_joined_run_is_run_on_and_reported_like_any_other(run_cli: Cli, made: 
     assert run_cli("report", "out", "--format", "md").code == 0
 
 
-# -- the same key in several runs --------------------------------------------------------------------------------------
-
-
-def test_equal_results_agree_and_the_first_is_kept(run_cli: Cli, made: pathlib.Path, copy: Copy) -> None:
-    other = copy("whole", "other")
-    key = keys(other, "tent")[0]
-    with np.load(other / "trials" / f"{key}.npz") as stored:
-        arrays = dict(stored)
-    arrays["images/confidence"] = arrays["images/confidence"] * (1 + 1e-7)
-    np.savez(other / "trials" / f"{key}.npz", **arrays)
-    outcome = run_cli("merge", made / "seed0", other, "--out", "out")
-    assert outcome.code == 0, outcome.err
-    assert "4 trials were in several runs and agreed" in outcome.err
-    assert f"{made / 'seed0'}: 4 trials\n" in outcome.err
-    assert f"{other}: 4 trials\n" in outcome.err
-    segments = results.load(pathlib.Path("out")).segments
-    assert segments.groupby("seed")["session"].unique().map(list).to_dict() == {0: [0], 1: [1]}
-
-
-def test_different_predictions_are_refused_and_shown(run_cli: Cli, made: pathlib.Path, copy: Copy) -> None:
-    other = copy("whole", "other")
-    key = keys(other, "tent")[0]
-    repredicted(other, key, images=3)
-    there = {"host": "elsewhere", "device_name": "H100", "torch": "9.9", "threads": 7}
-    changed(other, key, environment={**record(other, key)["environment"], **there})
-    outcome = run_cli("merge", made / "whole", other, "--out", "out")
-    assert outcome.code == 2
-    assert outcome.out == ""
-    assert not pathlib.Path("out").exists(), "nothing is written"
-    assert "1 trial is ok in several runs with different predictions" in outcome.err
-    assert "tent · resnet_bn: clean seed 0" in outcome.err
-    own = record(made / "whole", key)
-    assert f"{made / 'whole'}: host {own['environment']['host']}, device_name " in outcome.err
-    error = own["segments"][0]["error_pct"]
-    assert f"host elsewhere, device_name H100, torch 9.9, threads 7, error_pct {error:.3f}" in outcome.err
-    assert "3 of 100 predictions differ from the first" in outcome.err
-    assert "as the first" not in outcome.err
-    assert "--keep" in outcome.err
-
-
-def test_many_differences_are_counted_and_a_few_shown(run_cli: Cli, made: pathlib.Path, copy: Copy) -> None:
-    other = copy("whole", "other")
-    for key in keys(other, "tent") + keys(other, "source"):
-        repredicted(other, key, images=1)
-    outcome = run_cli("merge", made / "whole", other, made / "seed0", "--out", "out")
-    assert "8 trials are ok in several runs" in outcome.err
-    assert outcome.err.count("1 of 100 predictions differ") == 5
-    assert outcome.err.count("as the first") == 3, "seed 0's, of those that are shown"
-    assert "and 3 more" in outcome.err
-
-
-@pytest.mark.parametrize(("keep", "session"), [("whole", 0), ("other", 1)])
-def test_keep_names_the_run_whose_results_win(run_cli: Cli, copy: Copy, keep: str, session: int) -> None:
-    whole, other = copy("whole"), copy("whole", "other")
-    key = keys(other, "tent")[0]
-    repredicted(other, key, images=3)
-    outcome = run_cli("merge", whole, other, "--out", "out", "--keep", keep)
-    assert outcome.code == 0, outcome.err
-    assert f"1 trial differed; {whole if keep == 'whole' else other} is kept" in outcome.err
-    assert "7 trials were in several runs and agreed" in outcome.err
-    assert record(pathlib.Path("out"), key)["session"] == session
-    with np.load(f"out/trials/{key}.npz") as joined, np.load(f"{keep}/trials/{key}.npz") as kept:
-        assert np.array_equal(joined["images/predicted"], kept["images/predicted"])
-
-
-def test_keep_decides_nothing_between_two_other_runs(run_cli: Cli, made: pathlib.Path, copy: Copy) -> None:
-    other = copy("seed0", "other")
-    repredicted(other, keys(other, "tent")[0], images=3)
-    command = ("merge", made / "whole", other, made / "seed1", "--out", "out", "--keep")
-    assert run_cli(*command, made / "seed1").code == 2
-    outcome = run_cli(*command, "nobody")
-    assert outcome.code == 2
-    assert "--keep nobody is none of the runs" in outcome.err
-    assert run_cli(*command, other).code == 0
-
-
-METHOD = {"failure": "method"}
-MACHINE = {"failure": "infrastructure"}
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "kept"),
-    [(("failed", METHOD), ("ok", None), 1), (("skipped", {}), ("ok", None), 1), (("ok", None), ("failed", METHOD), 0),
-     (("failed", MACHINE), ("failed", METHOD), 1), (("failed", MACHINE), ("skipped", {}), 1),
-     (("failed", METHOD), ("skipped", {}), 0), (("failed", MACHINE), ("failed", MACHINE), 0)],
-)  # fmt: skip
-def test_ok_beats_failed_and_the_machines_failures_come_last(
-    run_cli: Cli, copy: Copy, first: tuple[str, Any], second: tuple[str, Any], kept: int
-) -> None:
-    runs = copy("seed0", "a"), copy("seed0", "b")
-    key = keys(runs[0], "tent")[0]
-    for run, (status, facts) in zip(runs, (first, second), strict=True):
-        if status != "ok":
-            changed(run, key, status=status, facts=facts, reason="for a reason", segments=[])
-    outcome = run_cli("merge", *runs, "--out", "out")
-    joined = record(pathlib.Path("out"), key)
-    assert joined["session"] == kept
-    assert joined["status"] == (first, second)[kept][0]
-    assert outcome.code == (3 if joined["status"] == "failed" else 0)
-    assert ("failed 1 of 4:\n  tent · resnet_bn: 1 (clean seed 0)" in outcome.err) == (joined["status"] == "failed")
-
-
-# -- torn files --------------------------------------------------------------------------------------------------------
-
-
-def truncate(path: pathlib.Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def flip(path: pathlib.Path, name: bytes) -> None:
-    """Damage inside an array, which the zip's checksum shows."""
-    content = bytearray(path.read_bytes())
-    header = content.index(name)
-    content[content.index(b"\n", header) + 5] ^= 0xFF  # numpy's header of the array ends in a line feed
-    path.write_bytes(content)
-
-
-TEARS: dict[str, Callable[[pathlib.Path], Any]] = {
-    "truncated json": lambda path: truncate(path.with_suffix(".json")),
-    "json list": lambda path: path.with_suffix(".json").write_text("[]"),
-    "truncated npz": lambda path: truncate(path.with_suffix(".npz")),
-    "empty npz": lambda path: path.with_suffix(".npz").write_bytes(b""),
-    "no npz": lambda path: path.with_suffix(".npz").unlink(),
-    "predictions": lambda path: flip(path.with_suffix(".npz"), b"images/predicted.npy"),
-    "batches": lambda path: flip(path.with_suffix(".npz"), b"batches/images.npy"),
-    "another's": lambda path: changed(path.parent.parent, path.name, key="0" * 64),
-    "schema version": lambda path: changed(path.parent.parent, path.name, schema_version=99),
-    "unknown session": lambda path: changed(path.parent.parent, path.name, session=7),
-}
-
-
-@pytest.mark.parametrize("tear", TEARS)
-def test_a_torn_file_does_not_count_and_is_named(run_cli: Cli, made: pathlib.Path, copy: Copy, tear: str) -> None:
-    torn = copy("seed0", "torn")
-    key = keys(torn, "tent")[1]
-    TEARS[tear](torn / "trials" / key)
-    alone = run_cli("merge", torn, made / "seed1", "--out", "alone")
-    assert alone.code == 3, alone.err
-    assert f"{torn}: 1 torn trial file does not count: {key[:12]}… (" in alone.err
-    assert "missing 1 of 8:\n  tent · resnet_bn: 1 (contrast-5 seed 0)\n" in alone.err
-    assert not list(pathlib.Path("alone/trials").glob(f"{key}.*"))
-    both = run_cli("merge", torn, made / "whole", "--out", "both")
-    assert both.code == 0, both.err
-    assert record(pathlib.Path("both"), key)["session"] == 1, "the other run's counts"
-
-
 # -- what is missing ---------------------------------------------------------------------------------------------------
 
 
-def test_planned_trials_without_a_result_are_listed(run_cli: Cli, made: pathlib.Path) -> None:
-    outcome = run_cli("merge", made / "source", made / "seed0", "--out", "out")
+def test_planned_trials_without_a_result_are_listed(run_cli: Cli, part_runs: pathlib.Path) -> None:
+    outcome = run_cli("merge", part_runs / "source", part_runs / "seed0", "--out", "out")
     assert outcome.code == 3
     assert "missing 2 of 8:\n  tent · resnet_bn: 2 (clean seed 1, contrast-5 seed 1)\n" in outcome.err
     assert "small: 6 ok, 2 missing" in outcome.err
 
 
-def test_a_suite_says_what_no_run_ever_planned(run_cli: Cli, made: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_suite_says_what_no_run_ever_planned(run_cli: Cli, part_runs: pathlib.Path, tmp_path: pathlib.Path) -> None:
     wider = tmp_path / "wider.yaml"
-    text = (made / "small.yaml").read_text()
+    text = (part_runs / "small.yaml").read_text()
     wider.write_text(text.replace("[source, tent]", "[source, norm, tent]").replace("[5]", "[3, 4, 5]"))
-    command = ("merge", made / "seed1", made / "seed0")
+    command = ("merge", part_runs / "seed1", part_runs / "seed0")
     assert run_cli(*command, "--out", "narrow").code == 0
     outcome = run_cli(*command, "--out", "wide", "--suite", wider)
     assert outcome.code == 3
@@ -376,10 +153,10 @@ def test_a_suite_says_what_no_run_ever_planned(run_cli: Cli, made: pathlib.Path,
     assert segments["shift"].tolist() == ["clean", "contrast-3", "contrast-4", "contrast-5"] * 6
 
 
-def test_a_suite_that_now_asks_otherwise_is_said(run_cli: Cli, made: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    text = (made / "small.yaml").read_text()
+def test_a_suite_that_now_asks_otherwise_is_said(run_cli: Cli, part_runs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    text = (part_runs / "small.yaml").read_text()
     (tmp_path / "now.yaml").write_text(text.replace("tent]", "{name: tent, config: {lr: 0.5}}]"))
-    outcome = run_cli("merge", made / "seed1", made / "seed0", "--out", "out", "--suite", "now.yaml")
+    outcome = run_cli("merge", part_runs / "seed1", part_runs / "seed0", "--out", "out", "--suite", "now.yaml")
     assert outcome.code == 0, outcome.err
     assert (
         "4 trials were run with other code, weights, data or hyperparameters than --suite asks for now" in outcome.err
@@ -398,14 +175,20 @@ def test_a_suite_that_now_asks_otherwise_is_said(run_cli: Cli, made: pathlib.Pat
      ("seed1", lambda plan: [t.update(batch_size=7) for t in plan["trials"]], "batch_size is 7, and 40 in"),
      ("seed1", lambda plan: [t.update(protocol="continual") for t in plan["trials"]], "protocol is continual, and reset in"),
      ("seed1", lambda plan: [t.update(dataset="D") for t in plan["trials"]], "the data of resnet_bn is D, and"),
+     ("seed1", lambda plan: plan["models"]["resnet_bn"].update(weights_sha256="0" * 64), "the weights of resnet_bn is 0000"),
      ("seed1", lambda plan: plan.update(schema_version=99), "schema version 99, this tta-bench reads")],
 )  # fmt: skip
 def test_runs_that_are_no_parts_of_one_benchmark_are_refused(
-    run_cli: Cli, made: pathlib.Path, copy: Copy, name: str, change: Callable[[dict[str, Any]], None], said: str
+    run_cli: Cli,
+    part_runs: pathlib.Path,
+    part_copy: Copy,
+    name: str,
+    change: Callable[[dict[str, Any]], None],
+    said: str,
 ) -> None:
-    other = copy(name, "other")
+    other = part_copy(name, "other")
     replanned(other, change)
-    outcome = run_cli("merge", made / "seed0", other, "--out", "out", "--keep", other)
+    outcome = run_cli("merge", part_runs / "seed0", other, "--out", "out", "--keep", other)
     assert outcome.code == 2
     assert str(other) in outcome.err
     assert said in outcome.err
@@ -413,15 +196,15 @@ def test_runs_that_are_no_parts_of_one_benchmark_are_refused(
 
 
 def test_a_cell_asked_for_in_two_ways_is_refused_unless_one_counts(
-    run_cli: Cli, made: pathlib.Path, otherwise: pathlib.Path
+    run_cli: Cli, part_runs: pathlib.Path, otherwise: pathlib.Path
 ) -> None:
-    outcome = run_cli("merge", made / "seed1", otherwise, "--out", "out")
+    outcome = run_cli("merge", part_runs / "seed1", otherwise, "--out", "out")
     assert outcome.code == 2
     assert "2 trials were asked for in different ways" in outcome.err
     assert "tent · resnet_bn: clean seed 1\n" in outcome.err
-    assert f"{made / 'seed1'} and {otherwise} differ in method.config.lr (0.00025 / 0.5)\n" in outcome.err
+    assert f"{part_runs / 'seed1'} and {otherwise} differ in method.config.lr (0.00025 / 0.5)\n" in outcome.err
     assert not pathlib.Path("out").exists()
-    outcome = run_cli("merge", made / "seed1", otherwise, "--out", "out", "--keep", otherwise)
+    outcome = run_cli("merge", part_runs / "seed1", otherwise, "--out", "out", "--keep", otherwise)
     assert outcome.code == 0, outcome.err
     assert f"2 cells were asked for differently; kept as {otherwise} asked" in outcome.err
     joined = results.load(pathlib.Path("out"))
@@ -430,51 +213,62 @@ def test_a_cell_asked_for_in_two_ways_is_refused_unless_one_counts(
 
 
 def test_a_row_of_two_makings_is_refused_though_no_cell_is_in_both(
-    run_cli: Cli, made: pathlib.Path, otherwise: pathlib.Path
+    run_cli: Cli, part_runs: pathlib.Path, otherwise: pathlib.Path
 ) -> None:
-    outcome = run_cli("merge", made / "seed0", otherwise, "--out", "out")
+    outcome = run_cli("merge", part_runs / "seed0", otherwise, "--out", "out")
     assert outcome.code == 2
     assert "2 trials were asked for in different ways" in outcome.err
     assert "differ in method.config.lr (0.00025 / 0.5)\n" in outcome.err
     assert not pathlib.Path("out").exists()
-    outcome = run_cli("merge", made / "seed0", otherwise, "--out", "out", "--keep", otherwise)
+    outcome = run_cli("merge", part_runs / "seed0", otherwise, "--out", "out", "--keep", otherwise)
     assert outcome.code == 3
     assert f"2 trials were asked for in another way than {otherwise} asked; left out" in outcome.err
     assert "missing 2 of 8:\n  tent · resnet_bn: 2 (clean seed 0, contrast-5 seed 0)\n" in outcome.err
 
 
 def test_keep_decides_only_what_its_run_asked_for(
-    run_cli: Cli, made: pathlib.Path, copy: Copy, otherwise: pathlib.Path
+    run_cli: Cli, part_runs: pathlib.Path, part_copy: Copy, otherwise: pathlib.Path
 ) -> None:
-    source, part = copy("source"), copy("otherwise", "part")
+    source, part = part_copy("source"), part_copy("otherwise", "part")
     replanned(source, lambda content: content.update(trials=[t for t in content["trials"] if t["label"] == "source"]))
     (part / "trials" / f"{keys(part, 'tent')[1]}.json").unlink()  # the other run's counts, and agrees in the rate
-    cells = ("merge", made / "seed1", otherwise, made / "seed0", "--out", "out", "--keep", made / "seed0")
-    rows = ("merge", made / "seed0", otherwise, source, "--out", "out", "--keep", source)
+    cells = (
+        "merge",
+        part_runs / "seed1",
+        otherwise,
+        part_runs / "seed0",
+        "--out",
+        "out",
+        "--keep",
+        part_runs / "seed0",
+    )
+    rows = ("merge", part_runs / "seed0", otherwise, source, "--out", "out", "--keep", source)
     for command in (cells, rows):
         outcome = run_cli(*command)
         assert outcome.code == 2
         assert "2 trials were asked for in different ways" in outcome.err
-    outcome = run_cli("merge", part, otherwise, made / "seed0", "--out", "out", "--keep", part)
+    outcome = run_cli("merge", part, otherwise, part_runs / "seed0", "--out", "out", "--keep", part)
     assert outcome.code == 3, outcome.err
     assert f"2 trials were asked for in another way than {part} asked; left out" in outcome.err
 
 
 @pytest.mark.parametrize("part", ["data", "stream", "model"])
-def test_rows_over_other_data_or_weights_are_refused(run_cli: Cli, made: pathlib.Path, copy: Copy, part: str) -> None:
-    tent = copy("tent")
+def test_rows_over_other_data_or_weights_are_refused(
+    run_cli: Cli, part_runs: pathlib.Path, part_copy: Copy, part: str
+) -> None:
+    tent = part_copy("tent")
     key = keys(tent, "tent")[1]
     asked = record(tent, key)["asked"]
     changed(tent, key, asked={**asked, part: {**asked["model"], "weights_sha256": "0"} if part == "model" else "0"})
-    outcome = run_cli("merge", made / "source", tent, "--out", "out")
+    outcome = run_cli("merge", part_runs / "source", tent, "--out", "out")
     assert outcome.code == 2
     assert "1 trial was asked for in different ways" in outcome.err
     assert "tent · resnet_bn: contrast-5 seed 0" in outcome.err
     assert f"differ in {'model.weights_sha256' if part == 'model' else part} (" in outcome.err
 
 
-def test_a_folder_that_holds_a_run_is_never_written_to(run_cli: Cli, made: pathlib.Path, copy: Copy) -> None:
-    one, two, three = copy("seed0"), copy("seed1"), copy("whole")
+def test_a_folder_that_holds_a_run_is_never_written_to(run_cli: Cli, part_runs: pathlib.Path, part_copy: Copy) -> None:
+    one, two, three = part_copy("seed0"), part_copy("seed1"), part_copy("whole")
     before = frozen(one, two, three)
     for target, said in ((two, "one of the runs to merge"), (three, "--out holds a run")):
         outcome = run_cli("merge", one, two, "--out", target)
@@ -486,9 +280,9 @@ def test_a_folder_that_holds_a_run_is_never_written_to(run_cli: Cli, made: pathl
 
 
 def test_a_folder_in_use_or_taken_meanwhile_is_refused(
-    run_cli: Cli, made: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    run_cli: Cli, part_runs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ("merge", made / "seed0", made / "seed1", "--out", "out")
+    command = ("merge", part_runs / "seed0", part_runs / "seed1", "--out", "out")
     with rundir.locked(pathlib.Path("out")):
         outcome = run_cli(*command)
     assert outcome.code == 2
@@ -511,9 +305,9 @@ def test_a_folder_in_use_or_taken_meanwhile_is_refused(
     [(["seed0"], "merge joins two or more"), (["seed0", "./seed0"], "given twice"), (["seed0", "nowhere"], "not a whole run"),
      (["seed0", "bare"], "run.json")],
 )  # fmt: skip
-def test_what_is_no_set_of_runs_is_refused(run_cli: Cli, copy: Copy, arguments: list[str], said: str) -> None:
-    copy("seed0")
-    (copy("seed1", "bare") / "run.json").unlink()
+def test_what_is_no_set_of_runs_is_refused(run_cli: Cli, part_copy: Copy, arguments: list[str], said: str) -> None:
+    part_copy("seed0")
+    (part_copy("seed1", "bare") / "run.json").unlink()
     outcome = run_cli("merge", *arguments, "--out", "out")
     assert outcome.code == 2
     assert said in outcome.err

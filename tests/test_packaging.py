@@ -24,20 +24,24 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     copy, out = tmp_path_factory.mktemp("source") / "tta-bench", tmp_path_factory.mktemp("wheel")
     skipped = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "results", "build", ".*_cache")
     shutil.copytree(ROOT, copy, ignore=skipped)
+    shutil.copytree(ROOT / "results" / "reference", copy / "results" / "reference")  # the rest of it is runs
     command = [*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", str(out), str(copy)]
     subprocess.run(command, check=True, env=clean_environment())
     [path] = out.glob("*.whl")
     return path
 
 
-def test_the_wheel_holds_methods_suites_and_weights_inside_the_package(wheel: pathlib.Path) -> None:
+def test_the_wheel_holds_methods_suites_weights_and_published_numbers_inside_the_package(wheel: pathlib.Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"tta_bench"}
+    assert {name for name in names if name.startswith("tta_bench/reference/")} == {
+        f"tta_bench/reference/{name}" for name in ("__init__.py", "published.csv", "alexnet_errors.csv")
+    }
     for name in (
         "methods/tent.py",
         "suites/digits_c.yaml",
         "weights/digits_vit_ln.safetensors",
-        "report/templates/errors.tex.j2",
+        "report/templates/table.tex.j2",
     ):
         assert f"tta_bench/{name}" in names
     entry_points = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("entry_points.txt"))).decode()

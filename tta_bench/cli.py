@@ -1,7 +1,7 @@
 """The command line: arguments, messages, exit codes; no logic. torch, Ray and pandas are imported inside commands.
 
 Exit codes: 0 every trial ok or skipped; 1 a bug; 2 usage or configuration, nothing was run; 3 finished, but some trials
-failed (or, where runs are merged, are missing); 130 interrupted.
+failed (or, where runs are merged, are missing), or a report's numbers differ from those of --check; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import click
 from tta_bench import __version__
 from tta_bench.errors import UsageError
 
-FORMATS = ("tex", "md", "csv", "png", "pdf")
+FORMATS = ("html", "tex", "md", "csv", "parquet", "png", "pdf")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -73,15 +73,23 @@ def status(run: str | None) -> None:
 
 
 @cli.command()
-@click.argument("runs", nargs=-1, metavar="[RUN]")
-@click.option("--format", "formats", default=",".join(FORMATS[:4]), show_default=True, metavar="LIST",
-              help=f"Some of {','.join(FORMATS)}.")  # fmt: skip
-@click.option("--out", metavar="DIR", help="Where to write.  [default: <run>/report]")
-def report(runs: tuple[str, ...], formats: str, out: str | None) -> None:
-    """Print the table of a run and write it as files; without RUN, of the newest run below results/."""
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
+@click.option("--format", "formats", default=",".join(FORMATS), show_default=True, metavar="LIST", help="Which files.")
+@click.option("--out", metavar="DIR", help="Where to write.  [default: <first run>/report]")
+@click.option("--baseline", default="source", show_default=True, metavar="LABEL",
+              help="The row that errors and step times are shown relative to.")  # fmt: skip
+@click.option("--reference", is_flag=False, flag_value="", metavar="[CSV]",
+              help="Compare with published numbers: those that come with tta-bench, or a file in their form.")  # fmt: skip
+@click.option("--check", metavar="CSV", help="Exit 3 where the run differs from published numbers, listed on stderr.")
+@click.option("--tolerance", type=click.FloatRange(0), default=0.5, show_default=True, metavar="X",
+              help="What --check lets pass: points of error.")  # fmt: skip
+@click.option("--mix", is_flag=True, help="Put runs together that differ in images, versions or precision.")
+@click.option("--shared-timings", is_flag=True, help="Also show times taken on a shared device, apart.")
+def report(runs: tuple[str, ...], formats: str, out: str | None, **options: Any) -> None:
+    """Print the tables of one or more runs and write them as files; without RUN, of the newest run below results/."""
     from tta_bench import report as reports
 
-    reports.write(runs, formats.split(","), out, known=FORMATS)
+    sys.exit(reports.write(runs, formats.split(","), out, known=FORMATS, **options))
 
 
 @cli.command()

@@ -9,15 +9,27 @@ from rich.console import Console
 
 from tta_bench import results
 from tta_bench.errors import Problem, UsageError, near_miss
-from tta_bench.report import content, data, evidence, figures, latex, markdown, page, terminal
+from tta_bench.report import content, data, evidence, figures, latex, markdown, page, published, terminal
+from tta_bench.report.check import Check, judge
 from tta_bench.report.content import Content, Options
+from tta_bench.report.reference import compare
 
 _PIPE_WIDTH = 300
 
 
 def write(
-    runs: Sequence[str], formats: Sequence[str], out: str | None, known: Sequence[str], options: Options, *, mix: bool
-) -> None:
+    runs: Sequence[str],
+    formats: Sequence[str],
+    out: str | None,
+    known: Sequence[str],
+    *,
+    baseline: str,
+    reference: str | None,
+    check: str | None,
+    tolerance: float,
+    mix: bool,
+    shared_timings: bool,
+) -> int:
     """Print the tables of runs and write their report.
 
     Args:
@@ -25,32 +37,55 @@ def write(
         formats: which files to write.
         out: where; None: ``<first run>/report``.
         known: all formats there are.
-        options: what the report says.
+        baseline: label that errors and step times are shown relative to.
+        reference: file of published numbers to compare with; empty: the one that comes with the package; None: none.
+        check: file of published numbers that the run must agree with, or None.
+        tolerance: largest difference that passes, points of error.
         mix: put runs together whose images, versions or precision differ.
+        shared_timings: show times taken on a shared device, too, in tables of their own.
+
+    Returns:
+        The exit code: 3 where the run does not agree with ``check``, else 0.
 
     Raises:
-        UsageError: no such run, an unknown format, or runs that must not stand in one table.
+        UsageError: no such run, format, label or file, or runs that must not stand in one table.
     """
     for name in formats:
         if name not in known:
             raise UsageError(Problem(f"--format: unknown format {name!r}", hint=near_miss(name, known)))
+    numbers = published.shipped() if reference == "" else pathlib.Path(reference) if reference else None
+    checked = Check(pathlib.Path(check), tolerance) if check else None
+    for file in [*([numbers] if numbers else []), *([checked.file] if checked else [])]:
+        published.load(file)  # before anything that takes long
     console = Console(stderr=True)
     if not runs:
         console.print(f"newest run: {newest()}", markup=False, highlight=False, soft_wrap=True)
     folders = [pathlib.Path(run) for run in runs] or [newest()]
     found = evidence.gather(folders, mix=mix)
+    if baseline not in (*found.labels, Options.baseline):
+        raise UsageError(
+            Problem(f"--baseline: no row has the label {baseline!r}", hint=near_miss(baseline, found.labels))
+        )
+    made = content.make(found, Options(baseline, numbers, shared_timings))
+    judged = judge(compare(found, made.tables, checked.file), checked) if checked else None
     for run in found.runs:
         results.write_tables(run)
-    made = content.make(found, options)
-    shown = Console()
-    if not shown.is_terminal:
-        shown = Console(width=_PIPE_WIDTH)  # a file or a pipe has no width: rich would cut the table to 80 columns
-    terminal.show(made, shown)
+    _show(made)
     folder = pathlib.Path(out) if out else folders[0] / "report"
     folder.mkdir(parents=True, exist_ok=True)
     for path in _files(made, folder, formats):
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     print(folder)
+    for line in judged.lines if judged else []:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0 if judged is None or judged.passed else 3
+
+
+def _show(made: Content) -> None:
+    shown = Console()
+    if not shown.is_terminal:
+        shown = Console(width=_PIPE_WIDTH)  # a file or a pipe has no width: rich would cut the tables to 80 columns
+    terminal.show(made, shown)
 
 
 def newest() -> pathlib.Path:

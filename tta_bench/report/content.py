@@ -137,7 +137,7 @@ def make(evidence: Evidence, options: Options) -> Content:
         mce=mce_tables(evidence, made),
         methods=list(_methods(evidence)),
         gaps=list(_gaps(evidence.segments)),
-        notes=[*mixed, *evidence.notes, *_cautions(made)],
+        notes=[*mixed, *evidence.notes, *_without(evidence, options.baseline), *_cautions(made)],
     )
 
 
@@ -157,6 +157,11 @@ def _gaps(segments: pd.DataFrame) -> Iterator[Gap]:
         shifts, seeds = tuple(dict.fromkeys(part["shift"])), tuple(sorted({int(s) for s in part["seed"]}))
         log = str(logs.iloc[0]) if len(logs) else ""
         yield Gap(str(label), str(model), str(status), str(reason), shifts, seeds, len(part), log)
+
+
+def _without(evidence: Evidence, baseline: str) -> Iterator[str]:
+    if baseline not in evidence.labels:
+        yield f"No row has the label {baseline}: what would be relative to it is left out."
 
 
 def _cautions(made: list[ErrorTable]) -> Iterator[str]:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from tta_bench.data.corruptions import NAMES
 from tta_bench.report import statistics
-from tta_bench.report.evidence import Evidence
+from tta_bench.report.evidence import Evidence, adapting_most
 from tta_bench.report.images import ImageErrors
 from tta_bench.report.marks import Resampled
 from tta_bench.report.statistics import Ranks
@@ -27,8 +27,7 @@ def tables(evidence: Evidence) -> list[ErrorTable]:
     """
     made = []
     for place, frame in _sections(evidence):
-        most = _most(frame)
-        frame = frame[frame["adapt_images"].fillna(0) == most]
+        most, frame = adapting_most(frame)
         keys = set(frame["key"])
         errors = ImageErrors(evidence, keys.__contains__)
         for severity in _severities(frame):
@@ -55,11 +54,6 @@ def _sections(evidence: Evidence) -> Iterator[tuple[tuple[str, str, int], pd.Dat
         ["dataset", "protocol", "batch_size"], sort=False
     ):
         yield (str(dataset), str(protocol), int(size)), frame
-
-
-def _most(frame: pd.DataFrame) -> int:
-    counts = set(frame["adapt_images"].fillna(0).astype(int))
-    return 0 if 0 in counts else max(counts)
 
 
 def _severities(frame: pd.DataFrame) -> list[int]:
@@ -170,7 +164,8 @@ class _Trials:
     def add(self, seed: int, status: str, reason: str, error: float) -> None:
         """Count a row of the results."""
         if status == "ok":
-            self._errors.setdefault(seed, []).append(error)
+            if error == error:  # not a number: a run whose suite has no adapt_images has no error_after_pct
+                self._errors.setdefault(seed, []).append(error)
         elif self.state == "ok":
             self.state = status
         if reason:
@@ -182,7 +177,8 @@ class _Trials:
 
     def cell(self) -> Cell:
         """What the table shows."""
-        return _spread(list(self.by_seed().values()), self.state)
+        state = "missing" if self.state == "ok" and not self._errors else self.state
+        return _spread(list(self.by_seed().values()), state)
 
 
 def _row(trials: Mapping[str, _Trials], model: str, label: str, corruptions: Sequence[str]) -> Row:

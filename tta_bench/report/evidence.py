@@ -95,6 +95,13 @@ def gather(folders: Sequence[pathlib.Path], *, mix: bool = False) -> Evidence:
     return Evidence(runs, segments, batches, tuple(differences), tuple(_notes(runs, segments)))
 
 
+def adapting_most(rows: pd.DataFrame) -> tuple[int, pd.DataFrame]:
+    """(images of each shift that were adapted on, 0 for all; their rows), of the trials that adapt on most."""
+    adapted = rows["adapt_images"].fillna(0).astype(int)
+    most = 0 if (adapted == 0).any() else int(adapted.max())
+    return most, rows[adapted == most]
+
+
 def _numbered(run: Results, number: int) -> pd.DataFrame:
     planned = {trial["key"]: int(trial["images"]) for trial in run.plan["trials"]}
     return run.segments.assign(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from tta_bench.report import published
 from tta_bench.report.evidence import Evidence
+from tta_bench.report.matching import CONDITIONS, Ours, cell_of
+from tta_bench.report.published import Published
 from tta_bench.report.table import ErrorTable
 
 
@@ -15,13 +19,18 @@ class ComparedRow:
     """One published number.
 
     Attributes:
-        label, model: of the run; empty where nothing in it matches.
+        label, model: of the run.
         method, published_model: as the paper names them.
         corruption: or "mean".
-        published, measured: error, per cent; ``measured`` is None where the run has no such cell.
+        published, measured: error, per cent; ``measured`` is None where the run has no result there.
         difference: measured minus published, points.
         reason: why the two need not agree (other weights, preprocessing, number of images, generated corruptions, …), or
             why there is nothing to compare; empty where the settings are the same as far as is known.
+        table: the name of the run's table that ``measured`` stands in.
+        state: of the run's cell: "ok", "failed", "skipped", "missing".
+        same: the settings are the same as far as is known.
+        decimals: that the published number is given with.
+        note: what else a reader may want to know, though the numbers should agree all the same.
     """
 
     label: str
@@ -33,6 +42,18 @@ class ComparedRow:
     measured: float | None
     difference: float | None
     reason: str
+    table: str = ""
+    state: str = "ok"
+    same: bool = True
+    decimals: int = 1
+    note: str = ""
+
+    @property
+    def gap(self) -> float | None:
+        """Points between ``measured`` and the nearest number that rounds to ``published``."""
+        if self.difference is None:
+            return None
+        return max(0.0, round(abs(self.difference) - 0.5 * 10.0**-self.decimals, 9))  # 9: not of the arithmetic
 
 
 @dataclass(frozen=True)
@@ -58,4 +79,102 @@ def compare(evidence: Evidence, tables: Sequence[ErrorTable], file: pathlib.Path
     Raises:
         UsageError: the file cannot be read or lacks a column.
     """
-    raise NotImplementedError
+    numbers = published.load(file)
+    ours = list(_ours(evidence, tables))
+    return [
+        _comparison([n for n in numbers if n.paper == paper], ours) for paper in dict.fromkeys(n.paper for n in numbers)
+    ]
+
+
+def _ours(evidence: Evidence, tables: Sequence[ErrorTable]) -> Iterator[Ours]:
+    sessions = dict(zip((run.path for run in evidence.runs), evidence.sessions(), strict=True))
+    found: dict[tuple[str, str, str], tuple[str, Mapping[str, Any], list[str], int]] = {}
+    for run, t in evidence.trials():
+        place = (t["label"], t["model"], t["dataset"])
+        if place not in found:
+            chosen = _chosen(sessions[run.path], t["label"], t["model"])
+            found[place] = (t["method"], run.plan["models"].get(t["model"], {}), chosen, int(t["images"]))
+    for table in tables:
+        for row in table.rows:
+            yield Ours(table, row, *found[row.label, row.model, table.setting.dataset])
+
+
+def _chosen(sessions: Sequence[Mapping[str, Any]], label: str, model: str) -> list[str]:
+    """Hyperparameters that the suite sets for a row, in place of the published ones."""
+    for entry in sessions[-1].get("suite", {}).get("methods", []) if sessions else []:
+        own = entry.get("label") or entry["name"]
+        if label == own or label.startswith(f"{own}["):
+            return list(
+                {**entry.get("config", {}), **entry.get("per_model", {}).get(model, {}), **entry.get("grid", {})}
+            )
+    return []
+
+
+# -- does a number have a counterpart? ---------------------------------------------------------------------------------
+
+
+def _comparison(numbers: Sequence[Published], ours: Sequence[Ours]) -> Comparison:
+    rows: list[ComparedRow] = []
+    without: list[tuple[str, str]] = []
+    for number in numbers:
+        found = [_matched(number, o) for o in ours] if number.error is not None and number.comparable else []
+        compared = [one for one in found if isinstance(one, ComparedRow)]
+        rows += compared
+        if not compared:
+            without.append(_nearest(number, [one for one in found if not isinstance(one, ComparedRow)]))
+    sources = "; ".join(dict.fromkeys(n.source for n in numbers))
+    return Comparison(numbers[0].paper, numbers[0].arxiv, sources, rows, _unmatched(without, len(numbers)))
+
+
+def _matched(number: Published, ours: Ours) -> ComparedRow | int:
+    """The comparison, or the position of the first of ``CONDITIONS`` that does not hold."""
+    reasons: list[str] = []
+    for position, (_, _, condition) in enumerate(CONDITIONS):
+        found = condition(number, ours)
+        if found is None:
+            return position
+        reasons += found
+    cell = cell_of(number, ours)
+    assert cell is not None
+    assert number.error is not None
+    state = {"ok": []}.get(cell.state, ["over fewer cells" if cell.mean is not None else cell.state])
+    return ComparedRow(
+        label=ours.row.label,
+        model=ours.row.model,
+        method=number.method,
+        published_model=number.model,
+        corruption=number.corruption,
+        published=number.error,
+        measured=cell.mean,
+        difference=None if cell.mean is None else cell.mean - number.error,
+        reason="; ".join(reasons + state),
+        table=ours.table.name,
+        state=cell.state,
+        same=not reasons,
+        decimals=number.decimals,
+        note=f"measured: mean of {cell.seeds} seeds" if cell.seeds > 1 else "",
+    )
+
+
+def _nearest(number: Published, positions: Sequence[int]) -> tuple[str, str]:
+    """(why the number has no counterpart, its attribute that says so), by the row of the run that comes nearest."""
+    if number.error is None:
+        return "that are no error", ""
+    if not number.comparable:
+        return "marked as not comparable", ""
+    if not positions:
+        return "of what the run has none of", ""
+    what, attribute, _ = CONDITIONS[max(positions)]
+    return what, str(getattr(number, attribute) if getattr(number, attribute) is not None else "none")
+
+
+def _unmatched(without: Sequence[tuple[str, str]], numbers: int) -> str:
+    if not without:
+        return ""
+    parts = []
+    for what in dict.fromkeys(what for what, _ in without):
+        values = [value for w, value in without if w == what]
+        named = ", ".join(dict.fromkeys(value for value in values if value))
+        parts.append(f"{len(values)} {what}{f' ({named})' if named else ''}")
+    counted = f"{len(without)} of {numbers}" if len(without) < numbers else f"All {numbers}"
+    return f"{counted} published numbers have no counterpart here: {'; '.join(parts)}."

@@ -1,0 +1,38 @@
+"""What a sweep did and how long it took, as the files of its trials say; shared by the scripts beside it."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Attributes: seconds: from the first trial's start to the last one's end; images: graded by all trials; workers:
+    processes that ran them.
+    """
+
+    seconds: float
+    trials: int
+    images: int
+    workers: int
+
+    @property
+    def images_per_s(self) -> float:
+        """Images graded per second of the whole sweep."""
+        return self.images / self.seconds
+
+
+def read(run: pathlib.Path) -> Sweep:
+    """The sweep in a run's folder that one session has run: a trial's file is written when the trial ends."""
+    files = list((run / "trials").glob("*.json"))
+    ends = [file.stat().st_mtime for file in files]
+    records = [json.loads(file.read_text()) for file in files]
+    starts = [end - record["facts"]["trial_s"] for end, record in zip(ends, records, strict=True)]
+    return Sweep(
+        seconds=max(ends) - min(starts),
+        trials=len(records),
+        images=sum(segment["images"] for record in records for segment in record["segments"]),
+        workers=len({(record["environment"]["host"], record["environment"]["pid"]) for record in records}),
+    )

@@ -1,0 +1,116 @@
+"""What a person sees: everything that there is, in the width that there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+from runs import verdicts, write_run
+
+from tta_bench.data.corruptions import BENCHMARK
+from tta_bench.report import content, evidence, grids, terminal
+from tta_bench.report.content import Content, Options
+
+WHOLE = ("clean", *BENCHMARK)
+
+
+def shift(name: str) -> str:
+    return name if name == "clean" else f"{name}-5"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Content:
+    """Two source models, 15 corruptions, two seeds; a cell that failed, some that are missing or cannot be."""
+    cells: dict[tuple[str, str, str, int], np.ndarray | str] = {}
+    for model in ("vit_b16", "resnet50_gn"):
+        for place, label in enumerate(("source", "tent", "sar", "norm", "mgg[lr=0.01]")):
+            for seed in (0, 1):
+                for number, name in enumerate(WHOLE):
+                    error = 60 - 10 * place + number + seed
+                    cells[label, model, shift(name), seed] = "skipped" if label == "norm" else verdicts(error, 200)
+    cells["sar", "vit_b16", "fog-5", 0] = cells["sar", "vit_b16", "fog-5", 1] = "failed"
+    cells["tent", "vit_b16", "snow-5", 1] = "missing"
+    run = write_run(tmp_path_factory.mktemp("runs") / "run", cells, dataset="ImageNet-C", suite="imagenet_c")
+    return content.make(evidence.gather([run]), Options())
+
+
+def shown(made: Content, width: int, *, colours: bool = False) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, force_terminal=colours, color_system="standard" if colours else None)
+    terminal.show(made, console)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [300, 120, 80])
+def test_every_column_is_there_and_no_line_is_wider_than_the_terminal(made: Content, width: int) -> None:
+    text = shown(made, width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    for head in ("clean", "gauss", "motn", "jpeg", "mean", "95 % int."):
+        assert any(re.search(rf"(^| ){head}( |$)", line) for line in lines), head
+    assert "…" not in text, "nothing is cut"
+
+
+def test_a_pipe_gets_the_spread_of_each_cell_and_120_columns_that_of_means(made: Content) -> None:
+    wide = next(line for line in shown(made, 300).splitlines() if line.startswith(" source "))
+    assert wide.count("±") == 17
+    narrow = next(line for line in shown(made, 120).splitlines() if line.startswith(" source "))
+    assert (narrow.count("±"), len(re.findall(r"\d+\.\d", narrow))) == (1, 17 + 1 + 2)
+
+
+def test_what_has_no_result_is_shown_and_explained_what_failed_first(made: Content) -> None:
+    text = shown(made, 300)
+    sar, tent, norm = (
+        next(line for line in text.splitlines() if line.startswith(f" {name} ")) for name in ("sar", "tent", "norm")
+    )
+    assert " fail " in sar
+    assert sar.count("*") == 1, "its mean is over fewer cells"
+    assert tent.count("*") == 2, "so are a cell without one of its seeds, and the mean"
+    assert norm.split() == ["norm", *["–"] * 17]
+    assert "*: over fewer cells than were planned" in text
+    failed, missing, skipped = (
+        text.index(part) for part in ("sar on vit_b16: 2 cells failed (fog-5; seeds 0, 1): failed for a reason", "tent on vit_b16: 1 cell missing", "norm on vit_b16: 32 cells skipped (16 shifts")
+    )  # fmt: skip
+    assert failed < missing < skipped
+
+
+def test_marks_are_styles_and_are_explained_once(made: Content) -> None:
+    text = shown(made, 300, colours=True)
+    assert re.search(r"\x1b\[1m\d+\.\d\x1b\[0m", text), "bold"
+    assert re.search(r"\x1b\[4m\d+\.\d\x1b\[0m", text), "underlined, without the blanks beside it"
+    assert text.count("Bold: ") == 1
+    assert "\x1b" not in shown(made, 300)
+
+
+def test_labels_with_brackets_are_whole(made: Content) -> None:
+    assert " mgg[lr=0.01] " in shown(made, 300)
+    folded = shown(made, 60)
+    assert "mgg[lr=0.01" in folded
+    assert max(map(len, folded.splitlines())) <= 60
+
+
+def test_titles_warn_of_what_is_no_result(made: Content) -> None:
+    tables = [dataclasses.replace(table, partial=True, mixed=("a and b differ in torch",)) for table in made.tables]
+    text = shown(dataclasses.replace(made, tables=tables), 300)
+    title = next(line for line in text.splitlines() if line.startswith("imagenet_c: error"))
+    assert title.endswith("— SUBSET OF THE IMAGES, NOT A RESULT; MIXED: a and b differ in torch")
+
+
+def test_costs_and_notes_are_there(made: Content) -> None:
+    text = shown(dataclasses.replace(made, notes=["Something that a reader [must] know."]), 120)
+    assert "Cost: x86_64 (node), 1 thread, torch 2.13.0" in text
+    assert "×source" in text
+    assert "Note: Something that a reader [must] know." in text
+
+
+def test_one_seed_says_that_the_spread_is_not_known(tmp_path: pathlib.Path) -> None:
+    cells: dict = {(label, "m", "fog-5", 0): verdicts(error) for label, error in (("source", 50), ("tent", 20))}
+    one = content.make(evidence.gather([write_run(tmp_path / "run", cells)]), Options(baseline="x"))
+    [legend] = [grid.legend for grid in grids.grids(one) if grid.name == "errors-severity-5"]
+    assert "With one seed, the spread over seeds is not known, and tests leave it out." in legend
+    assert "No row has the label x: what would be relative to it is left out." in one.notes

@@ -1,0 +1,151 @@
+"""Whether a published number and a row of the run are of the same thing, and why they need not agree all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tta_bench.data.corruptions import BENCHMARK
+from tta_bench.report.published import Published
+from tta_bench.report.table import Cell, ErrorTable, Row
+
+# Protocols as the file names them: ours, and the batch size where the name states it. Others are not ours.
+_PROTOCOLS: dict[str, tuple[str, int | None]] = {
+    "reset": ("reset", None),
+    "reset_per_corruption": ("reset", None),
+    "reset_per_corruption_bs64": ("reset", 64),
+    "continual": ("continual", None),
+    "lifelong_no_reset": ("continual", None),
+}
+# Weights as the file names them: timm's full tags of the same weights.
+_WEIGHTS = {
+    "torchvision ResNet50 IMAGENET1K_V1": "resnet50.tv_in1k",
+    "resnet50_gn": "resnet50_gn.a1h_in1k",  # the only ones that timm has had under this name
+}
+# Source models as papers name them: timm's architecture.
+_ARCHITECTURES = {
+    "R50-BN": "resnet50",
+    "R50-GN": "resnet50_gn",
+    "R50-GN+JT": "resnet50_gn",
+    "ViT-B": "vit_base_patch16_224",
+    "tv-ViT-B16": "vit_base_patch16_224",
+    "Swin-B": "swin_base_patch4_window7_224",
+}
+_PREPROCESSING = {
+    "0.5/0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "ImageNet mean/std": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A row of a table and what is known of it.
+
+    Attributes:
+        method: registered name.
+        about: the source model, as in ``plan.json``.
+        chosen: hyperparameters that the suite sets.
+        images: number of images a corruption.
+    """
+
+    table: ErrorTable
+    row: Row
+    method: str
+    about: Mapping[str, Any]
+    chosen: list[str]
+    images: int
+
+
+def _dataset(number: Published, ours: Ours) -> list[str] | None:
+    name = ours.table.setting.dataset
+    if name == f"{number.dataset} (generated)":
+        return ["generated corruptions", *_images(number, ours)]
+    return _images(number, ours) if name == number.dataset else None
+
+
+def _images(number: Published, ours: Ours) -> list[str]:
+    mixed = ["runs that differ"] if ours.table.mixed else []
+    if ours.table.partial:
+        return [f"a subset of {ours.images:,} images", *mixed]
+    other = number.images is not None and number.images != ours.images
+    return [f"{ours.images:,} images, published {number.images:,}", *mixed] if other else mixed
+
+
+def _severity(number: Published, ours: Ours) -> list[str] | None:
+    return [] if number.severity == ours.table.setting.severity else None
+
+
+def _protocol(number: Published, ours: Ours) -> list[str] | None:
+    setting = ours.table.setting
+    protocol, size = _PROTOCOLS.get(number.protocol, ("", None))
+    if protocol != setting.protocol:
+        return None
+    first = [f"adapted on the first {setting.adapt_images} images"] if setting.adapt_images else []
+    other = size is not None and size != setting.batch_size
+    return first + ([f"batch size {setting.batch_size}, published {size}"] if other else [])
+
+
+def _model(number: Published, ours: Ours) -> list[str] | None:
+    tag, weights = str(ours.about.get("tag", "")), _WEIGHTS.get(number.weights, number.weights)
+    changed = ours.about.get("options") or ours.about.get("stem")  # another network than its tag says
+    if weights and weights == tag and not changed:
+        return _preprocessing(number, ours)
+    named = ours.row.model == number.model
+    if named and not weights:
+        return _preprocessing(number, ours)
+    architecture = weights.partition(".")[0] or _ARCHITECTURES.get(number.model)
+    if not named and (changed or architecture != tag.partition(".")[0]):
+        return None
+    other = f"other weights, published {number.weights}" if weights else "published weights not stated"
+    return [other, *_preprocessing(number, ours)]
+
+
+def _preprocessing(number: Published, ours: Ours) -> list[str]:
+    known = _PREPROCESSING.get(number.preprocessing)
+    if known is None or "mean" not in ours.about or "std" not in ours.about:
+        return []
+    same = all(
+        abs(a - b) < 1e-3
+        for values, expected in zip((ours.about["mean"], ours.about["std"]), known, strict=True)
+        for a, b in zip(values, expected, strict=True)
+    )
+    return [] if same else [f"other preprocessing, published {number.preprocessing}"]
+
+
+def _method(number: Published, ours: Ours) -> list[str] | None:
+    if not number.method_id or number.method_id != ours.method:
+        return None
+    return [f"set in the suite: {', '.join(ours.chosen)}"] if ours.chosen else []
+
+
+def _corruption(number: Published, ours: Ours) -> list[str] | None:
+    return None if cell_of(number, ours) is None else []
+
+
+def cell_of(number: Published, ours: Ours) -> Cell | None:
+    """The run's cell; a published mean is over the 15 corruptions of ImageNet-C, and has none where the run lacks one."""
+    if number.corruption != "mean":
+        return ours.row.cells.get(number.corruption)
+    cells = ours.row.cells
+    if not set(BENCHMARK) <= set(cells):
+        return None
+    if set(cells) <= {"clean", *BENCHMARK}:
+        return ours.row.mean
+    means = [mean for name in BENCHMARK if (mean := cells[name].mean) is not None]
+    state = next((cells[name].state for name in BENCHMARK if cells[name].state != "ok"), "ok")
+    seeds = min(cells[name].seeds for name in BENCHMARK)
+    return Cell(sum(means) / len(means) if means else None, None, state, seeds=seeds)
+
+
+_Condition = Callable[[Published, Ours], "list[str] | None"]
+
+# What must hold, in this order: what it is where it does not, and which of the number's attributes says so.
+CONDITIONS: list[tuple[str, str, _Condition]] = [
+    ("of another data set", "dataset", _dataset),
+    ("of another severity", "severity", _severity),
+    ("of another protocol", "protocol", _protocol),
+    ("of another source model", "model", _model),
+    ("of a method that was not run", "method", _method),
+    ("of a corruption, or a mean over corruptions, that the run has not", "corruption", _corruption),
+]

@@ -1,0 +1,164 @@
+"""Where numbers come from, for the page: hyperparameters of methods, and runs, models, images and sessions."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from tta_bench.report.content import Method
+from tta_bench.report.evidence import Evidence
+from tta_bench.results import Results
+
+_SHORT = 12  # digits of a fingerprint: enough to tell two apart
+
+
+@dataclass(frozen=True)
+class MethodView:
+    """A label with its hyperparameters.
+
+    Attributes:
+        columns: source models, those that are alike together; a single empty one where all are.
+        rows: (name, a value for each column, whether they differ).
+    """
+
+    label: str
+    columns: list[str]
+    rows: list[tuple[str, list[str], bool]]
+
+
+def methods(found: Sequence[Method]) -> list[MethodView]:
+    """Each label once, in order."""
+    views = []
+    for label in dict.fromkeys(method.label for method in found):
+        models: dict[tuple[tuple[str, str], ...], list[str]] = {}
+        for method in found:
+            if method.label == label:
+                models.setdefault(tuple(_values(method)), []).append(method.model)
+        columns = [", ".join(alike) for alike in models.values()] if len(models) > 1 else [""]
+        values = [dict(of_models) for of_models in models]
+        names = list(dict.fromkeys(name for of_models in values for name in of_models))
+        rows = [(name, [of_models.get(name, "–") for of_models in values]) for name in names]
+        views.append(MethodView(label, columns, [(name, row, len(set(row)) > 1) for name, row in rows]))
+    return views
+
+
+def _values(method: Method) -> Iterator[tuple[str, str]]:
+    yield from (("method", method.method), ("variant", method.variant), ("preset", method.preset or "none"))
+    yield from _flat(method.config)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """``optimizer_options.eps`` and the like, each with its value as text."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
+
+
+@dataclass(frozen=True)
+class SessionView:
+    """A session of a run.
+
+    Attributes:
+        about: (what, value), of the session as run.json has it.
+        hardware: what its rows were made on, each in words.
+        suite: resolved, YAML.
+    """
+
+    number: int
+    about: list[tuple[str, str]]
+    hardware: list[str]
+    suite: str
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run's folder.
+
+    Attributes:
+        models: (source model, what plan.json says of it).
+        images: (data set, shift, source model or empty for all, short fingerprint).
+    """
+
+    name: str
+    path: str
+    plan: Mapping[str, Any]
+    models: list[tuple[str, Mapping[str, Any]]]
+    images: list[tuple[str, str, str, str]]
+    sessions: list[SessionView]
+
+
+def runs(evidence: Evidence) -> list[RunView]:
+    """Each run, in the order given."""
+    views = []
+    for number, (run, sessions) in enumerate(zip(evidence.runs, evidence.sessions(), strict=True)):
+        rows = evidence.segments[evidence.segments["run"] == number]
+        shown = [_session(session, rows[rows["session"] == session["session"]]) for session in sessions]
+        models = list(run.plan["models"].items())
+        name = run.path.resolve().name
+        views.append(RunView(name, str(run.path), run.plan, models, list(_images(run)), shown))
+    return views
+
+
+def _images(run: Results) -> Iterator[tuple[str, str, str, str]]:
+    prints: dict[tuple[str, str], dict[str, str]] = {}
+    for trial in run.plan["trials"]:
+        names = [shift[2] for shift in trial["shifts"]]
+        shift = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}, {len(names)} shifts in a row"
+        prints.setdefault((trial["dataset"], shift), {})[trial["model"]] = trial["data"][:_SHORT]
+    for (dataset, shift), by_model in prints.items():
+        if len(set(by_model.values())) == 1:
+            yield dataset, shift, "", next(iter(by_model.values()))
+        else:
+            yield from ((dataset, shift, model, text) for model, text in by_model.items())
+
+
+def _session(session: Mapping[str, Any], rows: pd.DataFrame) -> SessionView:
+    git = session.get("git")
+    commit = "not from a git checkout"
+    if git:
+        commit = f"{git['commit']}{', with uncommitted changes (dirty)' if git['dirty'] else ', clean'}"
+    packages = ", ".join(f"{name} {version}" for name, version in session.get("packages", {}).items())
+    about = {
+        "started": session.get("started"),
+        "command": shlex.join(session.get("command", [])),
+        "tta-bench": session.get("tta_bench"),
+        "git commit": commit,
+        "packages": packages,
+        "Python": session.get("python"),
+        "host": session.get("host"),
+        "platform": session.get("platform"),
+        "machine": f"{session.get('cpus', '?')} CPUs, {session.get('memory_gib', '?')} GiB of memory",
+        "GPUs": ", ".join(session.get("gpus", [])) or "none",
+        "merged from": _origin(session.get("merged_from")),
+    }
+    suite = yaml.safe_dump(session.get("suite", {}), sort_keys=False, allow_unicode=True, default_flow_style=None)
+    shown = [(name, str(value)) for name, value in about.items() if value]
+    return SessionView(int(session["session"]), shown, list(_hardware(rows)), suite)
+
+
+def _origin(merged: Mapping[str, Any] | None) -> str:
+    """Where ``tta-bench merge`` took a session from; itself merged, maybe."""
+    if not merged:
+        return ""
+    before = _origin(merged.get("merged_from"))
+    return f"session {merged['session']} of {merged['run']}{', before that ' + before if before else ''}"
+
+
+def _hardware(rows: pd.DataFrame) -> Iterator[str]:
+    columns = ["device_name", "host", "threads", "torch"]
+    filled = rows[rows["device_name"].notna()]
+    for (device, host, threads, torch), part in filled.groupby(columns, sort=False, dropna=False):
+        trials = part["key"].nunique()
+        counted, on = (
+            f"{trials} trial{'s' if trials != 1 else ''}",
+            f"{threads} CPU thread{'s' if threads != 1 else ''}",
+        )
+        yield f"{counted} on {device} ({host}), {on}, torch {torch}"
