@@ -24,7 +24,7 @@ from runs import Cell, verdicts, write_run
 from tta_bench.report import content, figures
 from tta_bench.report.content import Content, Options
 from tta_bench.report.evidence import gather
-from tta_bench.report.figures import cost, errors, heatmap, online, severity, updates
+from tta_bench.report.figures import cost, errors, heatmap, online, severity
 from tta_bench.report.figures.section import Section, sections
 from tta_bench.report.figures.style import colours, house_style, styles
 
@@ -137,7 +137,7 @@ def test_a_curve_over_images_adapted_on(tmp_path: pathlib.Path) -> None:
         f for f in figures.draw(content.make(gather(runs), Options()), tmp_path, ["svg"]) if f.name == "adapt_images"
     ]
     said = texts(figure.svg)
-    assert {"m, all images", "m, images after the first 50", "20", "50", "all"} <= set(said)
+    assert {"error on all images, %", "error after the first 50, %", "20", "50", "all"} <= set(said)
 
 
 # -- what they show ----------------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_under_a_continual_protocol_the_running_error_is_over_the_whole_stream(
 
 def test_updates_are_of_the_same_trials(tmp_path: pathlib.Path) -> None:
     section = only(made(tmp_path, cells(["tent"], ["m"], ["clean", "fog-1", "fog-5"], [0])))
-    assert updates.updates(section) == {("m", "tent"): 100.0}, "ten steps for 100 images"
+    assert section.per_thousand("updates") == {("m", "tent"): 100.0}, "ten steps for 100 images"
 
 
 # -- style -------------------------------------------------------------------------------------------------------------

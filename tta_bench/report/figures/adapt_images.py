@@ -27,10 +27,9 @@ def draw(section: Section) -> Iterator[Drawn]:
     styles = section.styles_of(row.label for row in rows if is_known(row))
     cells = [cell for row in rows for cell in row.cells.values()]
     spread = plot.Spread.of(cells)
-    notes, conditions = [*spread.notes(cells), *([plot.APART] if len(styles) > 1 else [])], section.conditions()
+    notes, conditions = spread.notes(cells, apart=len(styles) > 1), section.conditions()
     words = section.words(_TITLE, sheet.lines(styles, points=True), _said(rows), conditions, notes)
-    titles = [f"{model}, {_graded(curve)}" for curve, model in panels]
-    page = sheet.Sheet(words, titles, sheet.Room(2.6, 1.8), columns=2 if len(panels) > 1 else 1)
+    page = sheet.Sheet(words, [model for _, model in panels], sheet.Room(2.6, 1.8), columns=2 if len(panels) > 1 else 1)
     for axes, (curve, model) in zip(page.axes, panels, strict=True):
         places = positions(curve.corruptions)
         step = min(0.015, 0.1 / len(styles)) * (max(places.values()) - min(places.values()))
@@ -39,9 +38,9 @@ def draw(section: Section) -> Iterator[Drawn]:
                 aside = (list(styles).index(row.label) - (len(styles) - 1) / 2) * step
                 points = [(places[name] + aside, cell) for name, cell in row.cells.items()]
                 plot.series(axes, points, styles[row.label], spread)
-        _axis(axes, places)
-    graded = " and over ".join(dict.fromkeys(_graded(curve) for curve, _ in panels))
-    what = f"Error in per cent by images of each corruption adapted on, mean over the corruptions, over {graded}."
+        _axis(axes, places, f"error {_graded(curve)}, %")
+    graded = " and ".join(dict.fromkeys(_graded(curve) for curve, _ in panels))
+    what = f"Error in per cent by images of each corruption adapted on, mean over the corruptions, {graded}."
     caption = section.caption(what, conditions, _said(rows), notes)
     yield Drawn(f"adapt_images{section.suffix}", _TITLE, caption, page.figure)
 
@@ -63,13 +62,13 @@ def _said(rows: Sequence[Row]) -> list[Row]:
 def _graded(curve: ErrorTable) -> str:
     """Which images an error is over."""
     after = max(int(name) for name in curve.corruptions if name != "all")
-    return f"images after the first {after}" if "curve-after" in curve.name else "all images"
+    return f"after the first {after:,}" if "curve-after" in curve.name else "on all images"
 
 
-def _axis(axes: Axes, places: dict[str, float]) -> None:
+def _axis(axes: Axes, places: dict[str, float], label: str) -> None:
     axes.set_xticks(list(places.values()), list(places))
     if "all" in places:
         before = sorted(places.values())[-2]
         axes.axvline((before + places["all"]) / 2, color=MUTED, linewidth=0.5, linestyle=(0, (1, 2)))
     axes.set_xlabel("images of each corruption adapted on")
-    sheet.error_axis(axes)
+    sheet.error_axis(axes, label)

@@ -43,10 +43,11 @@ def draw(section: Section) -> Iterator[Drawn]:
 
 
 def _panels(section: Section, table: CostTable) -> dict[str, list[Point]]:
-    """Points by axis; only axes along which something is known and differs."""
+    """Points by axis; only axes along which something is known and differs. Counts are of the trials whose error it is."""
+    counts = section.per_thousand("images_backwarded")
     axes: dict[str, dict[tuple[str, str], float | None]] = {
         "time of a step, ms": {(r.model, r.label): r.step_ms for r in table.rows},
-        _BACKWARD: {(r.model, r.label): r.backwards for r in table.rows},
+        _BACKWARD: {(r.model, r.label): counts.get((r.model, r.label)) for r in table.rows},
         "peak memory, MiB": {(r.model, r.label): r.peak_memory_mib for r in table.rows},
     }
     found = {name: _points(section, costs) for name, costs in axes.items()}
@@ -66,7 +67,7 @@ def _figure(section: Section, table: CostTable, panels: Mapping[str, list[Point]
     markers = {model: MARKERS[i % len(MARKERS)] for i, model in enumerate(models)}
     spread = plot.Spread.of(row.mean for row in drawn)
     alone = "; other trials used the device at the same time" if table.shared else ""
-    notes = [*spread.notes([row.mean for row in drawn]), *([plot.APART] if _BACKWARD in panels else []), _FRONT]
+    notes = [*spread.notes([row.mean for row in drawn], apart=_BACKWARD in panels), _FRONT]
     further = [f"{table.hardware}{alone}"] if table.hardware else ["timed on a shared device: times are left out"]
     conditions = section.conditions(further=further)
     words = section.words(_TITLE, _legend(styles, markers), rows, conditions, notes)
@@ -79,7 +80,8 @@ def _figure(section: Section, table: CostTable, panels: Mapping[str, list[Point]
         places = plot.apart(costs, 0.015 * max(costs), 0.12 * max(costs)) if title == _BACKWARD else costs
         for point, x in zip(points, places, strict=True):
             plot.dot(axes, (x, point.row.mean), styles[point.row.label], spread, markers[point.row.model])
-    what = f"Error in per cent, mean over the corruptions, by {'; by '.join(panels)}; lower left is better."
+    what = f"Error in per cent, mean over the corruptions, by {'; by '.join(panels)}; lower left is better. Times are "
+    what += "medians over all trials on the hardware, memory is their peak."
     return Drawn(name, _TITLE, section.caption(what, conditions, rows, notes), page.figure)
 
 

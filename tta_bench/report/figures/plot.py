@@ -15,7 +15,7 @@ from tta_bench.report.figures.style import INK, Style
 from tta_bench.report.table import Cell
 
 FEWER = "* mean over fewer cells or seeds than planned"
-APART = "Points at one place are set apart sideways"
+_APART = "Points at one place are set apart sideways"
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,11 @@ class Spread:
             return cell.low, cell.high
         return mean, mean
 
-    def notes(self, cells: Iterable[Cell]) -> list[str]:
-        """What a reader must know to read bars and signs."""
+    def notes(self, cells: Sequence[Cell], *, apart: bool = False) -> list[str]:
+        """What a reader must know of error bars and signs, and of points that are set ``apart``."""
         fewer = any(cell.mean is not None and cell.state != "ok" for cell in cells)
-        return [*([f"Thin lines: {self.words}"] if self.kind else []), *([FEWER] if fewer else [])]
+        said = {f"Thin lines: {self.words}": bool(self.kind), FEWER: fewer, _APART: apart}
+        return [note for note, holds in said.items() if holds]
 
 
 Place = tuple[float, Cell]
@@ -87,7 +88,7 @@ def uprights(axes: Axes, bars: Sequence[tuple[float, float, float]], colour: str
     if len(drawn):
         gap = np.full(len(drawn), np.nan)
         x, y = drawn[:, [0, 0, 0]], np.stack([drawn[:, 1], drawn[:, 2], gap], axis=1)
-        axes.plot(x.ravel(), y.ravel(), color=colour, linewidth=0.8, solid_capstyle="butt")
+        axes.plot(x.ravel(), y.ravel(), color=colour, linewidth=0.7, solid_capstyle="butt")
 
 
 def star(axes: Axes, x: float, y: float, colour: str = INK) -> None:

@@ -64,6 +64,14 @@ class Section:
         frame = frame[frame["batch_size"] == setting.batch_size]
         return frame[frame["adapt_images"].fillna(0) == setting.adapt_images]
 
+    def per_thousand(self, column: str) -> dict[tuple[str, str], float]:
+        """A count for each 1,000 images at the most severe severity, by (source model, method)."""
+        frame = self.segments
+        frame = frame[(frame["status"] == "ok") & (frame["severity"] == self.worst.setting.severity)]
+        sums = frame.groupby(["model", "label"], sort=False)[[column, "images"]].sum().astype(float)
+        rates = 1000.0 * sums[column] / sums["images"]
+        return {(str(model), str(label)): float(rate) for (model, label), rate in rates.items()}
+
     def styles_of(self, labels: Iterable[str]) -> dict[str, Style]:
         """Styles of the methods that are drawn, in the order of the report."""
         drawn = set(labels)

@@ -25,10 +25,8 @@ def draw(section: Section) -> Iterator[Drawn]:
     clean = any(x == 0 for places in lines.values() for x, _ in places)
     cells = [cell for places in lines.values() for _, cell in places]
     spread = plot.Spread.of(cells)
-    notes, conditions = (
-        [*spread.notes(cells), *([plot.APART] if len(styles) > 1 else [])],
-        section.conditions(severity="severities " + _listed(severities)),
-    )
+    notes = spread.notes(cells, apart=len(styles) > 1)
+    conditions = section.conditions(severity="severities " + _listed(severities))
     words = section.words(_TITLE, sheet.lines(styles, points=True), section.worst.rows, conditions, notes)
     page = sheet.Sheet(words, models, sheet.Room(2.5, 1.8))
     for axes, model in zip(page.axes, models, strict=True):

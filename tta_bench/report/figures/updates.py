@@ -12,7 +12,7 @@ _TITLE = "Error by number of updates"
 
 def draw(section: Section) -> Iterator[Drawn]:
     """The figure at the most severe severity, where methods differ in their updates."""
-    counts = updates(section)
+    counts = section.per_thousand("updates")
     rows = [row for row in section.worst.rows if row.mean.mean is not None and (row.model, row.label) in counts]
     if len({counts[row.model, row.label] for row in rows}) < 2:
         return
@@ -20,7 +20,7 @@ def draw(section: Section) -> Iterator[Drawn]:
     models = [model for model in section.worst.models if any(row.model == model for row in rows)]
     cells = [row.mean for row in rows]
     spread = plot.Spread.of(cells)
-    notes, conditions = [*spread.notes(cells), plot.APART], section.conditions()
+    notes, conditions = spread.notes(cells, apart=True), section.conditions()
     words = section.words(_TITLE, sheet.points(styles), section.worst.rows, conditions, notes)
     page = sheet.Sheet(words, models, sheet.Room(2.5, 1.8))
     most = max(counts[row.model, row.label] for row in rows)
@@ -35,12 +35,3 @@ def draw(section: Section) -> Iterator[Drawn]:
     what = "Error in per cent, mean over the corruptions, by optimizer steps for each 1,000 images of the same trials."
     caption = section.caption(what, conditions, section.worst.rows, notes)
     yield Drawn(f"updates{section.suffix}", _TITLE, caption, page.figure)
-
-
-def updates(section: Section) -> dict[tuple[str, str], float]:
-    """Optimizer steps for each 1,000 images at the most severe severity, by (source model, method)."""
-    frame = section.segments
-    frame = frame[(frame["status"] == "ok") & (frame["severity"] == section.worst.setting.severity)]
-    sums = frame.groupby(["model", "label"], sort=False)[["updates", "images"]].sum()
-    rates = 1000.0 * sums["updates"].astype(float) / sums["images"].astype(float)
-    return {(str(model), str(label)): float(rate) for (model, label), rate in rates.items()}
