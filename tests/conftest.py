@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -44,11 +46,12 @@ class Outcome(NamedTuple):
     err: str
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _few_threads() -> None:
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tests run beside each other; and a run of the test before, in this process, may have set another number."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -131,14 +134,13 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _run_part(runs: pathlib.Path, name: str, cache: pathlib.Path, **options: Any) -> pathlib.Path:
+def run_locally(file: pathlib.Path, out: pathlib.Path, cache: pathlib.Path, **options: Any) -> pathlib.Path:
+    """Run a suite in this process with one thread, for fixtures, which have no ``run_cli``; returns ``out``."""
     from tta_bench import sweep
 
-    asked = sweep.Options(
-        str(runs / "small.yaml"), executor="local", cpus_per_trial=1, out=str(runs / name), cache=str(cache), **options
-    )
+    asked = sweep.Options(str(file), executor="local", cpus_per_trial=1, out=str(out), cache=str(cache), **options)
     assert sweep.run(asked, resume="") == 0
-    return runs / name
+    return out
 
 
 @pytest.fixture(scope="session")
@@ -147,7 +149,7 @@ def part_runs(tmp_path_factory: pytest.TempPathFactory, cache: pathlib.Path) -> 
     root = tmp_path_factory.mktemp("runs")
     (root / "small.yaml").write_text(DIGITS_SUITE.replace("seeds: [0]", "seeds: [0, 1]"))
     for name, options in PARTS.items():
-        _run_part(root, name, cache, **options)
+        run_locally(root / "small.yaml", root / name, cache, **options)
     return root
 
 
@@ -155,7 +157,7 @@ def part_runs(tmp_path_factory: pytest.TempPathFactory, cache: pathlib.Path) -> 
 def otherwise(part_runs: pathlib.Path, cache: pathlib.Path) -> pathlib.Path:
     """A run of seed 1 with another learning rate under the same label."""
     sets = ["methods=[source, {name: tent, config: {lr: 0.5}}]", "seeds=[1]"]
-    return _run_part(part_runs, "otherwise", cache, sets=sets)
+    return run_locally(part_runs / "small.yaml", part_runs / "otherwise", cache, sets=sets)
 
 
 @pytest.fixture
@@ -166,6 +168,22 @@ def part_copy(part_runs: pathlib.Path, tmp_path: pathlib.Path) -> Callable[..., 
         return shutil.copytree(part_runs / name, tmp_path / (into or name))
 
     return call
+
+
+LONG_S = 300  # of a test, for what another process does: a machine may be busy with much else
+
+
+def wait_until(
+    what: Callable[[], object], process: subprocess.Popen[bytes] | None = None, seconds: float = LONG_S
+) -> None:
+    """Return once ``what`` holds; fail where ``process`` ends before, or it takes too long."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        if process is not None and process.poll() is not None:
+            said = process.stderr.read().decode() if process.stderr else ""
+            pytest.fail(f"the process ended with {process.returncode}: {said}")
+        assert time.monotonic() < deadline, "it has not happened for too long"
+        time.sleep(0.05)
 
 
 def clean_environment(**more: str) -> dict[str, str]:

@@ -8,12 +8,11 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import pandas as pd
 import pytest
-from conftest import Outcome, clean_environment
+from conftest import LONG_S, Outcome, clean_environment, wait_until
 
 from tta_bench import results
 
@@ -174,12 +173,9 @@ def test_ctrl_c_keeps_what_finished_and_prints_how_to_go_on(
     command = [sys.executable, "-m", "tta_bench", "run", str(file), "--executor", "local", "--out", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
                                env=clean_environment(TTA_BENCH_CACHE=str(cache)))  # fmt: skip
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "out" / "trials").glob("*.json"))) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: len(list((tmp_path / "out" / "trials").glob("*.json"))) >= 2, process)
     os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=LONG_S)
     assert process.returncode == 130
     assert f"tta-bench run {file} --executor local --out out" in err.decode()
     assert "Traceback" not in err.decode()

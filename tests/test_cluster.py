@@ -8,11 +8,10 @@ import pathlib
 import pickle
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from conftest import clean_environment
+from conftest import LONG_S, clean_environment, wait_until
 from test_faults import PLUGIN
 
 from tta_bench import plan, preflight, registry, results, suite
@@ -92,19 +91,16 @@ class Driver:
 
     def wait_for(self, what: Callable[[], bool]) -> None:
         """Return once ``what`` holds, while the run goes on."""
-        deadline = time.monotonic() + 240
-        while not what():
-            assert self._process.poll() is None, self.said()
-            assert time.monotonic() < deadline, self.said()
-            time.sleep(0.05)
+        wait_until(what, self._process)
 
     def end(self) -> int:
         """Its exit code."""
-        return self._process.wait(timeout=240)
+        return self._process.wait(timeout=LONG_S)
 
     def close(self) -> None:
         self._process.kill()  # nothing where it has ended
         self._process.wait()
+        print(self.said())  # shown where the test fails
 
 
 def test_the_only_usable_node_is_lost_and_another_comes_or_none(

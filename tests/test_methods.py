@@ -65,7 +65,7 @@ def play(
     return scores, adapter, stats, np.load(folder / f"{method}.{kind}.npz"), case
 
 
-@pytest.mark.parametrize(("name", "method", "kind"), CASES, ids="-".join)
+@pytest.mark.parametrize(("name", "method", "kind"), CASES)
 def test_a_reference_trajectory_is_reproduced(name: str, method: str, kind: str) -> None:
     scores, adapter, stats, reference, case = play(name, method, kind, torch.float64)
     assert scores.shape == reference["logits"].shape

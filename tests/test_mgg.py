@@ -318,7 +318,7 @@ def run_text() -> str:
 def test_any_objective_runs_with_any_optimizer_and_the_row_names_the_checkpoint(
     run_cli: Cli, suite_file: SuiteFile, run_text: str, tmp_path: pathlib.Path
 ) -> None:
-    outcome = run_cli("run", suite_file(text=run_text), "--executor", "local")
+    outcome = run_cli("run", suite_file(text=run_text), "--executor", "local", "--cpus-per-trial", 1)
     assert outcome.code == 0, outcome.err
     rows = results.load(tmp_path / "results" / "small").segments.set_index(["model", "label"])
     assert set(rows["status"]) == {"ok"}
@@ -342,13 +342,13 @@ def test_a_missing_checkpoint_stops_only_a_run_that_needs_it(
     run_cli: Cli, suite_file: SuiteFile, run_text: str, tmp_path: pathlib.Path
 ) -> None:
     file = suite_file(text=run_text.replace(SHIPPED, "checkpoints/mgg-{model}.safetensors"))
-    outcome = run_cli("run", file, "--executor", "local")
+    outcome = run_cli("run", file, "--executor", "local", "--cpus-per-trial", 1)
     assert outcome.code == 2
     assert "checkpoints/mgg-vit_ln.safetensors" in outcome.err
     assert "make one with 'tta-bench pretrain mgg SUITE'" in outcome.err
     assert not (tmp_path / "results").exists()
     only = ["--only", "method=source|sgd,model=vit_ln"]
-    assert run_cli("run", file, "--executor", "local", *only).code == 0
+    assert run_cli("run", file, "--executor", "local", "--cpus-per-trial", 1, *only).code == 0
     again = run_cli("run", file, "--executor", "local", "--only", "method=mgg")
     assert again.code == 2
 

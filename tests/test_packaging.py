@@ -22,7 +22,7 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The project's wheel, built from a copy so that the checkout stays clean."""
     copy, out = tmp_path_factory.mktemp("source") / "tta-bench", tmp_path_factory.mktemp("wheel")
-    skipped = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "results", "build", ".*_cache")
+    skipped = shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.egg-info", "results", "build", ".*_cache")
     shutil.copytree(ROOT, copy, ignore=skipped)
     shutil.copytree(ROOT / "results" / "reference", copy / "results" / "reference")  # the rest of it is runs
     command = [*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", str(out), str(copy)]
@@ -67,7 +67,7 @@ def test_the_installed_wheel_runs_from_the_checkout_on_ray(wheel: pathlib.Path, 
 
 def test_a_strangers_package_is_found_listed_and_run(tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
     copy, site = tmp_path / "tta-example", tmp_path / "site"
-    shutil.copytree(ROOT / "tests" / "example_plugin", copy)
+    shutil.copytree(ROOT / "tests" / "example_plugin", copy, ignore=shutil.ignore_patterns("__pycache__"))
     command = [*PIP, "install", "--no-deps", "--no-build-isolation", "--target", str(site), str(copy)]
     subprocess.run(command, check=True, env=clean_environment())
     environment = clean_environment(PYTHONPATH=str(site), TTA_BENCH_CACHE=str(cache))

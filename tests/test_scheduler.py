@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import pandas as pd
 import pytest
-from conftest import Outcome, clean_environment
+from conftest import DIGITS_SUITE, Outcome, clean_environment, run_locally, wait_until
 
 from tta_bench import results
 
@@ -29,12 +29,18 @@ def same(one: pathlib.Path, other: pathlib.Path) -> None:
     assert results.predictions(one) == results.predictions(other)
 
 
-@pytest.fixture
-def finished(run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path) -> pathlib.Path:
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory: pytest.TempPathFactory, cache: pathlib.Path) -> pathlib.Path:
     """The small suite, run in this process with one thread."""
-    outcome = run_cli("run", suite_file(), "--executor", "local", "--cpus-per-trial", 1, "--out", tmp_path / "local")
-    assert outcome.code == 0, outcome.err
-    return tmp_path / "local"
+    root = tmp_path_factory.mktemp("finished")
+    (root / "small.yaml").write_text(DIGITS_SUITE)
+    return run_locally(root / "small.yaml", root / "local", cache)
+
+
+@pytest.fixture
+def finished(finished_once: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """Its copy, which a test may change."""
+    return shutil.copytree(finished_once, tmp_path / "local")
 
 
 def test_ray_and_local_give_the_same_bits(run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path,
@@ -135,11 +141,7 @@ def test_a_killed_run_goes_on_where_it_was(run_cli: Cli, suite_file: SuiteFile, 
     command = [sys.executable, "-m", "tta_bench", "run", str(file), *options, "--out", str(broken)]
     driver = subprocess.Popen(command, cwd=tmp_path, env=clean_environment(TTA_BENCH_CACHE=str(cache)),
                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
-    deadline = time.monotonic() + 120
-    while len(list((broken / "trials").glob("*.json"))) < 4:
-        assert driver.poll() is None, driver.stderr.read().decode()  # type: ignore[union-attr]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: len(list((broken / "trials").glob("*.json"))) >= 4, driver)
     victims = [*descendants(driver.pid), driver.pid]
     for pid in victims:
         with_pid = pathlib.Path(f"/proc/{pid}")
