@@ -16,6 +16,7 @@ imports; printed are medians, with the peak of resident memory. ``--check`` exit
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -270,10 +271,12 @@ def driver_cost(case: Case) -> dict[str, float]:
     from tta_bench import cluster, sweep
 
     class Idle(cluster.Worker):
-        """A worker whose trials cost nothing; Ray sends this class to its processes."""
+        """A worker whose trials cost nothing, and say so; Ray sends this class to its processes."""
 
         def run(self, trial: Trial) -> TrialResult:
-            return canned(trial, case.batches)
+            start = time.perf_counter()
+            result = canned(trial, case.batches)
+            return dataclasses.replace(result, facts={**result.facts, "trial_s": time.perf_counter() - start})
 
     cluster.Worker = Idle  # type: ignore[misc]
     out = case.empty_folder()

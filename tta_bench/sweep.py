@@ -243,25 +243,23 @@ class _Keeper:
         self._out, self._session, self._progress, self._interrupts = out, session, progress, interrupts
         self.status = StatusFile(out, progress)
 
-    def started(self, trial: Trial, worker: str) -> None:
-        self._progress.started(trial, worker)
-
-    def finished(self, trial: Trial, result: TrialResult) -> None:
-        result = dataclasses.replace(result, facts={**result.facts, "log": runlog.name(trial.key)})
-        with self._interrupts.held(), _writing(self._out):
-            runlog.write(self._out, trial, result)
-            results.write(self._out, result, trial.asked, self._session)
-        self._progress.finished(trial, result)
+    def finished(self, ended: Sequence[tuple[Trial, TrialResult]]) -> None:
+        for trial, result in ended:
+            result = dataclasses.replace(result, facts={**result.facts, "log": runlog.name(trial.key)})
+            with self._interrupts.held(), _writing(self._out):
+                runlog.write(self._out, trial, result)
+                results.write(self._out, result, trial.asked, self._session)
+            self._progress.finished(trial, result)
         self._update()
 
-    def retried(self, trial: Trial, fault: Fault) -> None:
-        self._progress.retried(trial, fault)
+    def retried(self, trials: Sequence[Trial], fault: Fault) -> None:
+        self._progress.retried(trials, fault)
 
     def note(self, text: str) -> None:
         self._progress.note(text)
 
-    def tick(self, workers: Sequence[str], seconds_left: float | None) -> None:
-        self._progress.tick(workers, seconds_left)
+    def tick(self, running: int, workers: Sequence[str], seconds_left: float | None) -> None:
+        self._progress.tick(running, workers, seconds_left)
         self._update()
 
     def _update(self) -> None:
