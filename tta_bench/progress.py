@@ -74,11 +74,12 @@ class TrialProgress:
         self.seconds_left: float | None = None
         self._start = time.perf_counter()
         self._bar = _bar(console, "trials") if console.is_terminal else None
+        if self._bar:
+            self._task = self._bar.add_task("running", total=total, detail="")
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._view) if self._bar else None
 
     def __enter__(self) -> TrialProgress:
-        if self._bar and self._live:
-            self._task = self._bar.add_task("running", total=self._total, detail="starting workers")
+        if self._live:
             self._live.start()
         return self
 
@@ -134,7 +135,8 @@ class TrialProgress:
     def _view(self) -> Group:
         """What a terminal shows; asked for four times a second."""
         assert self._bar is not None
-        self._bar.update(self._task, completed=self.done, detail=self.summary())
+        detail = self.summary() if self.workers or self.done else "starting workers"
+        self._bar.update(self._task, completed=self.done, detail=detail)
         shown = [Text(f"  {line}", overflow="ellipsis", no_wrap=True) for line in self.workers[:_WORKERS_SHOWN]]
         if len(self.workers) > _WORKERS_SHOWN:
             shown.append(Text(f"  … and {len(self.workers) - _WORKERS_SHOWN} more workers"))

@@ -9,6 +9,7 @@ the memory that it takes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -63,7 +64,8 @@ def _begin_flushing(descriptors: Iterable[int]) -> None:
     """Have the kernel begin to write files without waiting for it; only fsync, after this, says that they are on disk."""
     if hasattr(os, "posix_fadvise"):
         for descriptor in descriptors:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            with contextlib.suppress(OSError):  # a file system may know no such thing
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
