@@ -10,12 +10,14 @@ imports; printed are medians, with the peak of resident memory. ``--check`` exit
     resume   ``tta-bench run`` on the finished run: plan, statuses, tables; nothing is left to run
     load     ``results.load`` of it
     write    ``results.write`` of one trial: processor time, and how much of the wall time is fsync
-    driver   ``tta-bench run`` of ``--trials`` trials that do nothing, on Ray: the driver's processor time a trial
+    driver   ``tta-bench run`` of ``--trials`` trials that do nothing, on Ray: the driver's processor time a trial, with
+             that of the process that makes the tables at its end; the peak of memory is the driver's alone
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -200,11 +202,13 @@ def fsyncs(instead: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def stopwatch(name: str) -> Iterator[dict[str, float]]:
-    """Seconds of the wall clock under ``name``, and of the processor, which other programs disturb less."""
+    """Seconds of the wall clock under ``name``, and of the processor, which other programs disturb less: of this process
+    and those that it has waited for.
+    """
     found: dict[str, float] = {}
-    wall, processor = time.perf_counter(), time.process_time()
+    wall, processor = time.perf_counter(), time.process_time() + _of_children()
     yield found
-    found |= {name: time.perf_counter() - wall, f"{name} processor": time.process_time() - processor}
+    found |= {name: time.perf_counter() - wall, f"{name} processor": time.process_time() + _of_children() - processor}
 
 
 def plan_cost(case: Case) -> dict[str, float]:
@@ -229,7 +233,7 @@ def resume_cost(case: Case) -> dict[str, float]:
 
 def load_cost(case: Case) -> dict[str, float]:
     """Seconds of reading the finished run."""
-    _import_all()
+    _import_all("pyarrow.parquet", "tta_bench.results")
     from tta_bench import results
 
     with stopwatch("load") as found:
@@ -267,30 +271,46 @@ def write_cost(case: Case) -> dict[str, float]:
 def driver_cost(case: Case) -> dict[str, float]:
     """Milliseconds of the driver's processor for a trial that does nothing: a ``tta-bench run`` on Ray, shared out."""
     _import_all()
-    from tta_bench import cluster, sweep
+    from tta_bench import cluster, conclusion, sweep
 
     class Idle(cluster.Worker):
-        """A worker whose trials cost nothing; Ray sends this class to its processes."""
+        """A worker whose trials cost nothing, and say so; Ray sends this class to its processes."""
 
         def run(self, trial: Trial) -> TrialResult:
-            return canned(trial, case.batches)
+            start = time.perf_counter()
+            result = canned(trial, case.batches)
+            return dataclasses.replace(result, facts={**result.facts, "trial_s": time.perf_counter() - start})
 
+    def apart(run: pathlib.Path, real: Callable[..., conclusion.Outcome] = conclusion.apart) -> conclusion.Outcome:
+        before = _of_children()
+        outcome = real(run)
+        of_tables.append(_of_children() - before)
+        return outcome
+
+    of_tables: list[float] = []
+    conclusion.apart = apart
     cluster.Worker = Idle  # type: ignore[misc]
     out = case.empty_folder()
     options = sweep.Options(str(case.suite(case.trials)), out=str(out), cache="off")
     wall, processor, thread = time.perf_counter(), time.process_time(), time.thread_time()
     code = sweep.run(options, resume="")
-    spent = {"driver": time.process_time() - processor, "driver wall": time.perf_counter() - wall,
-             "driver without Ray's threads": time.thread_time() - thread}  # fmt: skip
+    spent = {"driver": time.process_time() - processor + sum(of_tables), "driver wall": time.perf_counter() - wall,
+             "driver without Ray's threads": time.thread_time() - thread, "driver for tables": sum(of_tables)}  # fmt: skip
     assert (code, len(list((out / "trials").glob("*.json")))) == (0, case.trials)
     return {name: 1e3 * seconds / case.trials for name, seconds in spent.items()}
 
 
-def _import_all() -> None:
+def _of_children() -> float:
+    """Seconds of the processor that processes started here, and ended, have taken."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _import_all(*more: str) -> None:
     """What the commands import when they need it: no figure is about the time that takes."""
-    names = ["tta_bench.torchvision_repair", "timm", "PIL.Image", "pyarrow.parquet", "ray", "tta_bench.methods.eata",
-             "tta_bench.sweep", "tta_bench.cluster", "tta_bench.pool"]  # fmt: skip
-    for name in names:
+    names = ["tta_bench.torchvision_repair", "timm", "PIL.Image", "ray", "tta_bench.methods.eata", "tta_bench.sweep",
+             "tta_bench.cluster", "tta_bench.pool"]  # fmt: skip
+    for name in (*names, *more):
         importlib.import_module(name)
     IMPORTED.append(peak_memory())
 

@@ -18,7 +18,7 @@ from conftest import LONG_S, Outcome, clean_environment, wait_until
 from test_scheduler import descendants, same, table
 
 from tta_bench import results
-from tta_bench.faults import Fault, ruins_device, verdict
+from tta_bench.faults import Fault, attempts, reason, ruins_device, verdict
 
 Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]
@@ -182,6 +182,10 @@ def test_what_is_done_after_each_kind_of_fault() -> None:
     assert verdict([memory, lost]) == "alone", "a lost worker does not end its being alone"
     assert verdict([memory, memory]) == "fail"
     assert verdict([Fault("timeout", "")]) == verdict([Fault("method", "")]) == "fail"
+    shared = Fault("shared", "")
+    assert verdict([shared]) == verdict([lost, lost, shared]) == verdict([shared, lost, lost]) == "retry"
+    assert verdict([shared, lost, lost, lost]) == "fail", "what it shared with others counts for none"
+    assert (attempts([shared, lost]), reason([shared, lost], "died")) == (1, "died")
 
 
 def test_a_cuda_error_ends_its_worker_and_no_other_trial(

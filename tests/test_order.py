@@ -11,7 +11,7 @@ import torch
 from tta_bench import plan, suite
 from tta_bench.forecast import measure
 from tta_bench.models import load
-from tta_bench.order import Estimates, Queue
+from tta_bench.order import MOST_TOGETHER, Estimates, Queue
 from tta_bench.plan import Plan
 
 
@@ -22,7 +22,7 @@ def made(suite_file: Callable[..., pathlib.Path]) -> Plan:
 
 def test_without_experience_backward_passes_count(made: Plan) -> None:
     queue = Queue(made.trials, Estimates(made.setting).seconds)
-    taken = [queue.take() for _ in made.trials]
+    taken = [trial for _ in made.trials for trial in queue.take()]
     assert [t.method for t in taken] == ["tent"] * 4 + ["source"] * 4
     assert [t.key for t in taken[:4]] == [t.key for t in made.trials if t.method == "tent"], "in plan order"
     assert len(queue) == 0
@@ -40,7 +40,7 @@ def test_what_trials_took_counts_more(made: Plan) -> None:
     assert estimates.learn(tent, 6.0)
     queue.refresh()
     assert queue.remaining() == pytest.approx(4 * 30.0 + 4 * 6.0)
-    assert queue.take().method == "source"
+    assert [t.method for t in queue.take()] == ["source"]
 
 
 def test_a_measured_pass_stands_in_for_parameters_but_not_for_experience(made: Plan) -> None:
@@ -63,9 +63,46 @@ def test_a_forecast_measures_a_model(made: Plan) -> None:
 
 def test_among_equals_the_images_at_hand_win(made: Plan) -> None:
     queue = Queue(made.trials, Estimates(made.setting).seconds)
-    first = queue.take()
+    [first] = queue.take()
     assert first.stream.shifts[0].id == "clean"
-    second = queue.take(held=first)
+    [second] = queue.take(held=first)
     assert (second.stream.shifts[0].id, second.seed) == ("clean", 1)
-    queue.put(first)
-    assert queue.take().key == first.key, "a trial given back comes first"
+    queue.put(first, singly=False)
+    assert [t.key for t in queue.take()] == [first.key], "a trial given back comes first"
+
+
+def test_trials_taken_together_are_of_one_row_and_share_images_where_they_can(made: Plan) -> None:
+    queue = Queue(made.trials, Estimates(made.setting).seconds)
+    taken = queue.take(together=lambda _: 3)
+    assert [(t.method, t.stream.shifts[0].id, t.seed) for t in taken] == [
+        ("tent", "clean", 0), ("tent", "clean", 1), ("tent", "contrast-5", 0),
+    ]  # fmt: skip
+    assert len(queue) == 5
+    assert [t.method for t in queue.take(together=lambda _: 3)] == ["tent"], "no more of its row are left"
+    assert [len(queue.take(together=lambda _: 9)), len(queue)] == [4, 0]
+
+
+def test_a_trial_given_back_singly_is_taken_with_no_other(made: Plan) -> None:
+    queue = Queue(made.trials, Estimates(made.setting).seconds)
+    first, second, third, last = queue.take(together=lambda _: 4)
+    queue.put(last, singly=False)
+    queue.put(third, singly=True)
+    queue.put(second, singly=False)
+    queue.put(first, singly=False)
+    sizes = [[t.key for t in queue.take(together=lambda _: 4)] for _ in range(3)]
+    assert sizes == [[first.key, second.key], [third.key], [last.key]]
+
+
+def test_only_a_row_that_has_shown_to_be_short_is_given_together(made: Plan) -> None:
+    estimates = Estimates(made.setting)
+    source, tent = (next(t for t in made.trials if t.method == name) for name in ("source", "tent"))
+    assert estimates.seconds(source) < 1
+    assert estimates.together(source) == 1
+    estimates.learn(source, 0.3)
+    assert estimates.together(source) == 3
+    assert estimates.together(tent) == 1, "nothing of its own row is known"
+    for _ in range(50):
+        estimates.learn(source, 1e-4)
+    assert estimates.together(source) == MOST_TOGETHER
+    estimates.learn(source, 100.0)
+    assert estimates.together(source) == 1

@@ -6,6 +6,8 @@ import dataclasses
 import io
 import json
 import pathlib
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 
@@ -14,7 +16,7 @@ import pandas as pd
 import pytest
 from test_training_scripts import script
 
-from tta_bench import npz, plan, results, suite
+from tta_bench import conclusion, npz, plan, records, results, suite
 from tta_bench.data.base import digest
 from tta_bench.runner import TrialResult
 
@@ -166,3 +168,81 @@ def test_tables_on_disk_are_those_in_memory(run: pathlib.Path) -> None:
     for name, frame in (("segments", loaded.segments), ("batches", loaded.batches)):
         read = pd.read_parquet(run / f"{name}.parquet")
         pd.testing.assert_frame_equal(read, frame, check_dtype=False, check_exact=True)
+
+
+def test_tables_made_in_a_process_of_their_own_are_the_same(run: pathlib.Path) -> None:
+    def made(make: Callable[[pathlib.Path], conclusion.Outcome]) -> tuple[conclusion.Outcome, dict[str, bytes]]:
+        outcome = make(run)
+        files = {name: (run / name).read_bytes() for name in ("segments.csv", "segments.parquet", "batches.parquet")}
+        for name in files:
+            (run / name).unlink()
+        return outcome, files
+
+    (run / "trials" / "nobody.json").write_text("{}")
+    outcome, files = made(conclusion.here)
+    assert made(conclusion.apart) == (outcome, files)
+    keys = [t["key"] for t in results.load(run).plan["trials"]]
+    assert outcome == conclusion.Outcome(
+        {"ok": 5, "failed": 1, "skipped": 1, "missing": 1}, 1, [(keys[2], "for a reason")]
+    )
+
+
+def test_only_the_tables_of_a_large_run_are_made_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conclusion, "here", lambda run: "here")
+    monkeypatch.setattr(conclusion, "apart", lambda run: "apart")
+    found = [conclusion.conclude(pathlib.Path(), trials) for trials in (1, conclusion.APART - 1, conclusion.APART)]
+    assert found == ["here", "here", "apart"]
+
+
+def test_a_process_for_tables_that_fails_says_so(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(RuntimeError, match=r"makes the tables of .* ended with 1"):
+        conclusion.apart(tmp_path / "no run")
+
+
+def test_a_driver_imports_no_pandas_and_tables_need_no_torch() -> None:
+    code = "import sys, {}; sys.exit('{}' in sys.modules)"
+    for modules, spared in (
+        ("tta_bench.sweep, tta_bench.pool, tta_bench.status", "pandas"),
+        ("tta_bench.results", "torch"),
+    ):
+        assert subprocess.run([sys.executable, "-c", code.format(modules, spared)], check=False).returncode == 0, spared
+
+
+# -- several trials at once --------------------------------------------------------------------------------------------
+
+
+def test_trials_written_together_are_those_written_one_by_one(suite_file: SuiteFile, tmp_path: pathlib.Path) -> None:
+    trials = plan.make(suite.load(str(suite_file()))).trials
+    made = [(script("scale").canned(trial, batches=3), trial.asked) for trial in trials]
+    records.write_all(tmp_path / "together", made, session=0)
+    for result, asked in made:
+        records.write(tmp_path / "single", result, asked, session=0)
+    together, single = (
+        {file.name: file.read_bytes() for file in (tmp_path / name / "trials").iterdir()}
+        for name in ("together", "single")
+    )
+    assert together == single
+    assert set(together) == {f"{trial.key}.{kind}" for trial in trials for kind in ("npz", "json")}
+
+
+def test_where_one_of_several_cannot_be_written_none_is(suite_file: SuiteFile, tmp_path: pathlib.Path) -> None:
+    trials = plan.make(suite.load(str(suite_file()))).trials
+    made = [(script("scale").canned(trial, batches=3), trial.asked) for trial in trials]
+    broken = dataclasses.replace(made[2][0], batches={"x": np.array([object()])})
+    with pytest.raises(ValueError, match="Python objects"):
+        records.write_all(tmp_path, [*made[:2], (broken, made[2][1]), made[3]], session=0)
+    assert list((tmp_path / "trials").iterdir()) == []
+
+
+def test_every_array_is_on_disk_before_a_result_counts(
+    suite_file: SuiteFile, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No JSON, whose rename makes a result count, before all arrays are flushed and renamed; nothing renamed unflushed."""
+    trials = plan.make(suite.load(str(suite_file()))).trials
+    steps, sync, rename = list[str](), records.os.fsync, pathlib.Path.replace
+    monkeypatch.setattr(records.os, "fsync", lambda number: (steps.append("fsync"), sync(number)))
+    monkeypatch.setattr(
+        pathlib.Path, "replace", lambda path, to: (steps.append(pathlib.Path(to).suffix), rename(path, to))
+    )
+    records.write_all(tmp_path, [(script("scale").canned(t, batches=1), t.asked) for t in trials], session=0)
+    assert steps == ["fsync"] * 4 + [".npz"] * 4 + ["fsync"] * 4 + [".json"] * 4

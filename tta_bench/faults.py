@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 RETRIES = 2  # how often a trial is given to another worker after an infrastructure fault
 
-Kind = Literal["infrastructure", "memory", "timeout", "method"]
+Kind = Literal["infrastructure", "memory", "timeout", "method", "shared"]
 Verdict = Literal["retry", "alone", "fail"]
 
 
@@ -24,7 +24,8 @@ class Fault:
     """One attempt at a trial that gave no result.
 
     Attributes:
-        kind: "infrastructure" (a worker, node, file: not the method's doing), "memory", "timeout", or "method".
+        kind: "infrastructure" (a worker, node, file: not the method's doing), "memory", "timeout", "method", or "shared":
+            the worker was lost with several trials, nobody knows by which of them, and so that counts for none.
         what: in a sentence, with the place.
     """
 
@@ -37,11 +38,37 @@ def verdict(history: Sequence[Fault], retries: int = RETRIES) -> Verdict:
     nothing else uses, or "fail".
     """
     counts, last = Counter(fault.kind for fault in history), history[-1].kind
+    if last == "shared":
+        return "retry"
     if last == "infrastructure" and counts[last] <= retries:
         return "alone" if counts["memory"] else "retry"
     if last == "memory" and counts[last] == 1:
         return "alone"
     return "fail"
+
+
+def attempts(history: Sequence[Fault]) -> int:
+    """How many attempts at a trial have failed; those that it shared with other trials are none."""
+    return sum(fault.kind != "shared" for fault in history)
+
+
+def reason(history: Sequence[Fault], last: str) -> str:
+    """Why a trial failed for good, where ``last`` is what its last attempt said."""
+    if history[-1].kind == "memory":
+        return f"out of memory, also alone on a device: {last}"
+    if history[-1].kind == "infrastructure" and attempts(history) > 1:
+        return f"{attempts(history)} attempts failed, the last: {last}"
+    return last
+
+
+def ends_worker(facts: Mapping[str, Any]) -> bool:
+    """Whether a worker must end after a trial: its process holds what the trial has allocated, or can use its device or
+    disk no more.
+
+    Args:
+        facts: of the trial's result.
+    """
+    return facts.get("failure") in ("infrastructure", "memory") or bool(facts.get("device_ruined"))
 
 
 def kind_of(error: BaseException) -> Kind:

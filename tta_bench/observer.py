@@ -13,17 +13,23 @@ from tta_bench.runner import TrialResult
 class Observer(Protocol):
     """Is told what happens; none of its methods may take long."""
 
-    def started(self, trial: Trial, worker: str) -> None:
-        """A trial was given to a worker."""
+    def finished(self, ended: Sequence[tuple[Trial, TrialResult]]) -> None:
+        """Trials have their results; they must be kept now."""
 
-    def finished(self, trial: Trial, result: TrialResult) -> None:
-        """A trial has its result; it must be kept now."""
-
-    def retried(self, trial: Trial, fault: Fault) -> None:
-        """A trial gave no result and waits again."""
+    def retried(self, trials: Sequence[Trial], fault: Fault) -> None:
+        """Trials, which one worker had, gave no result and wait again."""
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
 
-    def tick(self, workers: Sequence[str], seconds_left: float | None) -> None:
-        """What each worker does, and how long the rest is expected to take; called a few times a second."""
+    def tick(self, running: int, workers: Sequence[str], seconds_left: float | None) -> None:
+        """How many trials run now, what each worker does, and how long the rest is expected to take; called a few times a
+        second.
+        """
+
+
+def title(trial: Trial) -> str:
+    """A trial in a few words, for those who watch."""
+    shifts = trial.stream.shifts
+    shown = shifts[0].id if len(shifts) == 1 else f"{len(shifts)} shifts, {trial.stream.protocol}"
+    return f"{trial.label} · {trial.model} · {shown} · seed {trial.seed}"

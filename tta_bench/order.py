@@ -1,5 +1,7 @@
 """Which trial next: those expected to take longest first, and among equals one whose images a worker already holds.
 
+Short trials of a row are given several at a time: else handing each out would cost more than running it.
+
 What a trial takes is estimated from the trials of the same row of the suite that have ended, in this run or an earlier
 session of it; where there are none, from images × passes × parameters, scaled by all that have ended.
 """
@@ -16,6 +18,8 @@ from tta_bench.plan import Setting, Trial
 
 EQUAL = 0.05  # estimates that differ by less than this share are equals
 SECONDS_PER_UNIT = 2e-11  # of images × passes × parameters, before any trial has ended
+TOGETHER_S = 1.0  # what trials that are given together are expected to take, all in all
+MOST_TOGETHER = 64  # of them: their results are held in memory until all have ended
 _LOOKED_AT = 64  # trials of a row that are looked at for one whose images are at hand
 
 Row = tuple[str, str]
@@ -73,6 +77,13 @@ class Estimates:
             known = passes(self._setting, trial) * self._forward[trial.model]
         return images(trial) * (known if known is not None else self._scale * self._measure(trial))
 
+    def together(self, trial: Trial) -> int:
+        """How many trials like this one are given together; 1 where none of its row has shown that they are short."""
+        known = self._seconds.get(row(trial))
+        if known is None:
+            return 1
+        return max(1, min(MOST_TOGETHER, int(TOGETHER_S / max(known * images(trial), 1e-9))))
+
     def _measure(self, trial: Trial) -> float:
         place = row(trial)
         if place not in self._units:
@@ -100,6 +111,7 @@ class Queue:
         self._seconds = seconds
         self._groups: dict[tuple[Row, int], _Group] = {}
         self._count = 0
+        self._singly: set[str] = set()  # keys
         for trial in trials:
             self._groups.setdefault((row(trial), images(trial)), _Group()).waiting.append(trial)
             self._count += 1
@@ -117,26 +129,48 @@ class Queue:
         """Seconds that all waiting trials are expected to take, one after another."""
         return sum(group.seconds * len(group.waiting) for group in self._groups.values())
 
-    def put(self, trial: Trial) -> None:
-        """Give a trial back; it comes before the others of its row."""
+    def put(self, trial: Trial, *, singly: bool) -> None:
+        """Give a trial back; it comes before the others of its row, and with ``singly`` it is taken with no other."""
+        if singly:
+            self._singly.add(trial.key)
         group = self._groups.setdefault((row(trial), images(trial)), _Group())
         group.waiting.appendleft(trial)
         group.seconds = self._seconds(trial)
         self._count += 1
 
-    def take(self, held: Trial | None = None) -> Trial:
-        """The next trial for a worker whose last one was ``held``."""
+    def take(self, held: Trial | None = None, together: Callable[[Trial], int] = lambda _: 1) -> list[Trial]:
+        """The next trials for a worker whose last one was ``held``: one, or several of one row and length of stream.
+
+        Args:
+            held: the trial whose images the worker has.
+            together: how many trials like the first may be taken, that one included.
+        """
         longest = max(group.seconds for group in self._groups.values())
         equals = [place for place, group in self._groups.items() if group.seconds >= (1 - EQUAL) * longest]
         place = next((p for p in equals if held is not None and p[0][1] == held.model), equals[0])
         waiting = self._groups[place].waiting
-        at_hand = 0
-        if held is not None:
-            looked = enumerate(islice(waiting, _LOOKED_AT))
-            at_hand = next((i for i, trial in looked if trial.stream.shifts == held.stream.shifts), 0)
-        trial = waiting[at_hand]
-        del waiting[at_hand]
+        taken = [_remove(waiting, _at_hand(waiting, held))]
+        most = 1 if taken[0].key in self._singly else together(taken[0])
+        while waiting and len(taken) < most:
+            index = _at_hand(waiting, taken[-1])
+            if waiting[index].key in self._singly:
+                break
+            taken.append(_remove(waiting, index))
         if not waiting:
             del self._groups[place]
-        self._count -= 1
-        return trial
+        self._count -= len(taken)
+        return taken
+
+
+def _at_hand(waiting: deque[Trial], held: Trial | None) -> int:
+    """The index of the first trial with the images of ``held``; 0 where none has them."""
+    if held is None:
+        return 0
+    looked = enumerate(islice(waiting, _LOOKED_AT))
+    return next((index for index, trial in looked if trial.stream.shifts == held.stream.shifts), 0)
+
+
+def _remove(waiting: deque[Trial], index: int) -> Trial:
+    trial = waiting[index]
+    del waiting[index]
+    return trial

@@ -1,29 +1,32 @@
 """The driver's loop: gives trials to workers, takes their results, answers faults as :mod:`tta_bench.faults` says.
 
 All decisions are made here, in one thread, between two looks at what the cluster reports.
+
+A worker may be given several short trials at a time, never under ``--timeout``. Where such a worker is lost, nobody knows
+which of them it was: they are given again, each by itself, and only then counts an attempt. A trial with any fault in its
+history is given by itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import pathlib
-import socket
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tta_bench import runlog
+from tta_bench import faults
 from tta_bench.cluster import Cluster, Node, Slot
 from tta_bench.errors import Problem, Stopped, UsageError
-from tta_bench.faults import Fault, Kind, verdict
-from tta_bench.observer import Observer
+from tta_bench.faults import Fault, Kind
+from tta_bench.observer import Observer, title
 from tta_bench.order import Estimates, Queue
 from tta_bench.plan import Trial
 from tta_bench.preflight import CacheChoice
 from tta_bench.runner import TrialResult
-from tta_bench.worker import Place
+from tta_bench.worker import Place, left_behind
 
 TICK_S = 0.25  # how long the driver waits for news before it looks at clocks and nodes
 PATIENCE_S = 300.0  # how long it waits for a node when none is left
@@ -47,7 +50,7 @@ class _Worker:
     handle: Any
     node: Node
     place: Place | None = None  # None: it has not started yet
-    trial: Trial | None = None
+    trials: Sequence[Trial] = ()  # that it was given and has not answered for
     held: Trial | None = None  # the last trial, whose model and images it has
     since: float = 0.0
     alone: bool = False  # has a whole device, for one trial
@@ -66,7 +69,7 @@ class _Worker:
 class _Pending:
     """What a reference stands for."""
 
-    kind: str  # "node", "start" or "trial"
+    kind: str  # "node", "start" or "trials"
     subject: Any
 
 
@@ -107,6 +110,7 @@ class Pool:
         self._failed_starts: Counter[str] = Counter()
         self._proven: set[str] = set()  # nodes on which a worker has started
         self._history: dict[str, list[Fault]] = {}
+        self._ended: list[tuple[Trial, TrialResult]] = []  # that the observer has not been told of
         self._waiting_alone: deque[_Alone] = deque()
         self._started = 0
         self._lonely_since: float | None = None
@@ -127,16 +131,22 @@ class Pool:
             for reference in self._cluster.wait(list(self._pending), TICK_S) if self._pending else self._idle():
                 self._handle(self._pending.pop(reference), reference)
             self._expire()
+            self._report()
             if time.monotonic() - self._ticked > TICK_S:
-                self._ticked = time.monotonic()
-                observer.tick([self._state(worker) for worker in self._workers.values()], self._seconds_left())
+                self._tick()
+        self._tick()
+
+    def _report(self) -> None:
+        if self._ended:
+            ended, self._ended = self._ended, []
+            self._observer.finished(ended)
 
     def _idle(self) -> list[Any]:
         time.sleep(TICK_S)
         return []
 
     def _busy(self) -> list[_Worker]:
-        return [w for w in self._workers.values() if w.trial is not None]
+        return [w for w in self._workers.values() if w.trials]
 
     # -- nodes ---------------------------------------------------------------------------------------------------------
 
@@ -226,15 +236,21 @@ class Pool:
         if self._waiting_alone:
             self._clear(self._waiting_alone[0])
         cleared = {a.device for a in self._waiting_alone if a.device}
-        free = [w for w in self._workers.values() if w.place and w.trial is None and not w.alone]
-        for worker in [w for w in free if w.device not in cleared][: len(self._queue)]:
-            self._give(worker, self._queue.take(worker.held))
+        free = [w for w in self._workers.values() if w.place and not w.trials and not w.alone]
+        for worker in [w for w in free if w.device not in cleared]:
+            if len(self._queue):
+                self._give(worker, self._queue.take(worker.held, self._together))
 
-    def _give(self, worker: _Worker, trial: Trial) -> None:
-        worker.trial, worker.since = trial, time.monotonic()
-        reference = worker.handle.run.remote(trial)
-        self._pending[reference] = _Pending("trial", worker)
-        self._observer.started(trial, str(worker))
+    def _together(self, trial: Trial) -> int:
+        """How many trials like this one a worker gets: no more than its share of those that wait."""
+        if self._limits.timeout is not None:
+            return 1  # which of them had taken its time could not be told
+        share = math.ceil(len(self._queue) / max(1, sum(not w.alone for w in self._workers.values())))
+        return min(share, self._estimates.together(trial))
+
+    def _give(self, worker: _Worker, trials: Sequence[Trial]) -> None:
+        worker.trials, worker.since = trials, time.monotonic()
+        self._pending[worker.handle.run_all.remote(trials)] = _Pending("trials", worker)
 
     def _clear(self, alone: _Alone) -> None:
         """One step towards running ``alone``: choose a device, end its workers as they become free, take all of it."""
@@ -244,9 +260,9 @@ class Pool:
         if alone.device is None:
             return
         there = [w for w in self._workers.values() if w.device == alone.device]
-        for worker in [w for w in there if w.trial is None]:
+        for worker in [w for w in there if not w.trials]:
             self._end(worker)
-        if all(w.trial is None for w in there):
+        if not any(w.trials for w in there):
             node = self._cluster.nodes().get(alone.device[0])
             if node is None:
                 alone.device = None
@@ -257,7 +273,7 @@ class Pool:
     def _choose_device(self) -> tuple[str, str] | None:
         """The device of a worker, a free one before a busy one; where there is no worker at all, any of a usable node."""
         if started := [w for w in self._workers.values() if w.device]:
-            return min(started, key=lambda w: w.trial is not None).device
+            return min(started, key=lambda w: bool(w.trials)).device
         nodes = [] if self._workers else self._usable()
         return (nodes[0].id, "") if nodes else None
 
@@ -270,7 +286,7 @@ class Pool:
         elif pending.kind == "start":
             self._has_started(pending.subject, value)
         elif pending.subject.number in self._workers:  # else it was ended: its fault is known
-            self._ended(pending.subject, value)
+            self._answered(pending.subject, value)
 
     def _has_started(self, worker: _Worker, place: Place | Fault) -> None:
         if worker.number not in self._workers:
@@ -286,57 +302,73 @@ class Pool:
         worker.place = place
         self._proven.add(worker.node.id)
         for alone in [a for a in self._waiting_alone if a.worker is worker]:
-            self._give(worker, alone.trial)
+            self._give(worker, [alone.trial])
 
-    def _ended(self, worker: _Worker, value: TrialResult | Fault) -> None:
-        """A trial's worker has news: a result, or a fault in place of one."""
-        trial = worker.trial
-        assert trial is not None
-        worker.trial, worker.held = None, trial
+    def _answered(self, worker: _Worker, value: Sequence[TrialResult] | Fault) -> None:
+        """A worker has news of its trials: results, or a fault in place of them."""
         if isinstance(value, Fault):
-            self._lost(worker, trial, value)
+            self._lost(worker, value)
             return
-        failure: Kind | None = value.facts.get("failure")
-        if worker.alone or failure in ("infrastructure", "memory") or value.facts.get("device_ruined"):
-            self._end(worker)  # its process holds what it has allocated, or can use its device or disk no more
+        trials, worker.trials = worker.trials, ()
+        worker.held = trials[len(value) - 1]
+        for trial in reversed(trials[len(value) :]):  # it had to end before these
+            self._queue.put(trial, singly=False)
+        if worker.alone or faults.ends_worker(value[-1].facts):
+            self._end(worker)
+        for trial, result in zip(trials, value, strict=False):
+            self._judge(worker, trial, result)
+
+    def _judge(self, worker: _Worker, trial: Trial, result: TrialResult) -> None:
+        """Take a trial's result, or answer the fault that it tells of."""
+        failure: Kind | None = result.facts.get("failure")
         if failure == "infrastructure":
             self._check(worker.node)
         if failure in ("infrastructure", "memory"):
-            self._fault(trial, Fault(failure, f"{worker}: {value.reason}"), value)
+            self._fault(trial, Fault(failure, f"{worker}: {result.reason}"), result)
         else:
-            self._finish(trial, value, attempts=len(self._history.get(trial.key, [])) + 1)
+            self._finish(trial, result, faults.attempts(self._history.get(trial.key, ())) + 1)
 
-    def _lost(self, worker: _Worker, trial: Trial, fault: Fault) -> None:
-        """A trial's worker is gone, or has to go."""
+    def _lost(self, worker: _Worker, fault: Fault) -> None:
+        """A worker that had trials is gone, or has to go."""
+        trials, worker.trials = worker.trials, ()
         self._end(worker)
-        where = {"host": worker.node.host, "pid": worker.place.pid if worker.place else None}
-        nothing = TrialResult(trial.key, "failed", fault.what, environment=where, log=_left_behind(worker, trial))
-        self._fault(trial, Fault(fault.kind, f"{worker}: {fault.what}"), nothing)
+        if len(trials) == 1:
+            assert worker.place is not None
+            [trial], where = trials, {"host": worker.node.host, "pid": worker.place.pid}
+            log = left_behind(worker.place, trial)
+            nothing = TrialResult(trial.key, "failed", fault.what, environment=where, log=log)
+            self._fault(trial, Fault(fault.kind, f"{worker}: {fault.what}"), nothing)
+            return
+        shared = Fault("shared", f"{worker}, which had {len(trials)} trials: {fault.what}")
+        for trial in reversed(trials):
+            self._history.setdefault(trial.key, []).append(shared)
+            self._queue.put(trial, singly=True)
+        self._observer.retried(trials, shared)
 
     def _fault(self, trial: Trial, fault: Fault, result: TrialResult) -> None:
         """Try the trial again, or make its failure a result."""
         history = self._history.setdefault(trial.key, [])
         history.append(fault)
-        decision = verdict(history, self._limits.retries)
+        decision = faults.verdict(history, self._limits.retries)
         if decision == "fail":
-            failed = dataclasses.replace(result, reason=_reason(history, result.reason))
-            facts = {**result.facts, "failure": fault.kind}
-            self._finish(trial, dataclasses.replace(failed, facts=facts), attempts=len(history))
+            failed = dataclasses.replace(result, reason=faults.reason(history, result.reason))
+            failed = dataclasses.replace(failed, facts={**result.facts, "failure": fault.kind})
+            self._finish(trial, failed, faults.attempts(history))
             return
-        self._observer.retried(trial, fault)
+        self._observer.retried([trial], fault)
         self._waiting_alone = deque(a for a in self._waiting_alone if a.trial is not trial)
         if decision == "alone":
             self._waiting_alone.append(_Alone(trial))
         else:
-            self._queue.put(trial)
+            self._queue.put(trial, singly=True)
 
     def _finish(self, trial: Trial, result: TrialResult, attempts: int) -> None:
         self._waiting_alone = deque(a for a in self._waiting_alone if a.trial is not trial)
-        faults = [f"{fault.kind}: {fault.what}" for fault in self._history.pop(trial.key, [])]
-        facts = {**result.facts, "attempts": attempts, "faults": faults}
+        before = [f"{fault.kind}: {fault.what}" for fault in self._history.pop(trial.key, [])]
+        facts = {**result.facts, "attempts": attempts, "faults": before}
         if result.status == "ok" and self._estimates.learn(trial, result.facts["trial_s"]):
             self._queue.refresh()
-        self._observer.finished(trial, dataclasses.replace(result, facts=facts))
+        self._ended.append((trial, dataclasses.replace(result, facts=facts)))
 
     def _expire(self) -> None:
         """End workers whose trial has had its time."""
@@ -344,46 +376,27 @@ class Pool:
             return
         now = time.monotonic()
         for worker in [w for w in self._busy() if now - w.since > self._limits.timeout]:
-            assert worker.trial is not None
-            self._lost(
-                worker, worker.trial, Fault("timeout", f"no result after {self._limits.timeout:g} s (--timeout)")
-            )
+            self._lost(worker, Fault("timeout", f"no result after {self._limits.timeout:g} s (--timeout)"))
 
     # -- what it looks like ----------------------------------------------------------------------------------------------
 
+    def _tick(self) -> None:
+        self._ticked = time.monotonic()
+        states = [self._state(worker) for worker in self._workers.values()]
+        self._observer.tick(len(self._busy()), states, self._seconds_left())
+
     def _state(self, worker: _Worker) -> str:
+        seconds = f"{time.monotonic() - worker.since:.0f} s"
         if worker.place is None:
-            return f"{worker}: starting, {time.monotonic() - worker.since:.0f} s"
-        if worker.trial is None:
+            return f"{worker}: starting, {seconds}"
+        if not worker.trials:
             return f"{worker}: idle"
-        shifts = worker.trial.stream.shifts
-        shown = shifts[0].id if len(shifts) == 1 else f"{len(shifts)} shifts"
-        what = f"{worker.trial.label} · {worker.trial.model} · {shown} · seed {worker.trial.seed}"
-        return f"{worker}: {what}, {time.monotonic() - worker.since:.0f} s"
+        several = f"{len(worker.trials)} short trials from " if len(worker.trials) > 1 else ""
+        return f"{worker}: {several}{title(worker.trials[0])}, {seconds}"
 
     def _seconds_left(self) -> float | None:
         if not self._estimates.known:
             return None
-        running = sum(max(0.0, self._estimates.seconds(w.trial) - (time.monotonic() - w.since))
-                      for w in self._busy() if w.trial is not None)  # fmt: skip
+        now = time.monotonic()
+        running = sum(max(0.0, sum(map(self._estimates.seconds, w.trials)) - (now - w.since)) for w in self._busy())
         return (self._queue.remaining() + running) / max(1, sum(not w.alone for w in self._workers.values()))
-
-
-def _left_behind(worker: _Worker, trial: Trial) -> str:
-    """What a trial had printed when its worker died, where that is on this machine."""
-    assert worker.place is not None
-    file = pathlib.Path(worker.place.logs) / f"{trial.key}.log"
-    if worker.place.host != socket.gethostname():
-        return f"its output stayed on {worker.place.host}: {file}"
-    text = runlog.read(file)
-    file.unlink(missing_ok=True)
-    return text
-
-
-def _reason(history: Sequence[Fault], last: str) -> str:
-    """Why a trial failed for good."""
-    if history[-1].kind == "memory":
-        return f"out of memory, also alone on a device: {last}"
-    if history[-1].kind == "infrastructure" and len(history) > 1:
-        return f"{len(history)} attempts failed, the last: {last}"
-    return last

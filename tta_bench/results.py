@@ -1,8 +1,4 @@
-"""What is on disk: one file pair a trial, written atomically; tidy tables, rebuilt from those at any time.
-
-``trials/<key>.npz`` holds what is known of every image and batch, ``trials/<key>.json`` the scalars and the status; its
-rename commits the trial. ``plan.json`` lists what was asked for, so that a trial that never ran is a row, too.
-"""
+"""What is on disk, as tidy tables, rebuilt at any time from what :mod:`tta_bench.records` has written."""
 
 from __future__ import annotations
 
@@ -10,23 +6,22 @@ import json
 import os
 import pathlib
 import sys
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
 
-from tta_bench import NUMERICS_VERSION, npz
+from tta_bench import npz, records
 from tta_bench.errors import Problem, UsageError
-
-if TYPE_CHECKING:  # a report needs no torch, which takes seconds to import
-    from tta_bench.plan import Plan
-    from tta_bench.runner import TrialResult
-
-SCHEMA_VERSION = 2
+from tta_bench.records import SCHEMA_VERSION as SCHEMA_VERSION
+from tta_bench.records import statuses as statuses
+from tta_bench.records import write as write
+from tta_bench.records import write_atomically as write_atomically
+from tta_bench.records import write_json as write_json
+from tta_bench.records import write_plan as write_plan
 
 
 @dataclass(frozen=True)
@@ -149,109 +144,6 @@ def predictions(run: pathlib.Path) -> dict[str, bytes]:
     return found
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------
-
-
-def write_atomically(path: pathlib.Path, write: Any) -> None:
-    """Call ``write(stream)`` on a new file beside ``path``, flush it to disk, and rename it into place."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fchmod(stream.fileno(), 0o644)
-            os.fsync(stream.fileno())
-        pathlib.Path(name).replace(path)
-    except BaseException:
-        pathlib.Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
-    write_atomically(path, lambda stream: stream.write(json.dumps(value, indent=1).encode()))
-
-
-def _write_lines(path: pathlib.Path, values: Mapping[str, Any]) -> None:
-    """Write ``values`` as JSON, atomically, with a line for each and for each item of a list: indenting it takes long."""
-
-    def text(value: Any) -> str:
-        if isinstance(value, list) and value:
-            return "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
-        return json.dumps(value)
-
-    lines = ",\n".join(f" {json.dumps(name)}: {text(value)}" for name, value in values.items())
-    write_atomically(path, lambda stream: stream.write(f"{{\n{lines}\n}}\n".encode()))
-
-
-def write(run: pathlib.Path, result: TrialResult, asked: Mapping[str, Any], session: int) -> None:
-    """Commit one trial: arrays first, then the JSON whose rename makes it count."""
-    folder = run / "trials"
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {f"batches/{name}": a for name, a in result.batches.items()}
-    arrays |= {f"images/{name}": a for name, a in result.images.items()}
-    write_atomically(folder / f"{result.key}.npz", lambda stream: npz.write(stream, arrays))
-    record = {k: v for k, v in vars(result).items() if k not in ("batches", "images", "log")}
-    record |= {"schema_version": SCHEMA_VERSION, "session": session, "asked": dict(asked)}
-    _write_lines(folder / f"{result.key}.json", record)
-
-
-def write_plan(run: pathlib.Path, plan: Plan) -> None:
-    """Write what was asked for: every cell of the tables, in order, with the key of the trial that fills it."""
-    trials = [
-        {
-            "key": t.key,
-            "label": t.label,
-            "method": t.method,
-            "variant": t.variant,
-            "preset": t.preset,
-            "config": dict(t.config),
-            "model": t.model,
-            "dataset": plan.setting.datasets[t.model].name,
-            "protocol": t.stream.protocol,
-            "adapt_images": t.stream.adapt_images,
-            "shifts": [[s.corruption, s.severity, s.id] for s in t.stream.shifts],
-            "seed": t.seed,
-            "batch_size": t.stream.batch_size,
-            "images": t.stream.subset,
-            "precision": t.precision,
-            "data": t.asked["data"],
-        }
-        for t in plan.trials
-    ]
-    models = {t.model: t.asked["model"] for t in plan.trials}
-    notes = sorted({dataset.note for dataset in plan.setting.datasets.values() if dataset.note})
-    whole = all(t.stream.subset == t.stream.images for t in plan.trials)
-    versions = {"schema_version": SCHEMA_VERSION, "numerics_version": NUMERICS_VERSION}
-    _write_lines(run / "plan.json", {**versions, "suite": plan.name, "notes": notes, "all_images": whole,
-                                     "models": models, "trials": trials})  # fmt: skip
-
-
-def statuses(run: pathlib.Path, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The committed records among ``keys``, but for what was asked; a file that cannot be read does not count."""
-    folder = str(run / "trials")
-    found = {}
-    for key in dict.fromkeys(keys):
-        record = _read_record(f"{folder}/{key}.json")
-        if record is not None:
-            found[key] = record
-    return found
-
-
-def _read_record(path: str) -> dict[str, Any] | None:
-    """A trial's record, without what was asked for; None where it is absent, torn or of another schema version."""
-    try:
-        with open(path, "rb") as stream:
-            record: dict[str, Any] = json.loads(stream.read())
-    except (OSError, ValueError):
-        return None
-    record.pop("asked", None)  # nobody asks for it, and thousands of them take much memory
-    return record if record.get("schema_version") == SCHEMA_VERSION else None
-
-
-# -- reading -----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Results:
     """A run as tidy tables.
@@ -291,9 +183,9 @@ def load(run: pathlib.Path) -> Results:
     if plan["schema_version"] != SCHEMA_VERSION:
         what = f"schema version {plan['schema_version']}, this tta-bench reads {SCHEMA_VERSION}"
         raise UsageError(Problem(what, where=str(run), hint="run the suite again into another folder"))
-    segments, batches, folder = _Columns(), _Batches(), str(run / "trials")
+    segments, batches = _Columns(), _Batches()
     for trial in plan["trials"]:
-        record = _read_record(f"{folder}/{trial['key']}.json")
+        record = records.read(run, trial["key"])
         for row in _rows(trial, record):
             segments.add(row)
         if record is not None and record["status"] == "ok":

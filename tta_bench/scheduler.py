@@ -13,7 +13,7 @@ import torch
 
 from tta_bench import faults, runlog
 from tta_bench.errors import Problem, Stopped
-from tta_bench.observer import Observer
+from tta_bench.observer import Observer, title
 from tta_bench.order import Estimates
 from tta_bench.plan import Setting, Trial
 from tta_bench.preflight import CacheChoice, requirements
@@ -120,12 +120,12 @@ def _run_local(
     bench = Workbench(setting, cache.here(), device, resources.cpus_per_trial or available_cpus())
     with tempfile.TemporaryDirectory(prefix="tta-bench-logs-") as folder:
         for trial in trials:
-            observer.started(trial, "this process")
+            observer.tick(1, [f"this process: {title(trial)}"], None)
             file = pathlib.Path(folder) / "log"
             with runlog.captured(file):
                 result = run_trial(trial, bench)
             facts = {**result.facts, "device_share": 1.0, "attempts": 1}
-            observer.finished(trial, dataclasses.replace(result, log=runlog.read(file), facts=facts))
+            observer.finished([(trial, dataclasses.replace(result, log=runlog.read(file), facts=facts))])
             if result.facts.get("device_ruined"):
                 what = f"a CUDA error has ruined this process's device: {result.reason}"
                 raise Stopped(Problem(what, hint="run again to go on with the other trials, or use --executor ray"))

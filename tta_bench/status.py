@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tta_bench import results
+from tta_bench import records
 from tta_bench.errors import Problem, UsageError
 from tta_bench.progress import TrialProgress
 from tta_bench.tally import Tally, duration
@@ -63,11 +63,10 @@ def show(run: pathlib.Path) -> None:
     plan = _read(run / "plan.json")
     if plan is None:
         raise UsageError(Problem("not a run", str(run), hint="give the folder that 'tta-bench run' works in"))
-    records = results.statuses(run, (trial["key"] for trial in plan["trials"]))
     tally = Tally((t["label"], t["model"], [shift[0] for shift in t["shifts"]]) for t in plan["trials"])
     failed: Counter[str] = Counter()
     for trial in plan["trials"]:
-        if record := records.get(trial["key"]):
+        if record := records.read(run, trial["key"]):
             tally.add(trial["label"], trial["model"], record["status"], record["segments"])
             failed[record["reason"]] += record["status"] == "failed"
     _print(run, plan["suite"], tally, failed)

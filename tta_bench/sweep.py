@@ -9,11 +9,11 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from tta_bench import faults, preflight, results, rundir, runlog, scheduler, selection, suite
+from tta_bench import conclusion, faults, preflight, records, rundir, runlog, scheduler, selection, suite
 from tta_bench import plan as planning
 from tta_bench.data.cache import Entry, ImageCache
 from tta_bench.errors import Problem, Stopped, UsageError
@@ -51,6 +51,14 @@ class Options:
     plugins: Sequence[str] = ()
 
 
+class _Past(NamedTuple):
+    """What earlier sessions have left: trials that wait, what the others came to, and what trials are expected to take."""
+
+    waiting: list[Trial]
+    tally: Tally
+    estimates: Estimates
+
+
 def run(options: Options, resume: str) -> int:
     """Run a suite to its end; returns the exit code.
 
@@ -69,27 +77,26 @@ def run(options: Options, resume: str) -> int:
     choice = _cache(options, loaded.suite)
     cache = choice.here()
     out = _out(options, plan)
-    done = results.statuses(out, (t.key for t in selected))
-    waiting = [t for t in _distinct(selected) if not _finished(done.get(t.key), options.retry_failed)]
-    missing = cache.to_build(plan.cache_entries(waiting))
+    past = _recall(out, plan, selected, options.retry_failed)
+    missing = cache.to_build(plan.cache_entries(past.waiting))
     if problem := preflight.no_room(cache, missing):
         raise UsageError(problem)
     resources = scheduler.Resources(
         options.executor, options.address, options.workers, options.cpus_per_trial, options.gpus_per_trial,
         options.timeout, options.retries,
     )  # fmt: skip
-    said = _summary(plan, selected, waiting, cache, missing, resources, out)
+    said = _summary(plan, selected, past.waiting, cache, missing, resources, out)
     console.print(said, markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
-        if waiting:
-            _say(console, _forecast(plan, waiting, resources, out))
+        if past.waiting:
+            _say(console, _forecast(plan, past, resources))
         return 0
     try:
         with Interrupts() as interrupts:
             _prepare(cache, missing, console)
             with rundir.locked(out):
-                _run(resources, loaded, plan, waiting, choice, out, console, interrupts)
-                code = _conclude(plan, selected, out, console)
+                _run(resources, loaded, plan, past, choice, out, console, interrupts)
+                code = _conclude(plan, selected, out, console, interrupts)
     except KeyboardInterrupt:
         _say(console, f"interrupted; what had finished is kept. To go on:\n  {resume}")
         return EXIT_CODE
@@ -100,14 +107,9 @@ def run(options: Options, resume: str) -> int:
     return code
 
 
-def _forecast(plan: Plan, waiting: Sequence[Trial], resources: scheduler.Resources, out: pathlib.Path) -> str:
-    tally, estimates = (
-        Tally((t.label, t.model, [s.corruption for s in t.stream.shifts]) for t in plan.trials),
-        Estimates(plan.setting),
-    )
-    _recall(out, plan, waiting, tally, estimates)
+def _forecast(plan: Plan, past: _Past, resources: scheduler.Resources) -> str:
     threads = resources.cpus_per_trial or (scheduler.available_cpus() if resources.executor == "local" else 1)
-    return forecast(plan, waiting, estimates, threads, scheduler.slots(resources))
+    return forecast(plan, past.waiting, past.estimates, threads, scheduler.slots(resources))
 
 
 def _say(console: Console, text: str) -> None:
@@ -146,13 +148,26 @@ def _distinct(trials: Sequence[Trial]) -> list[Trial]:
     return list({trial.key: trial for trial in reversed(trials)}.values())[::-1]
 
 
-def _finished(record: dict[str, Any] | None, retry_failed: bool) -> bool:
+def _finished(record: dict[str, Any], retry_failed: bool) -> bool:
     """Whether a trial on disk is not to be run again: infrastructure failures always are, others on request."""
-    if record is None:
-        return False
     if record["status"] != "failed":
         return True
     return record["facts"].get("failure") != "infrastructure" and not retry_failed
+
+
+def _recall(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retry_failed: bool) -> _Past:
+    """Take in the trials of earlier sessions, one after another: thousands of records take much memory."""
+    tally = Tally((t.label, t.model, [s.corruption for s in t.stream.shifts]) for t in plan.trials)
+    estimates, finished, chosen = Estimates(plan.setting), set[str](), {trial.key for trial in selected}
+    for trial in plan.trials:
+        record = records.read(out, trial.key)
+        if record is None or (trial.key in chosen and not _finished(record, retry_failed)):
+            continue
+        finished.add(trial.key)
+        tally.add(trial.label, trial.model, record["status"], record["segments"])
+        if record["status"] == "ok":
+            estimates.learn(trial, record["facts"]["trial_s"])
+    return _Past([trial for trial in _distinct(selected) if trial.key not in finished], tally, estimates)
 
 
 def _summary(
@@ -188,23 +203,18 @@ def _prepare(cache: ImageCache, missing: Sequence[Entry], console: Console) -> N
 
 
 def _run(
-    resources: scheduler.Resources, loaded: suite.LoadedSuite, plan: Plan, waiting: Sequence[Trial], cache: CacheChoice,
+    resources: scheduler.Resources, loaded: suite.LoadedSuite, plan: Plan, past: _Past, cache: CacheChoice,
     out: pathlib.Path, console: Console, interrupts: Interrupts,
 ) -> None:  # fmt: skip
     with _writing(out):
-        results.write_plan(out, plan)
+        records.write_plan(out, plan)
         session = rundir.begin_session(out, loaded.suite.model_dump(mode="json"))
-    if not waiting:
+    if not past.waiting:
         return
-    tally, estimates = (
-        Tally((t.label, t.model, [s.corruption for s in t.stream.shifts]) for t in plan.trials),
-        Estimates(plan.setting),
-    )
-    _recall(out, plan, waiting, tally, estimates)
-    with TrialProgress(console, tally, len(waiting)) as progress:
+    with TrialProgress(console, past.tally, len(past.waiting)) as progress:
         keeper = _Keeper(out, session, progress, interrupts)
         try:
-            scheduler.run(plan.setting, waiting, resources, cache, out, estimates, keeper)
+            scheduler.run(plan.setting, past.waiting, resources, cache, out, past.estimates, keeper)
             keeper.status.update(state="finished", now=True)
         except KeyboardInterrupt:
             keeper.status.update(state="interrupted", now=True)
@@ -213,17 +223,6 @@ def _run(
             with contextlib.suppress(OSError):  # the disk may be what stopped it
                 keeper.status.update(state=f"stopped: {stopped.problem.message}", now=True)
             raise
-
-
-def _recall(out: pathlib.Path, plan: Plan, waiting: Sequence[Trial], tally: Tally, estimates: Estimates) -> None:
-    """Take in the trials of earlier sessions: their errors, and what they took."""
-    again = {trial.key for trial in waiting}
-    done = results.statuses(out, (t.key for t in plan.trials if t.key not in again))
-    for trial in plan.trials:
-        if record := done.get(trial.key):
-            tally.add(trial.label, trial.model, record["status"], record["segments"])
-            if record["status"] == "ok":
-                estimates.learn(trial, record["facts"]["trial_s"])
 
 
 @contextlib.contextmanager
@@ -243,25 +242,24 @@ class _Keeper:
         self._out, self._session, self._progress, self._interrupts = out, session, progress, interrupts
         self.status = StatusFile(out, progress)
 
-    def started(self, trial: Trial, worker: str) -> None:
-        self._progress.started(trial, worker)
-
-    def finished(self, trial: Trial, result: TrialResult) -> None:
-        result = dataclasses.replace(result, facts={**result.facts, "log": runlog.name(trial.key)})
+    def finished(self, ended: Sequence[tuple[Trial, TrialResult]]) -> None:
+        named = [(t, dataclasses.replace(r, facts={**r.facts, "log": runlog.name(t.key)})) for t, r in ended]
         with self._interrupts.held(), _writing(self._out):
-            runlog.write(self._out, trial, result)
-            results.write(self._out, result, trial.asked, self._session)
-        self._progress.finished(trial, result)
+            for trial, result in named:
+                runlog.write(self._out, trial, result)
+            records.write_all(self._out, [(result, trial.asked) for trial, result in named], self._session)
+        for trial, result in named:
+            self._progress.finished(trial, result)
         self._update()
 
-    def retried(self, trial: Trial, fault: Fault) -> None:
-        self._progress.retried(trial, fault)
+    def retried(self, trials: Sequence[Trial], fault: Fault) -> None:
+        self._progress.retried(trials, fault)
 
     def note(self, text: str) -> None:
         self._progress.note(text)
 
-    def tick(self, workers: Sequence[str], seconds_left: float | None) -> None:
-        self._progress.tick(workers, seconds_left)
+    def tick(self, running: int, workers: Sequence[str], seconds_left: float | None) -> None:
+        self._progress.tick(running, workers, seconds_left)
         self._update()
 
     def _update(self) -> None:
@@ -269,24 +267,27 @@ class _Keeper:
             self.status.update()
 
 
-def _conclude(plan: Plan, selected: Sequence[Trial], out: pathlib.Path, console: Console) -> int:
+def _conclude(
+    plan: Plan, selected: Sequence[Trial], out: pathlib.Path, console: Console, interrupts: Interrupts
+) -> int:
     """Rebuild the tables, say what came out; the exit code is 3 where a selected trial failed."""
-    tables = results.load(out)
-    results.write_tables(tables)
-    counts = ", ".join(f"{count} {status}" for status, count in tables.counts.items())
-    stale = f"; {tables.stale} stale trial files are left out" if tables.stale else ""
+    with interrupts.held():
+        came = conclusion.conclude(out, len(plan.trials))
+    counts = ", ".join(f"{count} {status}" for status, count in came.counts.items())
+    stale = f"; {came.stale} stale trial files are left out" if came.stale else ""
     console.print(f"{plan.name}: {counts}{stale}", markup=False, highlight=False)
-    failed = [r for r in results.statuses(out, (t.key for t in selected)).values() if r["status"] == "failed"]
+    chosen = {trial.key for trial in selected}
+    failed = [(key, reason) for key, reason in came.failed if key in chosen]
     for line in _failures(failed, out):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 3 if failed else 0
 
 
-def _failures(failed: Sequence[dict[str, Any]], out: pathlib.Path) -> list[str]:
+def _failures(failed: Sequence[tuple[str, str]], out: pathlib.Path) -> list[str]:
     """One line for each different reason, with where one of its tracebacks is."""
     by_reason: dict[str, list[str]] = {}
-    for record in failed:
-        by_reason.setdefault(record["reason"], []).append(record["key"])
+    for key, reason in failed:
+        by_reason.setdefault(reason, []).append(key)
     lines = [
         f"  failed {len(keys)} times: {reason}\n    traceback in {out / 'trials' / f'{keys[0]}.json'}"
         for reason, keys in by_reason.items()

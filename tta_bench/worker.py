@@ -10,12 +10,12 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from tta_bench import runlog
+from tta_bench import faults, runlog
 from tta_bench.errors import Problem, UsageError
 from tta_bench.plan import Setting, Trial
 from tta_bench.preflight import CacheChoice, other_code
@@ -74,6 +74,15 @@ class Worker:
         name = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else "cpu"
         return Place(socket.gethostname(), os.getpid(), name, str(self._logs))
 
+    def run_all(self, trials: Sequence[Trial]) -> list[TrialResult]:
+        """Run trials one after another; those after one that must end this process are left out, not begun."""
+        done = list[TrialResult]()
+        for trial in trials:
+            done.append(self.run(trial))
+            if faults.ends_worker(done[-1].facts):
+                break
+        return done
+
     def run(self, trial: Trial) -> TrialResult:
         """Run one trial."""
         file = self._logs / f"{trial.key}.log"
@@ -82,3 +91,13 @@ class Worker:
         text = runlog.read(file)
         file.unlink()
         return dataclasses.replace(result, log=text, facts={**result.facts, "device_share": self._share})
+
+
+def left_behind(place: Place, trial: Trial) -> str:
+    """What a trial had printed when its worker died, where that is on this machine."""
+    file = pathlib.Path(place.logs) / f"{trial.key}.log"
+    if place.host != socket.gethostname():
+        return f"its output stayed on {place.host}: {file}"
+    text = runlog.read(file)
+    file.unlink(missing_ok=True)
+    return text

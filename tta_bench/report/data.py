@@ -12,7 +12,7 @@ import pandas as pd
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.report.content import Content, Options, make
 from tta_bench.report.evidence import gather
-from tta_bench.results import write_atomically
+from tta_bench.records import write_atomically
 
 TABLES = ("rows", "batches", "errors", "pairs", "ranks", "costs", "published", "mce", "gaps")
 

@@ -13,7 +13,7 @@ import jinja2
 from tta_bench.report import grids
 from tta_bench.report.content import Content
 from tta_bench.report.grid import Entry, Grid, Line
-from tta_bench.results import write_atomically
+from tta_bench.records import write_text
 
 _HEIGHT = 40  # lines of a page
 _WIDE = 6  # columns; with more, a table of a two-column paper takes both
@@ -37,8 +37,7 @@ def write(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:
         if grid.sections:  # of a paper that nothing was compared with, there is nothing to print
             path = folder / "tables" / f"{grid.name}.tex"
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = latex(grid).encode()
-            write_atomically(path, lambda stream, text=text: stream.write(text))
+            write_text(path, latex(grid))
             paths.append(path)
     return paths
 

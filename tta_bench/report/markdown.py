@@ -8,16 +8,15 @@ from collections.abc import Iterator, Sequence
 from tta_bench.report import grids
 from tta_bench.report.content import Content
 from tta_bench.report.grid import Entry, Grid, Line
-from tta_bench.results import write_atomically
+from tta_bench.records import write_text
 
 _SPECIAL = r"\`*_{}[]<>#|~$"  # what GitHub would take for markup, in a table or in a line
 
 
 def write(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:
     """Write everything that the report says to ``<folder>/errors.md``."""
-    text = "\n".join(_lines(content)).encode()
     path = folder / "errors.md"
-    write_atomically(path, lambda stream: stream.write(text))
+    write_text(path, "\n".join(_lines(content)))
     return [path]
 
 

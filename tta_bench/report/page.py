@@ -23,7 +23,7 @@ from tta_bench.report.cost import CostTable
 from tta_bench.report.figures import Figure
 from tta_bench.report.figures.style import colours
 from tta_bench.report.table import Cell, ErrorTable, Pair, Row
-from tta_bench.results import write_atomically
+from tta_bench.records import write_text
 
 _STATUSES = ("ok", "failed", "skipped", "missing")
 _PIXELS = {"": 1.0, "px": 1.0, "pt": 96 / 72, "in": 96.0, "mm": 96 / 25.4, "cm": 96 / 2.54}
@@ -51,7 +51,7 @@ def write(content: Content, figures: Sequence[Figure], path: pathlib.Path) -> pa
         colours=colours(content.labels),
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda stream: stream.write(text.encode()))
+    write_text(path, text)
     return path
 
 

@@ -1,0 +1,64 @@
+"""What is printed while a run goes on, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from tta_bench import plan, suite
+from tta_bench.faults import Fault
+from tta_bench.plan import Trial
+from tta_bench.progress import TrialProgress
+from tta_bench.runner import TrialResult
+from tta_bench.tally import Tally
+
+SuiteFile = Callable[..., pathlib.Path]
+
+
+@pytest.fixture
+def trials(suite_file: SuiteFile) -> tuple[Trial, ...]:
+    row = "[{name: tent, grid: {lr: [0.1, 0.01]}}]"
+    return plan.make(suite.load(str(suite_file(("[source, tent]", row), ("[clean, contrast]", "[contrast]"))))).trials
+
+
+def shown(trials: tuple[Trial, ...], *, terminal: bool) -> str:
+    """All that a session of every kind of event prints."""
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=100, color_system="standard" if terminal else None)
+    tally = Tally((t.label, t.model, ["contrast"]) for t in trials)
+    good = [{"corruption": "contrast", "images": 10, "correct": 5}]
+    with TrialProgress(console, tally, len(trials)) as progress:
+        progress.tick(1, ["worker 0: 2 short trials from …"], 12.0)
+        assert "1 running" in progress.summary()
+        progress.retried(trials, Fault("shared", "worker 0 died [9]"))
+        progress.note("all is [well]")
+        progress.finished(trials[0], TrialResult(trials[0].key, "ok", facts={"trial_s": 0.1}, segments=good))
+        progress.finished(trials[1], TrialResult(trials[1].key, "failed", "for [a] reason\nmore"))
+        assert "1 running, 2 retried, 1 failed" in progress.summary()
+        progress.tick(0, [], None)
+    return stream.getvalue()
+
+
+def test_without_a_terminal_each_trial_is_a_plain_line(trials: tuple[Trial, ...]) -> None:
+    one, two = (f"{t.label} · resnet_bn · contrast-5 · seed 0" for t in trials)
+    assert "[" in one
+    assert shown(trials, terminal=False).splitlines() == [
+        f"again {one} and 1 more, each by itself now: worker 0 died [9]",
+        "note all is [well]",
+        f"[1/2] ok {one}: error 50.0 %, 0.1 s",
+        f"[2/2] failed {two}: for [a] reason",
+    ]
+
+
+def test_on_a_terminal_there_is_a_bar_and_lines_for_what_went_wrong(trials: tuple[Trial, ...]) -> None:
+    said = shown(trials, terminal=True)
+    assert "\x1b[33magain\x1b[0m" in said
+    assert "\x1b[31mfailed\x1b[0m" in said
+    assert "for [a] reason" in said
+    assert "[1/2]" not in said, "those that are ok are counted in the bar"
+    assert "2/2\x1b[0m trials" in said
+    assert "mean error, %" in said

@@ -1,0 +1,176 @@
+"""What a run writes of its trials: one file pair each, atomically, and what was asked for.
+
+``trials/<key>.npz`` holds what is known of every image and batch, ``trials/<key>.json`` the scalars and the status; its
+rename commits the trial. ``plan.json`` lists what was asked for, so that a trial that never ran is a row, too.
+
+The driver of a run imports this and not :mod:`tta_bench.results`, whose tables need pandas: that would be a tenth of all
+the memory that it takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+from tta_bench import NUMERICS_VERSION, npz
+
+if TYPE_CHECKING:  # a process that only reads needs no torch
+    from tta_bench.plan import Plan, Trial
+    from tta_bench.runner import TrialResult
+
+SCHEMA_VERSION = 2
+
+
+def write_atomically(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Call ``write(stream)`` on a new file beside ``path``, flush it to disk, and rename it into place."""
+    _write_together([(path, write)])
+
+
+def _write_together(files: Iterable[tuple[pathlib.Path, Callable[[IO[bytes]], Any]]]) -> None:
+    """Write several files as :func:`write_atomically` writes one; all are on disk before the first is renamed.
+
+    Flushed one after another they would each wait for the file system's journal; written first, they share it.
+    """
+    made: list[tuple[int, str, pathlib.Path]] = []
+    try:
+        for path, write in files:
+            descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+            made.append((descriptor, name, path))
+            with os.fdopen(descriptor, "wb", closefd=False) as stream:
+                write(stream)
+            os.fchmod(descriptor, 0o644)
+        if len(made) > 1:
+            _begin_flushing(descriptor for descriptor, _, _ in made)
+        for descriptor, _, _ in made:
+            os.fsync(descriptor)
+        for _, name, path in made:
+            pathlib.Path(name).replace(path)
+    except BaseException:
+        for _, name, _ in made:
+            pathlib.Path(name).unlink(missing_ok=True)
+        raise
+    finally:
+        for descriptor, _, _ in made:
+            os.close(descriptor)
+
+
+def _begin_flushing(descriptors: Iterable[int]) -> None:
+    """Have the kernel begin to write files without waiting for it; only fsync, after this, says that they are on disk."""
+    if hasattr(os, "posix_fadvise"):
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):  # a file system may know no such thing
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Write ``text`` as UTF-8, atomically."""
+    write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+def _write_lines(stream: IO[bytes], values: Mapping[str, Any]) -> None:
+    """Write ``values`` as JSON, with a line for each and for each item of a list or iterator: indenting it takes long."""
+    stream.writelines(part.encode() for part in _lines(values))
+
+
+def _lines(values: Mapping[str, Any]) -> Iterator[str]:
+    before = "{\n"
+    for name, value in values.items():
+        yield f"{before} {json.dumps(name)}: "
+        before = ",\n"
+        if isinstance(value, (list, Iterator)):
+            between = "[\n  "
+            for item in value:
+                yield f"{between}{json.dumps(item)}"
+                between = ",\n  "
+            yield "\n ]" if between == ",\n  " else "[]"
+        else:
+            yield json.dumps(value)
+    yield "\n}\n"
+
+
+def write(run: pathlib.Path, result: TrialResult, asked: Mapping[str, Any], session: int) -> None:
+    """Commit one trial: arrays first, then the JSON whose rename makes it count."""
+    write_all(run, [(result, asked)], session)
+
+
+def write_all(run: pathlib.Path, ended: Sequence[tuple[TrialResult, Mapping[str, Any]]], session: int) -> None:
+    """Commit trials, each with what was asked: the arrays of all first, then each JSON, whose rename makes it count."""
+    folder = run / "trials"
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_together((folder / f"{r.key}.npz", functools.partial(npz.write, arrays=_arrays(r))) for r, _ in ended)
+    _write_together(
+        (folder / f"{r.key}.json", functools.partial(_write_lines, values=_record(r, asked, session)))
+        for r, asked in ended
+    )
+
+
+def _arrays(result: TrialResult) -> dict[str, Any]:
+    return {f"batches/{n}": a for n, a in result.batches.items()} | {f"images/{n}": a for n, a in result.images.items()}
+
+
+def _record(result: TrialResult, asked: Mapping[str, Any], session: int) -> dict[str, Any]:
+    record = {k: v for k, v in vars(result).items() if k not in ("batches", "images", "log")}
+    return record | {"schema_version": SCHEMA_VERSION, "session": session, "asked": dict(asked)}
+
+
+def write_plan(run: pathlib.Path, plan: Plan) -> None:
+    """Write what was asked for: every cell of the tables, in order, with the key of the trial that fills it."""
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "numerics_version": NUMERICS_VERSION,
+        "suite": plan.name,
+        "notes": sorted({dataset.note for dataset in plan.setting.datasets.values() if dataset.note}),
+        "all_images": all(t.stream.subset == t.stream.images for t in plan.trials),
+        "models": {trial.model: trial.asked["model"] for trial in plan.trials},
+        "trials": (_planned(trial, plan.setting.datasets[trial.model].name) for trial in plan.trials),
+    }
+    write_atomically(run / "plan.json", functools.partial(_write_lines, values=content))
+
+
+def _planned(trial: Trial, dataset: str) -> dict[str, Any]:
+    return {
+        "key": trial.key,
+        "label": trial.label,
+        "method": trial.method,
+        "variant": trial.variant,
+        "preset": trial.preset,
+        "config": dict(trial.config),
+        "model": trial.model,
+        "dataset": dataset,
+        "protocol": trial.stream.protocol,
+        "adapt_images": trial.stream.adapt_images,
+        "shifts": [[s.corruption, s.severity, s.id] for s in trial.stream.shifts],
+        "seed": trial.seed,
+        "batch_size": trial.stream.batch_size,
+        "images": trial.stream.subset,
+        "precision": trial.precision,
+        "data": trial.asked["data"],
+    }
+
+
+def statuses(run: pathlib.Path, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The committed records among ``keys``, but for what was asked; a file that cannot be read does not count."""
+    found = {key: read(run, key) for key in dict.fromkeys(keys)}
+    return {key: record for key, record in found.items() if record is not None}
+
+
+def read(run: pathlib.Path, key: str) -> dict[str, Any] | None:
+    """A trial's record, without what was asked for; None where it is absent, torn or of another schema version."""
+    try:
+        with open(f"{run}/trials/{key}.json", "rb") as stream:
+            record: dict[str, Any] = json.loads(stream.read())
+    except (OSError, ValueError):
+        return None
+    record.pop("asked", None)  # nobody asks for it, and thousands of them take much memory
+    return record if record.get("schema_version") == SCHEMA_VERSION else None
