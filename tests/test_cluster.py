@@ -6,18 +6,20 @@ import contextlib
 import dataclasses
 import pathlib
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from conftest import LONG_S, clean_environment, wait_until
+from conftest import LONG_S, Outcome, clean_environment, wait_until
 from test_faults import PLUGIN
 
 from tta_bench import plan, preflight, registry, results, suite
 from tta_bench.cluster import Slot
 from tta_bench.preflight import CacheChoice, requirements
 
+Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -174,6 +176,19 @@ def test_what_a_node_lacks_is_named(needed: preflight.Requirements, tmp_path: pa
     assert "data: no such folder: /nowhere" in lacks(
         setting=dataclasses.replace(needed.setting, reopen={"resnet_bn": gone})
     )
+
+
+def test_relative_paths_mean_the_same_in_workers(
+    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path, digit_folder: pathlib.Path
+) -> None:
+    """Ray starts workers elsewhere; images, source images and a checkpoint are named from the driver's folder."""
+    (tmp_path / "images").symlink_to(digit_folder)
+    shutil.copy(ROOT / "tta_bench" / "weights" / "digits_c" / "mgg-resnet_bn.safetensors", tmp_path / "phi.safetensors")
+    data = "data: {kind: folder, root: images, source: images, preprocess: none, strengths: cifar}"
+    file = suite_file(("data: {kind: digits, max_images: 100}", data), ("batch_size: 40", "batch_size: 30"),
+                      ("[source, tent]", "[{name: mgg, config: {checkpoint: phi.safetensors}}]"), ("[clean, contrast]", "[contrast]"))  # fmt: skip
+    outcome = run_cli("run", file, "--workers", 1, "--cache", "off", "--out", "elsewhere/run")
+    assert outcome.code == 0, outcome.err
 
 
 def test_a_plugin_file_travels(tmp_path: pathlib.Path) -> None:

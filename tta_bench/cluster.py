@@ -165,6 +165,7 @@ class Cluster:
 
 
 def _prepare(needed: Requirements, cache: CacheChoice) -> list[str]:
+    needed.setting.enter()
     return prepare(needed, cache)
 
 

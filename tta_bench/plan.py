@@ -6,10 +6,13 @@ every method's hyperparameters, so that whatever is wrong is said before anythin
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
 import json
+import os
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,6 +70,7 @@ class Setting:
         methods: method name to its registry entry.
         parameters: model name to its number of parameters.
         reopen: model name to a function that opens its data anew, on whichever machine.
+        folder: the driver's working directory, which relative paths (data, weights, checkpoints) are relative to.
     """
 
     models: Mapping[str, ModelSpec]
@@ -74,6 +78,12 @@ class Setting:
     methods: Mapping[str, Entry]
     parameters: Mapping[str, int]
     reopen: Mapping[str, Callable[[], Dataset]]
+    folder: str
+
+    def enter(self) -> None:
+        """Make this process's working directory the driver's, where this machine has it: its paths then mean the same."""
+        with contextlib.suppress(OSError):  # what relative paths name is then not here, and said to be lacking
+            os.chdir(self.folder)
 
     def cache_entry(self, model: str, stream: StreamSpec, shift: Shift) -> CacheEntry:
         """The cached images that a trial's stream uses under ``shift``."""
@@ -144,6 +154,7 @@ def make(
             name: functools.partial(open_data, suite.data, suite.shifts(), model.geometry)
             for name, model in models.items()
         },
+        str(pathlib.Path.cwd()),
     )
     return Plan(suite.name, setting, tuple(_trials(suite, models, setting, configs, limit)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import importlib
 import os
 import pathlib
 import signal
@@ -63,6 +64,8 @@ class Worker:
         if wrong := other_code(expected):
             raise UsageError(Problem(wrong))
         _die_with_parent()
+        setting.enter()
+        importlib.import_module("timm")  # takes seconds, which are no trial's
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._bench = Workbench(setting, cache.here(), device, threads)
         self._share = share

@@ -17,13 +17,13 @@ import jinja2
 from markupsafe import Markup
 
 from tta_bench import __version__
+from tta_bench.records import write_text
 from tta_bench.report import provenance
 from tta_bench.report.content import Content
 from tta_bench.report.cost import CostTable
 from tta_bench.report.figures import Figure
 from tta_bench.report.figures.style import colours
 from tta_bench.report.table import Cell, ErrorTable, Pair, Row
-from tta_bench.records import write_text
 
 _STATUSES = ("ok", "failed", "skipped", "missing")
 _PIXELS = {"": 1.0, "px": 1.0, "pt": 96 / 72, "in": 96.0, "mm": 96 / 25.4, "cm": 96 / 2.54}
