@@ -18,6 +18,7 @@ from test_training_scripts import script
 
 from tta_bench import conclusion, npz, plan, records, results, suite
 from tta_bench.data.base import digest
+from tta_bench.errors import Stopped
 from tta_bench.runner import TrialResult
 
 SuiteFile = Callable[..., pathlib.Path]
@@ -195,8 +196,19 @@ def test_only_the_tables_of_a_large_run_are_made_apart(monkeypatch: pytest.Monke
 
 
 def test_a_process_for_tables_that_fails_says_so(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(RuntimeError, match=r"makes the tables of .* ended with 1"):
-        conclusion.apart(tmp_path / "no run")
+        conclusion.apart(tmp_path)
+
+
+@pytest.mark.parametrize("conclude", [conclusion.here, conclusion.apart])
+def test_damaged_arrays_stop_the_end_of_a_run_with_one_message(
+    run: pathlib.Path, conclude: Callable[[pathlib.Path], conclusion.Outcome]
+) -> None:
+    victim = sorted((run / "trials").glob("*.npz"))[0]
+    victim.write_bytes(victim.read_bytes()[:100])
+    with pytest.raises(Stopped, match=rf"{victim.name}: a trial's arrays cannot be read"):
+        conclude(run)
 
 
 def test_a_driver_imports_no_pandas_and_tables_need_no_torch() -> None:
