@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics as std
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -71,7 +72,7 @@ def _named(made: Sequence[ErrorTable]) -> list[ErrorTable]:
 
 
 def _plain(text: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in text.lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 # -- cells and rows ----------------------------------------------------------------------------------------------------

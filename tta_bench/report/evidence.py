@@ -135,11 +135,11 @@ def _doubled(runs: Sequence[Results], segments: pd.DataFrame) -> Iterator[Proble
 
 def _relabelled(runs: Sequence[Results]) -> Iterator[Problem]:
     """Labels that stand for other hyperparameters in another run."""
-    configs: dict[tuple[str, str, str], tuple[int, str]] = {}
+    configs: dict[tuple[Any, ...], tuple[int, str]] = {}
     said = set()
     for number, run in enumerate(runs):
         for trial in run.plan["trials"]:
-            place = (trial["label"], trial["model"], trial["dataset"])
+            place = tuple(trial[name] for name in ("label", "model", "dataset", "protocol", "batch_size"))
             config = json.dumps([trial["method"], trial["variant"], trial["config"]], sort_keys=True)
             first, before = configs.setdefault(place, (number, config))
             if config != before and place not in said:

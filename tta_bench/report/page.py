@@ -26,6 +26,7 @@ from tta_bench.report.figures.style import colours
 from tta_bench.report.table import Cell, ErrorTable, Pair, Row
 
 _STATUSES = ("ok", "failed", "skipped", "missing")
+_SCALE = 1.4  # figures are drawn for paper; a screen is read from further away
 _PIXELS = {"": 1.0, "px": 1.0, "pt": 96 / 72, "in": 96.0, "mm": 96 / 25.4, "cm": 96 / 2.54}
 
 
@@ -209,7 +210,7 @@ def _against(pairs: Iterable[Pair], model: str, baseline: str) -> dict[str, Pair
 
 @dataclass(frozen=True)
 class Picture:
-    """Attributes: source: a data URL; width: its own width, CSS pixels, 0 where unknown; files: (name, relative path)."""
+    """Attributes: source: a data URL; width: on the page, CSS pixels, 0 where unknown; files: (name, relative path)."""
 
     figure: Figure
     source: str
@@ -219,7 +220,7 @@ class Picture:
 
 def _picture(figure: Figure, folder: pathlib.Path) -> Picture:
     source = "data:image/svg+xml;base64," + base64.b64encode(figure.svg.encode()).decode()
-    return Picture(figure, source, _width(figure.svg), _links(figure.files, folder))
+    return Picture(figure, source, round(_SCALE * _width(figure.svg)), _links(figure.files, folder))
 
 
 def _width(svg: str) -> int:

@@ -13,6 +13,7 @@ from tta_bench.report.figures.style import INK, MUTED, Style
 from tta_bench.report.table import Cell, ErrorTable, Row
 
 _SPAN = 0.86  # of the room between two corruptions, filled by bars
+_WIDTH = 6.4  # of a panel, inches: with what is around it, as wide as a page's text; many bars take more
 _TITLE = "Error by corruption"
 
 
@@ -40,9 +41,9 @@ def draw(section: Section) -> Iterator[Drawn]:
 
 
 def _room(table: ErrorTable, methods: int) -> sheet.Room:
-    each = max(0.3, 0.034 * methods + 0.05)
+    wanted, least = (max(0.3, bar * methods + 0.06) * len(table.columns) for bar in (0.05, 0.034))  # inches a bar
     below = 0.16 + 0.72 * text.widest([_plain(name) for name in table.columns], 8)
-    return sheet.Room(max(3.6, each * len(table.columns)), 1.5, bottom=0.1, top=0.42, below=below)
+    return sheet.Room(max(3.6, least, min(_WIDTH, wanted)), 1.5, bottom=0.1, top=0.42, below=below)
 
 
 def _top(cell: Cell, spread: plot.Spread) -> float:
