@@ -89,3 +89,11 @@ def test_a_frozen_model_is_not_what_a_method_costs(tmp_path: pathlib.Path) -> No
     whole = run(tmp_path / "whole", "tent", facts={"step_ms_median": 12.0})
     [table] = made(frozen, whole)
     assert [row.step_ms for row in table.rows] == [12.0]
+
+
+def test_other_precision_is_another_table(tmp_path: pathlib.Path) -> None:
+    single = run(tmp_path / "single", "source", environment=H100)
+    double = run(tmp_path / "double", "tent", environment=H100, precision="float64")
+    found = costs(gather([single, double], mix=True), "source")
+    assert [table.hardware for table in found] == ["NVIDIA H100, torch 2.13.0", "NVIDIA H100, torch 2.13.0, float64"]
+    assert found[1].rows[0].slowdown is None

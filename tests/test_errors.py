@@ -211,3 +211,51 @@ def test_a_run_that_graded_nothing_after_has_no_point_on_that_curve(tmp_path: pa
     graded = write_run(tmp_path / "64", cells(("a", "fog-5", 30)), adapt_images=64, facts={"error_after_pct": 35.0})
     _, after = curves(gather([graded, write_run(tmp_path / "all", cells(("a", "fog-5", 20)))]))
     assert [cell.text for cell in after.rows[0].cells.values()] == ["35.0", "missing"]
+
+
+def test_a_seed_that_only_another_method_has_is_missing(tmp_path: pathlib.Path) -> None:
+    """Two runs: source with seed 0, tent with three; on the seed that they share it is source that is better."""
+    source = write_run(tmp_path / "one", {("source", "m", "fog-5", 0): verdicts(20)})
+    errors = {0: 25, 1: 10, 2: 10}
+    tent = write_run(tmp_path / "two", {("tent", "m", "fog-5", s): verdicts(e, first=300) for s, e in errors.items()})
+    [table] = tables(gather([source, tent]))
+    few, many = table.rows
+    assert (few.mean.text, few.reason) == ("20.0*", "not run with seed 1, 2")
+    assert many.mean.state == "ok"
+    assert not table.pairs
+    assert few.mean.mark == many.mean.mark == ""
+
+
+def test_methods_without_a_seed_in_common_are_compared_with_nothing(tmp_path: pathlib.Path) -> None:
+    runs = [write_run(tmp_path / str(s), {(f"m{s}", "m", "fog-5", s): verdicts(10 * (s + 1))}) for s in (0, 1)]
+    [table] = tables(gather(runs))
+    assert [row.mean.text for row in table.rows] == ["10.0*", "20.0*"]
+    assert not table.pairs
+
+
+def test_images_that_differ_are_not_paired_even_when_mixed(tmp_path: pathlib.Path) -> None:
+    one = write_run(tmp_path / "one", cells(("a", "fog-5", 10)))
+    other = write_run(tmp_path / "other", cells(("b", "fog-5", 40)), data="others")
+    [table] = tables(gather([one, other], mix=True))
+    assert table.untested == "the cells are not of the same images"
+    assert not table.pairs
+    assert [row.mean.mark for row in table.rows] == ["", ""]
+
+
+def test_only_clean_is_a_mean_that_leaves_nothing_out(tmp_path: pathlib.Path) -> None:
+    [table] = made(tmp_path, cells(("a", "clean", 10)))
+    assert table.rows[0].mean.mean == pytest.approx(10)
+    assert "leaves clean out" not in table.caption
+
+
+def test_a_run_without_a_result_says_that(tmp_path: pathlib.Path) -> None:
+    [table] = made(tmp_path, {("a", "m", "fog-5", 0): "failed", ("b", "m", "fog-5", 0): "missing"})
+    assert table.untested == "there is no result"
+    assert [row.mean.text for row in table.rows] == ["failed", "missing"]
+
+
+def test_a_mean_over_fewer_cells_has_no_interval(tmp_path: pathlib.Path) -> None:
+    """Its seeds are not those of its cells: the interval could leave it out."""
+    [table] = made(tmp_path, {**cells(("a", "fog-5", 10), ("a", "snow-5", 30)), ("a", "m", "snow-5", 1): "failed"})
+    assert table.rows[0].mean.interval == ""
+    assert table.rows[0].cells["fog"].interval

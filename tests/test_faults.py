@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -17,7 +18,7 @@ import pytest
 from conftest import LONG_S, Outcome, clean_environment, wait_until
 from test_scheduler import descendants, same, table
 
-from tta_bench import results
+from tta_bench import conclusion, results
 from tta_bench.faults import Fault, attempts, reason, ruins_device, verdict
 
 Cli = Callable[..., Outcome]
@@ -383,3 +384,18 @@ def _runs(pid: int) -> bool:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize("conclude", [conclusion.here, conclusion.apart])
+def test_a_disk_that_is_full_at_the_end_is_said(
+    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path, small_disk: pathlib.Path,
+    conclude: Callable[[pathlib.Path], conclusion.Outcome],
+) -> None:  # fmt: skip
+    run_cli("run", suite_file(), "--executor", "local", "--only", "method=source", "--out", tmp_path / "run")
+    shutil.copytree(tmp_path / "run", small_disk / "run", ignore=shutil.ignore_patterns("*.parquet", "*.csv"))
+    with contextlib.suppress(OSError), open(small_disk / "filler", "wb") as stream:
+        while True:
+            stream.write(bytes(512))
+            stream.flush()
+    with pytest.raises(OSError, match="No space left on device"):
+        conclude(small_disk / "run")

@@ -106,3 +106,15 @@ def test_only_a_row_that_has_shown_to_be_short_is_given_together(made: Plan) -> 
     assert estimates.together(source) == MOST_TOGETHER
     estimates.learn(source, 100.0)
     assert estimates.together(source) == 1
+
+
+def test_trials_that_adapt_on_few_images_say_nothing_of_those_that_adapt_on_all(
+    suite_file: Callable[..., pathlib.Path],
+) -> None:
+    file = suite_file(("seeds: [0]", "seeds: [0]\nprotocol: {kind: reset, adapt_images: [40, all]}"))
+    made = plan.make(suite.load(str(file)))
+    estimates = Estimates(made.setting)
+    few, every = (next(t for t in made.trials if t.method == "tent" and t.stream.adapt_images == n) for n in (40, None))
+    assert estimates.learn(few, 0.01)
+    assert estimates.learn(every, 9.0), "its first"
+    assert (estimates.seconds(few), estimates.seconds(every)) == (pytest.approx(0.01), pytest.approx(9.0))

@@ -76,3 +76,25 @@ def test_a_run_of_another_schema_is_refused(run_cli: Cli, tmp_path: pathlib.Path
     outcome = run_cli("report", "run")
     assert outcome.code == 2
     assert "schema version 99, this tta-bench reads 2" in outcome.err
+
+
+def test_every_table_of_a_part_of_the_images_says_so(run_cli: Cli, tmp_path: pathlib.Path) -> None:
+    write_run(tmp_path / "a", {("source", "m", "fog-5", 0): verdicts(10)}, all_images=False)
+    run_cli("report", "a", "--format", "tex,md")
+    written = sorted((tmp_path / "a" / "report" / "tables").glob("*.tex"))
+    assert [file.name for file in written] == ["cost-1.tex", "errors-severity-5.tex"]
+    assert all("SUBSET OF THE IMAGES" in file.read_text() for file in written)
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(run_cli: Cli, tmp_path: pathlib.Path) -> None:
+    write_run(tmp_path / "a", {("source", "m", "fog-5", 0): verdicts(10)})
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / "file").touch()
+    outcome = run_cli("report", "a", "--format", "csv", "--out", "file/report")
+    assert outcome.code == 2
+    assert "the report cannot be written" in outcome.err
+    assert "--out DIR" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert run_cli("report", "a", "--format", "csv, md", "--out", "elsewhere").code == 0
+    inside = [path for path in before if path.is_relative_to(tmp_path / "a")]
+    assert sorted((tmp_path / "a").rglob("*")) == [p for p in inside if p != tmp_path / "a"], "a run is only read"

@@ -89,7 +89,7 @@ def report(runs: tuple[str, ...], formats: str, out: str | None, **options: Any)
     """Print the tables of one or more runs and write them as files; without RUN, of the newest run below results/."""
     from tta_bench import report as reports
 
-    sys.exit(reports.write(runs, formats.split(","), out, known=FORMATS, **options))
+    sys.exit(reports.write(runs, [name.strip() for name in formats.split(",")], out, known=FORMATS, **options))
 
 
 @cli.command()

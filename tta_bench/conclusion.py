@@ -62,6 +62,7 @@ def apart(run: pathlib.Path) -> Outcome:
     """:func:`conclude` in a process of its own.
 
     Raises:
+        OSError: the tables cannot be written.
         Stopped: a trial's arrays are damaged.
         RuntimeError: it failed; what it said is on standard error.
     """
@@ -70,15 +71,18 @@ def apart(run: pathlib.Path) -> Outcome:
     if done.returncode:
         raise RuntimeError(f"the process that makes the tables of {run} ended with {done.returncode}")
     said = json.loads(done.stdout)
+    if "errno" in said:
+        raise OSError(said["errno"], said["strerror"])
     if "stopped" in said:
         raise Stopped(Problem(**said["stopped"]))
     return Outcome(said["counts"], said["stale"], [(key, reason) for key, reason in said["failed"]])
 
 
-# It imports what this process does. A terminal sends Ctrl-C to both: the driver answers it.
+# It imports what this process does. A terminal sends Ctrl-C to both, Slurm SIGTERM: the driver answers them.
 _CHILD = """\
 import json, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_IGN)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
 sys.path[:] = json.loads(sys.argv[1])
 import pathlib
 from tta_bench import conclusion
@@ -87,5 +91,7 @@ try:
     said = vars(conclusion.here(pathlib.Path(sys.argv[2])))
 except Stopped as stopped:
     said = {"stopped": vars(stopped.problem)}
+except OSError as error:
+    said = {"errno": error.errno, "strerror": error.strerror}
 print(json.dumps(said))
 """

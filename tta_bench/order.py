@@ -22,12 +22,12 @@ TOGETHER_S = 1.0  # what trials that are given together are expected to take, al
 MOST_TOGETHER = 64  # of them: their results are held in memory until all have ended
 _LOOKED_AT = 64  # trials of a row that are looked at for one whose images are at hand
 
-Row = tuple[str, str]
+Row = tuple[str, str, int | None]
 
 
 def row(trial: Trial) -> Row:
-    """The row of the suite that a trial belongs to: (label, source model)."""
-    return trial.label, trial.model
+    """What trials share that take equally long an image: (label, source model, images adapted on)."""
+    return trial.label, trial.model, trial.stream.adapt_images
 
 
 def images(trial: Trial) -> int:

@@ -341,7 +341,9 @@ class Pool:
             return
         shared = Fault("shared", f"{worker}, which had {len(trials)} trials: {fault.what}")
         for trial in reversed(trials):
-            self._history.setdefault(trial.key, []).append(shared)
+            log = left_behind(worker.place, trial, elsewhere=False) if worker.place else ""
+            own = dataclasses.replace(shared, what=f"{shared.what}\n{log}".rstrip())  # of the one that it was running
+            self._history.setdefault(trial.key, []).append(own)
             self._queue.put(trial, singly=True)
         self._observer.retried(trials, shared)
 

@@ -271,7 +271,7 @@ def _conclude(
     plan: Plan, selected: Sequence[Trial], out: pathlib.Path, console: Console, interrupts: Interrupts
 ) -> int:
     """Rebuild the tables, say what came out; the exit code is 3 where a selected trial failed."""
-    with interrupts.held():
+    with interrupts.held(), _writing(out):
         came = conclusion.conclude(out, len(plan.trials))
     counts = ", ".join(f"{count} {status}" for status, count in came.counts.items())
     stale = f"; {came.stale} stale trial files are left out" if came.stale else ""

@@ -96,11 +96,11 @@ class Worker:
         return dataclasses.replace(result, log=text, facts={**result.facts, "device_share": self._share})
 
 
-def left_behind(place: Place, trial: Trial) -> str:
-    """What a trial had printed when its worker died, where that is on this machine."""
+def left_behind(place: Place, trial: Trial, *, elsewhere: bool = True) -> str:
+    """What a trial had printed when its worker died; from another machine, with ``elsewhere``, where it stayed."""
     file = pathlib.Path(place.logs) / f"{trial.key}.log"
     if place.host != socket.gethostname():
-        return f"its output stayed on {place.host}: {file}"
+        return f"its output stayed on {place.host}: {file}" if elsewhere else ""
     text = runlog.read(file)
     file.unlink(missing_ok=True)
     return text

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from tta_bench import results
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.report import content, data, evidence, figures, latex, markdown, page, published, terminal
 from tta_bench.report.check import Check, judge
@@ -68,13 +67,15 @@ def write(
         )
     made = content.make(found, Options(baseline, numbers, shared_timings))
     judged = judge(compare(found, made.tables, checked.file), checked) if checked else None
-    for run in found.runs:
-        results.write_tables(run)
     _show(made)
     folder = pathlib.Path(out) if out else folders[0] / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in _files(made, folder, formats):
-        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in _files(made, folder, formats):
+            console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    except OSError as error:
+        hint = "choose a folder that can be written with --out DIR"
+        raise UsageError(Problem(f"the report cannot be written: {error}", str(folder), hint=hint)) from error
     print(folder)
     for line in judged.lines if judged else []:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

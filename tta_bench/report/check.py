@@ -53,7 +53,7 @@ def judge(comparisons: Sequence[Comparison], check: Check) -> Verdict:
 def _differs(row: ComparedRow, tolerance: float) -> bool:
     if row.state in _UNFINISHED:
         return True
-    return row.gap is not None and row.gap > tolerance
+    return row.gap is not None and not row.gap <= tolerance  # nothing is within a tolerance that is not a number
 
 
 def _told(paper: str, row: ComparedRow) -> str:

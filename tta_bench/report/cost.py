@@ -100,10 +100,10 @@ def _by_hardware(
 ) -> Iterator[CostTable]:
     machine = timed["host"].where(timed["device"] == "cpu", "")  # a processor's name does not tell machines apart
     threads = timed["threads"].where(timed["device"] == "cpu", 0)
-    groups = timed.groupby([timed["device_name"].fillna(""), machine, threads, timed["torch"]], sort=False)
-    for (device, host, count, torch), part in groups:
+    places = [timed["device_name"].fillna(""), machine, threads, timed["torch"], timed["precision"]]
+    for (device, host, count, torch, precision), part in timed.groupby(places, sort=False):
         where = f"{device} ({host}), {count} thread{'s' if count > 1 else ''}" if host else str(device)
-        hardware = f"{where}, torch {torch}"
+        hardware = f"{where}, torch {torch}" + (f", {precision}" if precision != "float32" else "")
         base = {m: _steps(f) for m, f in part[part["label"] == baseline].groupby("model", sort=False)}
         rows = [
             _row(str(label), str(model), mine, _counts(counted, label, model), base.get(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics as std
 from collections.abc import Iterator, Mapping, Sequence
@@ -134,6 +135,7 @@ class _Cells:
         names = ("model", "label", "corruption", "seed", "status", "reason", "error_pct")
         self._found: dict[tuple[str, str], dict[str, _Trials]] = {}
         self._labels = list(dict.fromkeys(frame["label"]))
+        self._seeds = {int(seed) for seed in frame["seed"]}
         for model, label, corruption, seed, status, reason, error in zip(
             *(frame[n].tolist() for n in names), strict=True
         ):
@@ -144,7 +146,14 @@ class _Cells:
         """A row for each source model and method, grouped by source model."""
         models = dict.fromkeys(model for model, _ in self._found)
         places = [(model, label) for model in models for label in self._labels if (model, label) in self._found]
-        return [_row(self._found[place], *place, corruptions) for place in places]
+        return [_row(self._complete(place), *place, corruptions) for place in places]
+
+    def _complete(self, place: tuple[str, str]) -> dict[str, _Trials]:
+        """The cells of a row; a seed that only other rows have (of another run) is one that is missing here."""
+        for trials in self._found[place].values():
+            if lacks := sorted(self._seeds - trials.seeds):
+                trials.add(lacks[0], "missing", f"not run with seed {', '.join(map(str, lacks))}", math.nan)
+        return self._found[place]
 
     def by_seed(self) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
         """For each (source model, method) and corruption the error by seed."""
@@ -160,10 +169,12 @@ class _Trials:
     def __init__(self) -> None:
         self._errors: dict[int, list[float]] = {}  # of those that are ok, by seed; several where a shift recurs
         self.state = "ok"
+        self.seeds: set[int] = set()
         self.reasons: dict[str, None] = {}
 
     def add(self, seed: int, status: str, reason: str, error: float) -> None:
         """Count a row of the results."""
+        self.seeds.add(seed)
         if status == "ok":
             if error == error:  # not a number: a run whose suite has no adapt_images has no error_after_pct
                 self._errors.setdefault(seed, []).append(error)
@@ -220,7 +231,8 @@ def _caption(frame: pd.DataFrame, setting: Setting, further: Sequence[str] = ())
     )
     counted = " or ".join(f"{n:,}" for n in images)
     parts = [f"Error in per cent on {setting.text}", f"{counted} images a corruption{partial}", *further, spread]
-    return ", ".join(parts) + "." + ("" if further else " The mean leaves clean out.")
+    apart = not further and setting.severity and (frame["corruption"] == "clean").any()
+    return ", ".join(parts) + "." + (" The mean leaves clean out." if apart else "")
 
 
 def _ranks(rows: Sequence[Row], corruptions: Sequence[str]) -> Iterator[tuple[str, Ranks]]:

@@ -22,17 +22,18 @@ _UNDERLINED = {
     ): "Underlined: the second lowest; or, where nothing is bold, the lowest and those "
     "that are not told apart from it.",
 }
-STARRED = "*: over fewer cells than were planned; compared with nothing."
+STARRED = "*: over fewer cells than were planned; compared with nothing, so that bold and underlined leave it out."
 _GAPS = ("failed", "missing", "skipped")  # in this order: the first two can be mended
 _FEW = 4  # shifts that are listed by name
 
 
 def grids(content: Content) -> list[Grid]:
     """All tables, in order: errors, curves, costs, published numbers, mean corruption errors."""
+    warned = _warning(content.partial, content.evidence.mixed)
     return [
         *(error_grid(table) for table in (*content.tables, *content.curves)),
-        *(cost_grid(table, f"cost-{number}") for number, table in enumerate(content.costs, 1)),
-        *(comparison_grid(comparison) for comparison in content.comparisons),
+        *(cost_grid(table, f"cost-{number}", warned) for number, table in enumerate(content.costs, 1)),
+        *(comparison_grid(comparison, warned) for comparison in content.comparisons),
         *(mce_grid(table, f"mce-{number}") for number, table in enumerate(content.mce, 1)),
     ]
 
@@ -66,8 +67,12 @@ def _models(names: Sequence[str]) -> str:
 
 def warning(table: ErrorTable) -> str:
     """That a table is no result, or of runs that differ; empty where it is neither."""
-    parts = ["SUBSET OF THE IMAGES, NOT A RESULT"] if table.partial else []
-    return "; ".join(parts + ([f"MIXED: {'; '.join(table.mixed)}"] if table.mixed else []))
+    return _warning(table.partial, table.mixed)
+
+
+def _warning(partial: bool, mixed: Sequence[str]) -> str:
+    parts = ["SUBSET OF THE IMAGES, NOT A RESULT"] if partial else []
+    return "; ".join(parts + ([f"MIXED: {'; '.join(mixed)}"] if mixed else []))
 
 
 def _group(name: str) -> str:
@@ -91,11 +96,19 @@ def _cells(table: ErrorTable) -> list[Cell]:
 
 def _unmarked(table: ErrorTable) -> Iterator[str]:
     """Why nothing is marked."""
-    if table.averaged and len(table.labels) > 1:
+    if table.averaged and len(table.labels) > 1 and (table.untested or _compares(table)):
         if table.untested:
             yield f"Nothing is marked, as {table.untested}."
         elif not any(cell.mark for cell in _cells(table)):
             yield "Nothing is marked: no method is told apart from another."
+
+
+def _compares(table: ErrorTable) -> bool:
+    """Whether a source model has two methods to compare, in some column."""
+    whole = [
+        [row for row in table.of(m) if table.cell(row, c).state == "ok"] for m in table.models for c in table.columns
+    ]
+    return any(len(rows) > 1 for rows in whole)
 
 
 def _legend(table: ErrorTable) -> Iterator[str]:
@@ -105,7 +118,7 @@ def _legend(table: ErrorTable) -> Iterator[str]:
         yield _BOLD
     if marks in _UNDERLINED:
         yield _UNDERLINED[marks]
-    if table.averaged and len(table.labels) > 1 and not table.untested:
+    if table.averaged and not table.untested and _compares(table):
         over = "images and seeds" if table.seeds > 1 else "images"
         yield f"Tests at 5 % are paired over {over}, with Holm's correction."
         if table.seeds == 1:
@@ -122,8 +135,14 @@ def _legend(table: ErrorTable) -> Iterator[str]:
 # -- costs -------------------------------------------------------------------------------------------------------------
 
 
-def cost_grid(table: CostTable, name: str) -> Grid:
-    """Costs on one kind of hardware; columns without a number are left out."""
+def cost_grid(table: CostTable, name: str, warned: str = "") -> Grid:
+    """Costs on one kind of hardware; columns without a number are left out.
+
+    Args:
+        table: the costs.
+        name: of the grid.
+        warned: what every table of the report must say.
+    """
     found = [(column, value) for column, value in _cost_columns(table) if any(value(r) is not None for r in table.rows)]
 
     def entry(number: float | None) -> Entry:
@@ -140,8 +159,16 @@ def cost_grid(table: CostTable, name: str) -> Grid:
     if f"×{table.baseline}" in heads_of:
         legend.append(f"×{table.baseline}: its ratio to {table.baseline}'s, median over shifts and seeds.")
     title = f"Cost: {table.hardware}" if table.hardware else "Counts"
-    shared = "SHARED DEVICE: TIMES ARE NOT THE METHODS' OWN" if table.shared else ""
-    return Grid(name, title, shared, [table.caption], legend, [column for column, _ in found], sections)
+    shared = ["SHARED DEVICE: TIMES ARE NOT THE METHODS' OWN"] if table.shared else []
+    return Grid(
+        name,
+        title,
+        "; ".join([*([warned] if warned else []), *shared]),
+        [table.caption],
+        legend,
+        [column for column, _ in found],
+        sections,
+    )
 
 
 def _cost_columns(table: CostTable) -> list[tuple[Column, Callable[[CostRow], float | None]]]:
@@ -192,8 +219,13 @@ def mce_grid(table: MceTable, name: str) -> Grid:
 # -- published numbers -------------------------------------------------------------------------------------------------
 
 
-def comparison_grid(comparison: Comparison) -> Grid:
-    """A paper's numbers, three lines a method: published, measured, difference; no sections where nothing matches."""
+def comparison_grid(comparison: Comparison, warned: str = "") -> Grid:
+    """A paper's numbers, three lines a method: published, measured, difference; no sections where nothing matches.
+
+    Args:
+        comparison: the paper's.
+        warned: what every table of the report must say.
+    """
     names = [n for n in (*BENCHMARK, "mean") if any(row.corruption == n for row in comparison.rows)]
     names = [*dict.fromkeys(r.corruption for r in comparison.rows if r.corruption not in names), *names]
     reasons = list(dict.fromkeys(text for row in comparison.rows if (text := _why(row))))
@@ -213,7 +245,7 @@ def comparison_grid(comparison: Comparison) -> Grid:
     legend = [f"{_letter(i)}: {text}." for i, text in enumerate(reasons)]
     unmatched = [comparison.unmatched] if comparison.unmatched else []
     name, title = f"published-{plain(comparison.paper)}", f"Published numbers: {comparison.paper}"
-    return Grid(name, title, "", [caption, *unmatched], legend, columns, found)
+    return Grid(name, title, warned if found else "", [caption, *unmatched], legend, columns, found)
 
 
 def _methods(rows: Sequence[ComparedRow]) -> Iterator[dict[str, ComparedRow]]:

@@ -45,6 +45,8 @@ class ImageErrors:
 
     def __init__(self, evidence: Evidence, wanted: Callable[[str], bool]):
         self._counts: dict[Place, _Counts] = {}
+        self._prints: dict[tuple[str, str], str] = {}
+        self.other_images = False  # rows of one source model and shift are of images with other fingerprints
         ok = set(evidence.segments.loc[evidence.segments["status"] == "ok", "key"])
         for run, trial in evidence.trials():
             if trial["key"] in ok and wanted(trial["key"]):
@@ -52,6 +54,8 @@ class ImageErrors:
 
     def _add(self, trial: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         image, shift, correct = (arrays[name] for name in _ARRAYS)
+        where = (trial["model"], ",".join(name for _, _, name in trial["shifts"]))
+        self.other_images |= self._prints.setdefault(where, trial["data"]) != trial["data"]
         for number, (_, _, name) in enumerate(trial["shifts"]):
             here = slice(None) if len(trial["shifts"]) == 1 else shift == number
             place = (trial["label"], trial["model"], name)
@@ -61,8 +65,10 @@ class ImageErrors:
     def matrix(self, places: Sequence[Place]) -> np.ndarray | None:
         """(images, cells) float32: each image's error, its mean over seeds and visits, of the images that were seen.
 
-        None where the cells do not share their images, or one has none: then nothing is paired.
+        None where the cells do not share their images, or there are none: then nothing is paired.
         """
+        if self.other_images:
+            return None
         found = [self._counts.get(place) for place in places]
         have = [counts for counts in found if counts is not None]
         if len(have) < len(found) or not have:

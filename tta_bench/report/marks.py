@@ -40,7 +40,8 @@ class Resampled:
         places = [(row.label, row.model, _shift(name, severity)) for row, name in cells]
         matrix = errors.matrix(places)
         if matrix is None:
-            self.rows, self.untested = list(rows), "the cells are not of the same images"
+            self.rows = list(rows)
+            self.untested = "the cells are not of the same images" if cells else "there is no result"
             return
         draws = 100.0 * statistics.bootstrap(matrix)
         self._draws = {(row.model, row.label, name): draws[:, i] for i, (row, name) in enumerate(cells)}
@@ -62,7 +63,8 @@ class Resampled:
             return replace(cell, low=float(low), high=float(high))
 
         cells = {name: widened(cell, name) for name, cell in row.cells.items()}
-        return replace(row, cells=cells, mean=widened(row.mean, "mean"))
+        whole = row.mean.state == "ok"  # the draws of another mean are of other seeds than it is
+        return replace(row, cells=cells, mean=widened(row.mean, "mean") if whole else row.mean)
 
     def _marked(self, model: str, rows: Sequence[Row]) -> list[Row]:
         """The rows of a source model with marks; corrected over all pairs and corruptions, the mean apart."""
