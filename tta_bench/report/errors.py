@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-import statistics as std
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean, stdev
 
 import numpy as np
 import pandas as pd
@@ -185,7 +185,7 @@ class _Trials:
 
     def by_seed(self) -> dict[int, float]:
         """Error by seed, per cent."""
-        return {seed: std.fmean(errors) for seed, errors in self._errors.items()}
+        return {seed: fmean(errors) for seed, errors in self._errors.items()}
 
     def cell(self) -> Cell:
         """What the table shows."""
@@ -209,15 +209,15 @@ def _seed_means(cells: Sequence[Mapping[int, float]]) -> list[float]:
         for seed, error in errors.items():
             by_seed.setdefault(seed, []).append(error)
     most = max(map(len, by_seed.values()), default=0)
-    return [std.fmean(errors) for errors in by_seed.values() if len(errors) == most]
+    return [fmean(errors) for errors in by_seed.values() if len(errors) == most]
 
 
 def _spread(errors: Sequence[float], state: str) -> Cell:
     """A cell of one error a seed."""
     if not errors:
         return Cell(None, None, state)
-    spread = std.stdev(errors) if len(errors) > 1 else None
-    return Cell(std.fmean(errors), spread, state, seeds=len(errors))
+    spread = stdev(errors) if len(errors) > 1 else None
+    return Cell(fmean(errors), spread, state, seeds=len(errors))
 
 
 def _caption(frame: pd.DataFrame, setting: Setting, further: Sequence[str] = ()) -> str:
