@@ -98,3 +98,35 @@ def test_a_folder_that_cannot_be_written_is_one_message(run_cli: Cli, tmp_path: 
     assert run_cli("report", "a", "--format", "csv, md", "--out", "elsewhere").code == 0
     inside = [path for path in before if path.is_relative_to(tmp_path / "a")]
     assert sorted((tmp_path / "a").rglob("*")) == [p for p in inside if p != tmp_path / "a"], "a run is only read"
+
+
+def test_a_failed_a_skipped_and_a_missing_trial_are_visible_in_every_format(
+    run_cli: Cli, tmp_path: pathlib.Path
+) -> None:
+    whole = {(label, "m", shift, seed): verdicts(error, 100)
+             for label, error in (("source", 30), ("tent", 20), ("eata", 25)) for shift in ("fog-5", "snow-5") for seed in (0, 1)}  # fmt: skip
+    write_run(tmp_path / "a", {**whole, ("tent", "m", "fog-5", 0): "failed", ("norm", "m", "fog-5", 0): "skipped",
+                               ("norm", "m", "fog-5", 1): "skipped", ("norm", "m", "snow-5", 0): "skipped",
+                               ("norm", "m", "snow-5", 1): "skipped", ("eata", "m", "snow-5", 1): "missing"},
+              models={"m": {"tag": "m", "weights_sha256": "0" * 64, "mean": [0.5] * 3, "std": [0.2] * 3}})  # fmt: skip
+    outcome = run_cli("report", "a")
+    assert outcome.code == 0, outcome.err
+    folder = tmp_path / "a" / "report"
+    page = (folder / "index.html").read_text()
+    assert all((folder / "figures" / f"errors.{suffix}").exists() for suffix in ("png", "pdf"))
+    for text in (outcome.out, (folder / "errors.md").read_text(), page):
+        for reason in ("failed for a reason", "skipped for a reason", "not run yet"):
+            assert reason in text
+    rows = {
+        line.partition(" & ")[0]: line
+        for line in (folder / "tables" / "errors-severity-5.tex").read_text().splitlines()
+    }
+    assert r"\dag" in rows["tent"].split("&")[-1]
+    assert r"\dag" in rows["eata"].split("&")[-1]
+    assert rows["norm"].count("textendash") == 3
+    gaps = pd.read_csv(folder / "data" / "gaps.csv").set_index("label")["status"].to_dict()
+    assert gaps == {"tent": "failed", "norm": "skipped", "eata": "missing"}
+    errors = pd.read_csv(folder / "data" / "errors.csv").set_index(["label", "column"])
+    assert errors.loc[("tent", "mean"), "state"] == "failed"
+    assert errors.loc[("eata", "mean"), "state"] == "missing"
+    assert errors.loc[[("tent", "mean"), ("eata", "mean")], "mark"].isna().all()
