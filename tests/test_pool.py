@@ -115,14 +115,17 @@ def failed(trial: Trial, failure: str) -> TrialResult:
     return TrialResult(trial.key, "failed", "for a reason", facts={"failure": failure})
 
 
-def run(made: Plan, behaviour: Behaviour, timeout: float | None = None) -> tuple[Workers, Seen]:
-    """Run the trials with one worker; each has exactly one result in the end."""
-    cluster, seen = Workers(behaviour), Seen()
+def pool(made: Plan, cluster: Workers, timeout: float | None = None) -> Pool:
+    """One worker."""
     limits, estimates = Limits(retries=2, timeout=timeout, workers=1), Estimates(made.setting)
-    arguments = (None, CacheChoice(None), 1, {})
-    Pool(cluster, Slot(1, 0.0), limits, arguments, None, CacheChoice(None), estimates, checked=True).run(
-        made.trials, seen
-    )  # type: ignore[arg-type]
+    arguments, cache = (None, CacheChoice(None), 1, {}), CacheChoice(None)
+    return Pool(cluster, Slot(1, 0.0), limits, arguments, None, cache, estimates, checked=True)  # type: ignore[arg-type]
+
+
+def run(made: Plan, behaviour: Behaviour, timeout: float | None = None) -> tuple[Workers, Seen]:
+    """Run the trials; each has exactly one result in the end."""
+    cluster, seen = Workers(behaviour), Seen()
+    pool(made, cluster, timeout).run(made.trials, seen)
     assert Counter(result.key for result in seen.results) == Counter(trial.key for trial in made.trials)
     assert seen.running[-1] == 0
     return cluster, seen
@@ -148,6 +151,21 @@ def test_long_trials_are_given_one_by_one(made: Plan) -> None:
 def test_together_they_take_about_a_second(made: Plan) -> None:
     cluster, _ = run(made, lambda trial: ok(trial, seconds=0.3))
     assert sizes(cluster) == [1, 3, 3, 3]
+
+
+def test_what_had_ended_before_an_interrupt_is_kept(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, seen = Workers(ok), Seen()
+    interrupted = pool(made, cluster)
+
+    def ctrl_c(self: Pool) -> None:
+        if len(self._ended) > 1:  # results have come back, and nobody knows of them yet
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pool, "_expire", ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run(made.trials, seen)
+    assert sizes(cluster) == [1, 9]
+    assert len(seen.results) == 10
 
 
 def test_with_a_timeout_each_is_given_alone(made: Plan) -> None:

@@ -124,17 +124,24 @@ class Pool:
             Stopped: no usable node is left.
         """
         self._queue, self._observer = Queue(trials, self._estimates.seconds), observer
-        while len(self._queue) or self._waiting_alone or self._busy():
-            self._meet_nodes()
-            self._start_workers()
-            self._assign()
-            for reference in self._cluster.wait(list(self._pending), TICK_S) if self._pending else self._idle():
-                self._handle(self._pending.pop(reference), reference)
-            self._expire()
-            self._report()
-            if time.monotonic() - self._ticked > TICK_S:
-                self._tick()
+        try:
+            while len(self._queue) or self._waiting_alone or self._busy():
+                self._step()
+        except KeyboardInterrupt:
+            self._report()  # what has ended meanwhile is kept
+            raise
         self._tick()
+
+    def _step(self) -> None:
+        self._meet_nodes()
+        self._start_workers()
+        self._assign()
+        for reference in self._cluster.wait(list(self._pending), TICK_S) if self._pending else self._idle():
+            self._handle(self._pending.pop(reference), reference)
+        self._expire()
+        self._report()
+        if time.monotonic() - self._ticked > TICK_S:
+            self._tick()
 
     def _report(self) -> None:
         if self._ended:
