@@ -81,7 +81,7 @@ def evidence(folder: pathlib.Path, labels: list[str] = LABELS, models: list[str]
     asked = {"tag": "resnet18", "weights_sha256": "ab" * 32, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}
     trials = [{"dataset": "D-C", "shifts": [["fog", 5, "fog-5"]], "model": model, "data": f"{i}f" * 32}
               for i, model in enumerate(models)]  # fmt: skip
-    plan: Mapping[str, Any] = {"suite": "s", "all_images": False, "numerics_version": 1, "schema_version": 2,
+    plan: Mapping[str, Any] = {"suite": "s", "all_images": False, "numerics_version": 1, "schema_version": 3,
                                "models": dict.fromkeys(models, asked), "trials": trials}  # fmt: skip
     session = {"session": 0, "started": "2026-01-01T00:00:00+00:00", "command": ["tta-bench", "run", "a b"],
                "tta_bench": "0.1.0", "git": {"commit": "c0ffee", "dirty": True}, "packages": {"torch": "2.6"},

@@ -19,7 +19,8 @@ from sklearn.datasets import load_sample_image
 from tta_bench.data import arrays, open_data
 from tta_bench.data.arrays import CifarCPart, DigitsPart
 from tta_bench.data.base import IMAGENET_C_GEOMETRY, IMAGENET_GEOMETRY, Geometry
-from tta_bench.data.cache import Direct, Entry, ImageCache, Images
+from tta_bench.data.cache import Direct, Entry, ImageCache, Images, entry_of
+from tta_bench.data.digests import Digests
 from tta_bench.data.folder import FolderPart, ImageNetCPart, listing
 from tta_bench.errors import UsageError
 from tta_bench.streams import CLEAN, Shift
@@ -76,7 +77,8 @@ def test_a_tree_that_lacks_images_of_a_shift_names_the_first(tree: pathlib.Path)
 def test_fingerprints_do_not_depend_on_where_the_data_lie(tree: pathlib.Path, tmp_path: pathlib.Path) -> None:
     def fingerprint(folder: pathlib.Path) -> object:
         listing.cache_clear()
-        return open_data(ImageNetCPart(kind="imagenet_c", root=str(folder)), [CONTRAST]).fingerprint(CONTRAST)
+        data = open_data(ImageNetCPart(kind="imagenet_c", root=str(folder)), [CONTRAST])
+        return data.fingerprint(CONTRAST, np.arange(4), Digests())
 
     shutil.copytree(tree / "c", tmp_path / "moved")
     before = fingerprint(tree / "c")
@@ -90,7 +92,7 @@ def test_fingerprints_do_not_depend_on_where_the_data_lie(tree: pathlib.Path, tm
 def test_a_generated_shift_is_identified_by_all_that_makes_it(digit_folder: pathlib.Path) -> None:
     def fingerprint(**options: object) -> object:
         part = FolderPart(kind="folder", root=str(digit_folder), preprocess="none", **{"strengths": "cifar", **options})
-        return open_data(part, []).fingerprint(CONTRAST)
+        return open_data(part, []).fingerprint(CONTRAST, ROWS, Digests())
 
     assert fingerprint() == fingerprint()
     for change in ({"seed": 1}, {"strengths": "imagenet"}, {"recompress_jpeg": 85}):
@@ -117,7 +119,7 @@ def test_cifar_arrays_are_read_by_severity(tmp_path: pathlib.Path) -> None:
     assert taken[:, 0, 0, 1].tolist() == [0, 49]
     assert data.labels[:12].tolist() == [*range(10), 0, 1]
     assert len(data.labels) == 10_000
-    assert isinstance(ImageCache(tmp_path / "unused").images(Entry(data, Shift("fog", 4), ROWS)), Images)
+    assert isinstance(ImageCache(tmp_path / "unused").images(Entry(data, Shift("fog", 4), ROWS, "")), Images)
     assert not (tmp_path / "unused").exists(), "arrays are mapped where they lie"
     assert "no snow.npy" in str(data.missing(Shift("snow", 1)))
     assert "no clean images" in str(data.missing(CLEAN))
@@ -166,7 +168,8 @@ def test_geometries() -> None:
 
 @pytest.fixture
 def entry() -> Entry:
-    return Entry(open_data(DigitsPart(kind="digits"), []), CONTRAST, np.array([3, 5, 8], dtype=np.int32))
+    rows = np.array([3, 5, 8], dtype=np.int32)
+    return entry_of(open_data(DigitsPart(kind="digits"), []), CONTRAST, rows, Digests())
 
 
 def test_a_cached_image_is_the_image_that_was_made(entry: Entry, tmp_path: pathlib.Path) -> None:
@@ -216,11 +219,14 @@ def test_an_entry_is_stale_when_a_file_was_replaced(digit_folder: pathlib.Path, 
     def key() -> str:
         listing.cache_clear()
         part = FolderPart(kind="folder", root=str(tmp_path / "copy"), preprocess="none", strengths="cifar")
-        return Entry(open_data(part, []), CONTRAST, ROWS).key
+        return entry_of(open_data(part, []), CONTRAST, ROWS, Digests()).key
 
     shutil.copytree(digit_folder, tmp_path / "copy")
     before = key()
-    os.utime(next((tmp_path / "copy").glob("*/*")), (1, 1))  # same name, same size, written again
+    first, second = sorted((tmp_path / "copy").glob("digit_0/*"))[:2]
+    os.utime(first, (1, 1))
+    assert key() == before, "the same content, written again"
+    first.write_bytes(second.read_bytes())
     assert key() != before
 
 
@@ -242,7 +248,8 @@ def test_processes_may_make_one_entry_at_the_same_time(entry: Entry, tmp_path: p
 
 def test_several_processes_make_the_same_pixels_as_one(tmp_path: pathlib.Path) -> None:
     data = open_data(DigitsPart(kind="digits"), [])
-    entries = [Entry(data, Shift("impulse_noise", s), np.arange(1000, dtype=np.int32)) for s in (1, 2)]
+    rows = np.arange(1000, dtype=np.int32)
+    entries = [entry_of(data, Shift("impulse_noise", s), rows, Digests()) for s in (1, 2)]
     for folder, processes in (("one", 1), ("two", 2)):
         ImageCache(tmp_path / folder).build(entries, processes)
     for e in entries:

@@ -11,7 +11,7 @@ import pytest
 from conftest import Outcome, clean_environment
 
 from tta_bench.errors import UsageError
-from tta_bench.registry import Registry, code_digest, plugin_entries
+from tta_bench.registry import Registry, plugin_entries
 
 PLUGIN = """\
 from tta_bench.adapter import Adapter
@@ -96,14 +96,3 @@ def test_bad_plugin_files_say_what_to_mend(tmp_path: pathlib.Path, text: str, me
     with pytest.raises(UsageError, match=message) as caught:
         plugin_entries(path)
     assert str(path) in str(caught.value)
-
-
-def test_the_code_digest_follows_the_code(plugin: pathlib.Path) -> None:
-    before = code_digest(Registry(plugins=[plugin]).entry("mine"))
-    other = plugin.with_name("other.py")
-    other.write_text(PLUGIN + "# a comment\n")
-    assert code_digest(Registry(plugins=[other]).entry("mine")) != before
-    assert set(before) == {"plugin_sha256"}
-    built_in = code_digest(Registry().entry("tent"))
-    assert built_in["distribution"].startswith("tta-bench ")
-    assert len(built_in["code_sha256"]) == 64

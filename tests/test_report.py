@@ -72,10 +72,10 @@ def test_an_unknown_format_is_refused(run_cli: Cli) -> None:
 
 def test_a_run_of_another_schema_is_refused(run_cli: Cli, tmp_path: pathlib.Path) -> None:
     plan = write_run(tmp_path / "run", {("source", "m", "fog-5", 0): verdicts(10)}) / "plan.json"
-    plan.write_text(plan.read_text().replace('"schema_version": 2', '"schema_version": 99'))
+    plan.write_text(plan.read_text().replace('"schema_version": 3', '"schema_version": 99'))
     outcome = run_cli("report", "run")
     assert outcome.code == 2
-    assert "schema version 99, this tta-bench reads 2" in outcome.err
+    assert "written by a newer tta-bench (schema version 99; this one reads 3)" in outcome.err
 
 
 def test_every_table_of_a_part_of_the_images_says_so(run_cli: Cli, tmp_path: pathlib.Path) -> None:

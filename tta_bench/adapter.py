@@ -21,7 +21,9 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict
 from torch import Tensor
 
+from tta_bench.code import file_sha256
 from tta_bench.models import PACKAGE_SCHEME, SourceModel
+from tta_bench.registry import Entry
 from tta_bench.snapshot import Snapshot
 
 __all__ = ["Adapter", "Config", "Context", "FilePath", "Needs", "Preset", "SourceRequest", "locate_file"]
@@ -74,6 +76,22 @@ class Config(BaseModel):
         """Field name to located path, of every field declared as :data:`FilePath` that is set."""
         named = [name for name, info in type(self).model_fields.items() if _is_file(info.annotation, info.metadata)]
         return {name: str(locate_file(getattr(self, name))) for name in named if getattr(self, name) is not None}
+
+    def plugins(self) -> dict[str, Entry]:
+        """Other plugins that the values name, by role (``{"optimizer": …}``): their code is in a trial's key."""
+        return {}
+
+    def keyed(self) -> dict[str, Any]:
+        """The values as a trial's key has them: files by content, and no field at its default.
+
+        So a new field leaves old keys alone, and a changed default does not: it changes the code of the class.
+        """
+        files, values = self.files(), self.model_dump(mode="json")
+        return {
+            name: {"sha256": file_sha256(files[name])} if name in files else values[name]
+            for name, field in type(self).model_fields.items()
+            if getattr(self, name) != field.default or field.is_required()
+        }
 
 
 @dataclass(frozen=True)

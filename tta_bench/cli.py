@@ -83,6 +83,7 @@ def status(run: str | None) -> None:
 @click.option("--check", metavar="CSV", help="Exit 3 where the run differs from published numbers, listed on stderr.")
 @click.option("--tolerance", type=click.FloatRange(0), default=0.5, show_default=True, metavar="X",
               help="What --check lets pass: points of error.")  # fmt: skip
+@click.option("--verify", is_flag=True, help="Recompute every number from the predictions; exit 3 where one differs.")
 @click.option("--mix", is_flag=True, help="Put runs together that differ in images, versions or precision.")
 @click.option("--shared-timings", is_flag=True, help="Also show times taken on a shared device, apart.")
 def report(runs: tuple[str, ...], formats: str, out: str | None, **options: Any) -> None:

@@ -11,7 +11,7 @@ import pydantic
 
 from tta_bench.adapter import Adapter, Config
 from tta_bench.errors import Problem, UsageError, near_miss
-from tta_bench.registry import code_digest, file_sha256
+from tta_bench.registry import Entry, code_sha256
 from tta_bench.suite import LoadedSuite, MethodEntry, ModelEntry, config_problems
 
 
@@ -36,7 +36,7 @@ def resolve(loaded: LoadedSuite, wanted: Callable[[str, str, str], bool], proble
         wanted: whether a row (label, method, model) is to be run; what is wrong with one that is not is not said.
         problems: gets what is wrong, each once; such a row is left out.
     """
-    rows = []
+    rows, code = [], functools.cache(code_sha256)
     for index, method in enumerate(loaded.suite.methods):
         try:
             cls: type[Adapter] = loaded.registry.load(method.name)
@@ -46,7 +46,7 @@ def resolve(loaded: LoadedSuite, wanted: Callable[[str, str, str], bool], proble
         for label, chosen in method.variants():
             for model in loaded.suite.models:
                 refused = problems if wanted(label, method.name, model.name) else []
-                row = _row(loaded, index, cls, label, chosen, model, refused)
+                row = _row(loaded, index, cls, label, chosen, model, code, refused)
                 rows += [row] if row else []
     problems += _unknown_presets(loaded)
     unique = list(dict.fromkeys(problems))  # a wrong field is wrong with every model
@@ -56,7 +56,7 @@ def resolve(loaded: LoadedSuite, wanted: Callable[[str, str, str], bool], proble
 
 def _row(
     loaded: LoadedSuite, index: int, cls: type[Adapter], label: str, chosen: Mapping[str, Any], model: ModelEntry,
-    problems: list[Problem],
+    code: Callable[[Entry], str], problems: list[Problem],
 ) -> Row | None:  # fmt: skip
     method = loaded.suite.methods[index]
     preset = model.preset if model.preset and model.preset in cls.presets else ""
@@ -70,8 +70,9 @@ def _row(
     asked = {
         "name": method.name,
         "variant": getattr(config, "variant", "official"),
-        "config": _keyed(config),
-        "code": code_digest(loaded.registry.entry(method.name)),
+        "config": config.keyed(),
+        "code_sha256": code(loaded.registry.entry(method.name)),
+        **{role: {"name": entry.name, "code_sha256": code(entry)} for role, entry in config.plugins().items()},
     }
     return Row(method, label, model.name, preset, config, asked, cls.needs.source_images)
 
@@ -114,13 +115,3 @@ def _loads(loaded: LoadedSuite, name: str) -> bool:
     except UsageError:
         return False
     return True
-
-
-def _keyed(config: Config) -> dict[str, Any]:
-    """The hyperparameters as the key has them: a file by its content, not by its name."""
-    values: dict[str, Any] = config.model_dump(mode="json")
-    for name, path in config.files().items():
-        *parents, last = name.split(".")
-        place = functools.reduce(lambda node, key: node[key], parents, values)
-        place[last] = {"sha256": file_sha256(path)}
-    return values

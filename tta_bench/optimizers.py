@@ -17,7 +17,7 @@ from torch import Tensor
 from tta_bench.adapter import Config
 from tta_bench.errors import UsageError
 from tta_bench.models import SourceModel
-from tta_bench.registry import OPTIMIZERS, Registry
+from tta_bench.registry import OPTIMIZERS, Entry, Registry
 
 
 @functools.cache
@@ -71,6 +71,15 @@ class OptimizerConfig(Config):
     def files(self) -> dict[str, str]:
         own = type(self).model_fields
         return super().files() | {f"optimizer_options.{k}": v for k, v in self._full().files().items() if k not in own}
+
+    def plugins(self) -> dict[str, Entry]:
+        return {"optimizer": _registry().entry(self.optimizer)}
+
+    def keyed(self) -> dict[str, Any]:
+        own = type(self).model_fields
+        options = {name: value for name, value in self._full().keyed().items() if name not in own}
+        values = {name: value for name, value in super().keyed().items() if name != "optimizer_options"}
+        return values | ({"optimizer_options": options} if options else {})
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer over ``parameters``."""

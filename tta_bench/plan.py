@@ -21,6 +21,7 @@ from tta_bench import NUMERICS_VERSION
 from tta_bench.data import Dataset, open_data
 from tta_bench.data.base import digest
 from tta_bench.data.cache import Entry as CacheEntry
+from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError
 from tta_bench.hyperparameters import Row, resolve
 from tta_bench.models import ModelSpec
@@ -68,6 +69,7 @@ class Setting:
         models: model name to its specification.
         datasets: model name to its data (one object, unless the geometry depends on the weights).
         methods: method name to its registry entry.
+        contents: the digest of the images' fingerprint for each model name and shift, over the images that are used.
         parameters: model name to its number of parameters.
         reopen: model name to a function that opens its data anew, on whichever machine.
         folder: the driver's working directory, which relative paths (data, weights, checkpoints) are relative to.
@@ -76,6 +78,7 @@ class Setting:
     models: Mapping[str, ModelSpec]
     datasets: Mapping[str, Dataset]
     methods: Mapping[str, Entry]
+    contents: Mapping[tuple[str, Shift], str]
     parameters: Mapping[str, int]
     reopen: Mapping[str, Callable[[], Dataset]]
     folder: str
@@ -88,7 +91,7 @@ class Setting:
     def cache_entry(self, model: str, stream: StreamSpec, shift: Shift) -> CacheEntry:
         """The cached images that a trial's stream uses under ``shift``."""
         rows = subset(stream.images, stream.subset, stream.data_seed)
-        return CacheEntry(self.datasets[model], shift, rows)
+        return CacheEntry(self.datasets[model], shift, rows, self.contents[model, shift])
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,10 @@ def sources(loaded: LoadedSuite) -> dict[str, tuple[ModelSpec, Dataset, Mapping[
 
 
 def make(
-    loaded: LoadedSuite, limit: int | None = None, wanted: Callable[[str, str, str], bool] = lambda *_: True
+    loaded: LoadedSuite,
+    limit: int | None = None,
+    wanted: Callable[[str, str, str], bool] = lambda *_: True,
+    digests: Digests | None = None,
 ) -> Plan:
     """Plan a suite.
 
@@ -134,6 +140,7 @@ def make(
         limit: size of the seeded subset of images, in place of the suite's ``max_images``.
         wanted: whether a row (label, method, model) is to be run; one that is not, and whose hyperparameters are refused
             (a checkpoint that is not there), is left out.
+        digests: reads what image files hold, and remembers it; one without progress by default.
 
     Raises:
         UsageError: with every problem of models, data and hyperparameters.
@@ -145,10 +152,12 @@ def make(
     problems += _too_few_images(loaded, datasets, limit)
     if problems:
         raise UsageError(problems)
+    digests = digests or Digests()
     setting = Setting(
         {name: model.spec for name, model in models.items()},
         datasets,
         {m.name: loaded.registry.entry(m.name) for m in suite.methods},
+        dict(_contents(suite, datasets, limit, digests)),
         {name: model.parameters for name, model in models.items()},
         {
             name: functools.partial(open_data, suite.data, suite.shifts(), model.geometry)
@@ -156,13 +165,27 @@ def make(
         },
         str(pathlib.Path.cwd()),
     )
-    return Plan(suite.name, setting, tuple(_trials(suite, models, setting, configs, limit)))
+    known = _Known(suite, setting, limit, digests)
+    return Plan(suite.name, setting, tuple(_trials(suite, models, setting, configs, known)))
+
+
+def _contents(
+    suite: Suite, datasets: Mapping[str, Dataset], limit: int | None, digests: Digests
+) -> Iterator[tuple[tuple[str, Shift], str]]:
+    """Each model and shift with the digest of the images that are used; what models share is read once."""
+    read: dict[tuple[int, Shift], str] = {}
+    for model, dataset in datasets.items():
+        rows = subset(len(dataset.ids), _images(suite, dataset, limit), suite.data.seed)
+        for shift in suite.shifts():
+            place = (id(dataset), shift)
+            if place not in read:
+                read[place] = digest(dataset.fingerprint(shift, rows, digests))
+            yield (model, shift), read[place]
 
 
 def _trials(
-    suite: Suite, models: Mapping[str, Model], setting: Setting, rows: list[Row], limit: int | None
+    suite: Suite, models: Mapping[str, Model], setting: Setting, rows: list[Row], known: _Known
 ) -> Iterator[Trial]:
-    known = _Known(suite, setting, limit)
     for row in rows:
         config = row.config.model_dump(mode="json")
         shared = {
@@ -170,7 +193,7 @@ def _trials(
             "method": row.asked,
             "model": models[row.model].asked,
             "data": "",
-            "source": known.source(row.model) if row.source_images else None,
+            **({"source": known.source(row.model)} if row.source_images else {}),
             "stream": "",
             "batch_size": suite.batch_size,
             "seed": 0,
@@ -242,10 +265,9 @@ def _by_severity(suite: Suite) -> list[tuple[Shift, ...]]:
 class _Known:
     """What the trials of different methods share, each computed once: streams and digests of the data."""
 
-    def __init__(self, suite: Suite, setting: Setting, limit: int | None):
-        self._suite, self._setting, self._limit = suite, setting, limit
+    def __init__(self, suite: Suite, setting: Setting, limit: int | None, digests: Digests):
+        self._suite, self._setting, self._limit, self._digests = suite, setting, limit, digests
         self._cells: dict[tuple[int, int], list[tuple[StreamSpec, dict[str, Any]]]] = {}
-        self._images: dict[tuple[int, tuple[Shift, ...]], str] = {}
         self._sources: dict[int, str] = {}
 
     def cells(self, model: str, seed: int) -> list[tuple[StreamSpec, dict[str, Any]]]:
@@ -254,16 +276,13 @@ class _Known:
         place = (id(dataset), seed)
         if place not in self._cells:
             self._cells[place] = [
-                (spec, {"data": self._fingerprint(dataset, spec.shifts), "stream": build(spec).sha256, "seed": seed})
+                (spec, {"data": self._data(model, spec.shifts), "stream": build(spec).sha256, "seed": seed})
                 for spec in _streams(self._suite, dataset, seed, self._limit)
             ]
         return self._cells[place]
 
-    def _fingerprint(self, dataset: Dataset, shifts: tuple[Shift, ...]) -> str:
-        place = (id(dataset), shifts)
-        if place not in self._images:
-            self._images[place] = digest([dataset.fingerprint(shift) for shift in shifts])
-        return self._images[place]
+    def _data(self, model: str, shifts: tuple[Shift, ...]) -> str:
+        return digest([self._setting.contents[model, shift] for shift in shifts])
 
     def source(self, model: str) -> str | None:
         """The digest of a model's source images, or None where there are none."""
@@ -271,5 +290,5 @@ class _Known:
         if source is None:
             return None
         if id(source) not in self._sources:
-            self._sources[id(source)] = digest(source.fingerprint())
+            self._sources[id(source)] = digest(source.fingerprint(source.all_rows(), self._digests))
         return self._sources[id(source)]

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import tta_bench
 from tta_bench import __version__
 from tta_bench.adapter import Config
-from tta_bench.data.base import digest
+from tta_bench.code import file_sha256, folder_sha256
+from tta_bench.data.base import CleanImages, Dataset, digest
 from tta_bench.data.cache import Entry, ImageCache, default_root
+from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError
 from tta_bench.models import load, state_sha256
 from tta_bench.plan import Setting, Trial
-from tta_bench.registry import file_sha256, folder_sha256
-from tta_bench.streams import Shift, StreamSpec
+from tta_bench.streams import Shift, StreamSpec, subset
 
 
 def identity() -> dict[str, str]:
@@ -79,9 +80,8 @@ class Requirements:
 def requirements(setting: Setting, trials: Sequence[Trial]) -> Requirements:
     """What ``trials`` need, as it is on this machine."""
     streams = {(t.model, shift): t.stream for t in trials for shift in t.stream.shifts}
-    data = {(model, s): digest(setting.datasets[model].fingerprint(s)) for model, s in streams}
-    with_source = {t.model for t in trials if t.asked["source"] is not None}
-    sources = {m: digest(source.fingerprint()) for m in sorted(with_source) if (source := setting.datasets[m].source)}
+    data = {place: setting.contents[place] for place in streams}
+    sources = {t.model: t.asked["source"] for t in trials if t.asked.get("source") is not None}
     weights = {t.model: t.asked["model"]["weights_sha256"] for t in trials}
     rows = {(t.label, t.model): t for t in trials}
     named = {path for t in rows.values() for path in _config(setting, t).files().values()}
@@ -107,9 +107,8 @@ def _data(needed: Requirements) -> Iterator[str]:
         try:
             dataset = needed.setting.reopen[model]()
             asked = {shift: expected for (m, shift), expected in needed.data.items() if m == model}
-            wrong = [s.id for s, e in asked.items() if dataset.missing(s) or digest(dataset.fingerprint(s)) != e]
-            source = dataset.source
-            if model in needed.sources and (source is None or digest(source.fingerprint()) != needed.sources[model]):
+            wrong = [s.id for s, e in asked.items() if dataset.missing(s) or _content(needed, model, s, dataset) != e]
+            if model in needed.sources and _source_content(dataset.source) != needed.sources[model]:
                 wrong.append("source images")
         except (UsageError, OSError, ValueError) as error:
             yield f"data: {str(error).splitlines()[0]}"
@@ -119,6 +118,16 @@ def _data(needed: Requirements) -> Iterator[str]:
                 " …" if wrong[3:] else ""
             )
             return
+
+
+def _content(needed: Requirements, model: str, shift: Shift, dataset: Dataset) -> str:
+    stream = needed.streams[model, shift]
+    rows = subset(len(dataset.ids), stream.subset, stream.data_seed)
+    return digest(dataset.fingerprint(shift, rows, Digests()))
+
+
+def _source_content(source: CleanImages | None) -> str | None:
+    return None if source is None else digest(source.fingerprint(source.all_rows(), Digests()))
 
 
 def _weights(needed: Requirements) -> Iterator[str]:

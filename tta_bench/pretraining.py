@@ -23,11 +23,12 @@ from tta_bench import __version__, plan, suite
 from tta_bench.adapter import Config
 from tta_bench.data import Dataset, corrupted_source
 from tta_bench.data.base import digest
-from tta_bench.data.cache import Entry, ImageCache, default_root
+from tta_bench.data.cache import ImageCache, default_root, entry_of
+from tta_bench.data.digests import Digests
 from tta_bench.document import parse
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.models import ModelSpec, SourceModel, load
-from tta_bench.registry import code_digest
+from tta_bench.registry import code_sha256
 from tta_bench.runner import to_tensor
 from tta_bench.streams import Shift
 
@@ -86,7 +87,7 @@ class PretrainJob:
 
     def images(self, shift: Shift, rows: np.ndarray) -> Callable[[np.ndarray], Tensor]:
         """Source images ``rows`` under ``shift``: a function from image indices (B,) to (B, 3, H, W) in [0, 1]."""
-        held = self._cache.images(Entry(self._source, shift, np.unique(rows).astype(np.int32)))
+        held = self._cache.images(entry_of(self._source, shift, np.unique(rows).astype(np.int32), Digests()))
         return lambda index: to_tensor(held.take(index), self.device, "float32")
 
 
@@ -108,7 +109,7 @@ def run(options: Options) -> int:
     chosen = _chosen(options.models, sources)
     cache = ImageCache(None) if options.cache == "off" else ImageCache(pathlib.Path(options.cache or default_root()))
     folder = pathlib.Path(options.out or pathlib.Path("checkpoints") / loaded.suite.name)
-    code = code_digest(loaded.registry.entry(options.name))
+    code = code_sha256(loaded.registry.entry(options.name))
     makers = {name: functools.partial(_job, options, settings, loaded, code, folder, cache, name, *sources[name])
               for name in chosen}  # fmt: skip
     for _, dataset, _ in (sources[name] for name in chosen):
@@ -159,7 +160,7 @@ def _chosen(models: Sequence[str], known: Iterable[str]) -> list[str]:
 
 
 def _job(
-    options: Options, settings: Config, loaded: suite.LoadedSuite, code: Mapping[str, str], folder: pathlib.Path,
+    options: Options, settings: Config, loaded: suite.LoadedSuite, code: str, folder: pathlib.Path,
     cache: ImageCache, name: str, spec: ModelSpec, dataset: Dataset, asked: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> PretrainJob:  # fmt: skip
@@ -175,7 +176,7 @@ def _job(
         "source_model": name,
         "source_model_tag": spec.tag,
         "weights_sha256": asked["weights_sha256"],
-        "source_data": digest(dataset.source.fingerprint()),
+        "source_data": digest(dataset.source.fingerprint(dataset.source.all_rows(), Digests())),
         "source_images": f"{len(dataset.source.ids)}"
         + (f", a seeded part ({fraction}) of the folder whose rest is tested on" if fraction else ""),
         "seed": str(options.seed),
@@ -186,7 +187,7 @@ def _job(
     }
     shape = {
         "model": dict(asked),
-        "code": dict(code),
+        "code": code,
         "strengths": dataset.strengths,
         "data_seed": loaded.suite.data.seed,
     }

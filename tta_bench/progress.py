@@ -58,6 +58,21 @@ class ImageProgress:
         self._shift = entry.shift.id
 
 
+class ReadingProgress:
+    """Progress of reading image files for their digests; shown once that takes longer than ``EVERY_S`` seconds."""
+
+    EVERY_S = 5.0
+
+    def __init__(self, console: Console):
+        self._console, self._shown = console, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """``done`` of ``total`` files are read."""
+        if time.monotonic() - self._shown > self.EVERY_S:
+            self._console.print(f"reading image files: {done:,} of {total:,}", highlight=False)
+            self._shown = time.monotonic()
+
+
 class TrialProgress:
     """Progress of a run: trials done, running, retried and failed, images per second, time left, what each worker does.
 

@@ -1,7 +1,8 @@
 """What a run writes of its trials: one file pair each, atomically, and what was asked for.
 
 ``trials/<key>.npz`` holds what is known of every image and batch, ``trials/<key>.json`` the scalars and the status; its
-rename commits the trial. ``plan.json`` lists what was asked for, so that a trial that never ran is a row, too.
+rename commits the trial. The JSON holds a checksum of both files: a trial that does not match it is damaged, and counts as
+not run. ``plan.json`` lists what was asked for, so that a trial that never ran is a row, too.
 
 The driver of a run imports this and not :mod:`tta_bench.results`, whose tables need pandas: that would be a tenth of all
 the memory that it takes.
@@ -11,20 +12,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import io
 import json
 import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from tta_bench import NUMERICS_VERSION, npz
+from tta_bench.errors import Problem, UsageError
 
 if TYPE_CHECKING:  # a process that only reads needs no torch
     from tta_bench.plan import Plan, Trial
     from tta_bench.runner import TrialResult
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def write_atomically(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -108,20 +113,42 @@ def write_all(run: pathlib.Path, ended: Sequence[tuple[TrialResult, Mapping[str,
     """Commit trials, each with what was asked: the arrays of all first, then each JSON, whose rename makes it count."""
     folder = run / "trials"
     folder.mkdir(parents=True, exist_ok=True)
-    _write_together((folder / f"{r.key}.npz", functools.partial(npz.write, arrays=_arrays(r))) for r, _ in ended)
+    arrays = [_arrays(result) for result, _ in ended]
+    _write_together((folder / f"{r.key}.npz", _writer(file)) for (r, _), file in zip(ended, arrays, strict=True))
     _write_together(
-        (folder / f"{r.key}.json", functools.partial(_write_lines, values=_record(r, asked, session)))
-        for r, asked in ended
+        (folder / f"{r.key}.json", functools.partial(_write_lines, values=_record(r, file, asked, session)))
+        for (r, asked), file in zip(ended, arrays, strict=True)
     )
 
 
-def _arrays(result: TrialResult) -> dict[str, Any]:
-    return {f"batches/{n}": a for n, a in result.batches.items()} | {f"images/{n}": a for n, a in result.images.items()}
+def _writer(content: bytes) -> Callable[[IO[bytes]], Any]:
+    return lambda stream: stream.write(content)
 
 
-def _record(result: TrialResult, asked: Mapping[str, Any], session: int) -> dict[str, Any]:
+def _arrays(result: TrialResult) -> bytes:
+    """A trial's ``.npz`` file."""
+    stream = io.BytesIO()
+    batches = {f"batches/{name}": array for name, array in result.batches.items()}
+    npz.write(stream, batches | {f"images/{name}": array for name, array in result.images.items()})
+    return stream.getvalue()
+
+
+def _record(result: TrialResult, arrays: bytes, asked: Mapping[str, Any], session: int) -> dict[str, Any]:
     record = {k: v for k, v in vars(result).items() if k not in ("batches", "images", "log")}
-    return record | {"schema_version": SCHEMA_VERSION, "session": session, "asked": dict(asked)}
+    record |= {"schema_version": SCHEMA_VERSION, "session": session, "asked": dict(asked)}
+    read_back = json.loads(json.dumps(record))  # as a reader will find it: tuples are lists then
+    return record | {"checksum": checksum(read_back, arrays)}
+
+
+def checksum(record: Mapping[str, Any], arrays: bytes) -> str:
+    """SHA-256 over both files of a trial, in hexadecimal.
+
+    Args:
+        record: the JSON's content; its own ``checksum`` is left out.
+        arrays: the ``.npz`` file.
+    """
+    text = json.dumps({k: v for k, v in record.items() if k != "checksum"}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode() + hashlib.sha256(arrays).digest()).hexdigest()
 
 
 def write_plan(run: pathlib.Path, plan: Plan) -> None:
@@ -159,18 +186,88 @@ def _planned(trial: Trial, dataset: str) -> dict[str, Any]:
     }
 
 
+def renumbered(run: pathlib.Path, record: Mapping[str, Any], session: int) -> dict[str, Any]:
+    """A whole record of ``run`` with another session's number, as a merged run has it."""
+    moved = {**record, "session": session}
+    return moved | {"checksum": checksum(moved, (run / "trials" / f"{record['key']}.npz").read_bytes())}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is on disk of a trial.
+
+    Attributes:
+        record: the content of its JSON, without what was asked for; None where there is none, or it is damaged.
+        damage: what is wrong with its files, which it names; empty where nothing is.
+        foreign: the problem where another schema version wrote it: such a record is never overwritten.
+    """
+
+    record: dict[str, Any] | None
+    damage: str = ""
+    foreign: Problem | None = None
+
+
+def look(run: pathlib.Path, key: str) -> Stored:
+    """Read a trial and compare its files with their checksum."""
+    path = f"{run}/trials/{key}.json"
+    try:
+        with open(path, "rb") as stream:
+            text = stream.read()
+    except FileNotFoundError:
+        return Stored(None)
+    except OSError as error:
+        return Stored(None, f"{path}: {error.strerror}")
+    try:
+        record = json.loads(text)
+        version = record["schema_version"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return Stored(None, f"{path} is no trial's record")
+    if version != SCHEMA_VERSION:
+        problem = other_version(version, path)
+        return Stored(None, f"{path}: {problem.message}", problem)
+    try:
+        with open(f"{run}/trials/{key}.npz", "rb") as stream:
+            arrays = stream.read()
+    except OSError as error:
+        return Stored(None, f"{run}/trials/{key}.npz: {error.strerror}")
+    if record.get("key") != key or record.get("checksum") != checksum(record, arrays):
+        return Stored(None, f"{path} or the .npz beside it does not match its checksum")
+    record.pop("asked", None)  # nobody asks for it, and thousands of them take much memory
+    return Stored(record)
+
+
+def read(run: pathlib.Path, key: str) -> dict[str, Any] | None:
+    """A trial's record, without what was asked for; None where it is absent or damaged; see :func:`look`."""
+    return look(run, key).record
+
+
 def statuses(run: pathlib.Path, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The committed records among ``keys``, but for what was asked; a file that cannot be read does not count."""
+    """The committed records among ``keys``, but for what was asked; a damaged one does not count."""
     found = {key: read(run, key) for key in dict.fromkeys(keys)}
     return {key: record for key, record in found.items() if record is not None}
 
 
-def read(run: pathlib.Path, key: str) -> dict[str, Any] | None:
-    """A trial's record, without what was asked for; None where it is absent, torn or of another schema version."""
-    try:
-        with open(f"{run}/trials/{key}.json", "rb") as stream:
-            record: dict[str, Any] = json.loads(stream.read())
-    except (OSError, ValueError):
-        return None
-    record.pop("asked", None)  # nobody asks for it, and thousands of them take much memory
-    return record if record.get("schema_version") == SCHEMA_VERSION else None
+def check_version(run: pathlib.Path) -> None:
+    """Refuse a run's folder that was written by another schema version; one that holds no run yet is none.
+
+    Raises:
+        UsageError: its ``plan.json`` or ``run.json`` is of another version.
+    """
+    for name in ("plan.json", "run.json"):
+        try:
+            content = json.loads((run / name).read_text())
+        except (OSError, ValueError):
+            continue
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if version is not None and version != SCHEMA_VERSION:
+            raise UsageError(other_version(version, run / name))
+
+
+def other_version(version: Any, path: str | pathlib.Path) -> Problem:
+    """What to do about a file of another schema version."""
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        what = f"written by a newer tta-bench (schema version {version}; this one reads {SCHEMA_VERSION})"
+        return Problem(what, str(path), hint="update tta-bench, or choose another folder with --out DIR")
+    what = f"written by an earlier tta-bench (schema version {version}; this one reads {SCHEMA_VERSION})"
+    hint = "read it with the tta-bench that made it (run.json names the version), or run the suite again with --out DIR"
+    return Problem(what, str(path), hint=hint)

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import atexit
 import functools
-import hashlib
 import importlib.util
 import pathlib
 import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from tta_bench.code import closure_sha256, file_sha256, package_closure, plugin_closure, siblings
 from tta_bench.errors import Problem, UsageError, near_miss
 
 METHODS = "tta_bench.methods"
@@ -44,8 +44,7 @@ class Entry:
     file: pathlib.Path | None = None
 
     def __reduce__(self) -> Any:
-        content = self.file.read_bytes() if self.file else None
-        return _received, (self.name, self.origin, self.target, self.file, content)
+        return _received, (self.name, self.origin, self.target, self.file, _contents(self.file) if self.file else ())
 
     def load(self) -> type:
         """Import the class.
@@ -68,19 +67,35 @@ class Entry:
             ) from error
 
 
-def _received(name: str, origin: str, target: str, file: pathlib.Path | None, content: bytes | None) -> Entry:
-    """An entry in the process that it was sent to: a plugin's file travels with it, and is used where it is not there."""
-    if file is not None and content is not None and not (file.is_file() and file.read_bytes() == content):
-        file = _unpacked(file.name, content)
+_Contents = tuple[
+    tuple[str, bytes], ...
+]  # of a plugin file, which comes first, and of the modules beside it: path, bytes
+
+
+def _contents(file: pathlib.Path) -> _Contents:
+    files = [file, *siblings(file).values()]
+    return tuple((path.relative_to(file.parent).as_posix(), path.read_bytes()) for path in files)
+
+
+def _received(name: str, origin: str, target: str, file: pathlib.Path | None, contents: _Contents) -> Entry:
+    """An entry in the process that it was sent to: a plugin's files travel with it, for machines without them."""
+    if file is not None and any(_differs(file.parent / path, content) for path, content in contents):
+        file = _unpacked(contents)
     return Entry(name, origin, target, file)
 
 
+def _differs(path: pathlib.Path, content: bytes) -> bool:
+    return not (path.is_file() and path.read_bytes() == content)
+
+
 @functools.cache
-def _unpacked(name: str, content: bytes) -> pathlib.Path:
+def _unpacked(contents: _Contents) -> pathlib.Path:
     folder = pathlib.Path(tempfile.mkdtemp(prefix="tta-bench-plugin-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    (folder / name).write_bytes(content)
-    return folder / name
+    for path, content in contents:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    return folder / contents[0][0]
 
 
 def _load(entry: Entry) -> type:
@@ -97,10 +112,11 @@ def _load(entry: Entry) -> type:
 
 @functools.cache
 def _plugin_module(file: pathlib.Path) -> Any:
-    """Import a plugin file once a process, under a name that no other file can have.
+    """Import a plugin file once a process, under a name that no other file can have; it may import modules beside it.
 
     Raises:
-        UsageError: the file is missing, is not Python, or raises while it is imported.
+        UsageError: the file is missing, is not Python, raises while it is imported, or gets another module than the one
+            beside it.
     """
     import tta_bench.torchvision_repair  # noqa: F401  (the plugin may import timm next)
 
@@ -112,6 +128,9 @@ def _plugin_module(file: pathlib.Path) -> Any:
         raise UsageError(Problem("a plugin must be a Python file, its name ending in .py", where=str(file)))
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look their module up by name
+    beside = siblings(file)
+    if beside and str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))  # last, so that no file there takes the place of an installed package
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
@@ -124,7 +143,16 @@ def _plugin_module(file: pathlib.Path) -> Any:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
         where = f"{file}:{frames[-1].lineno}" if frames else str(file)
         raise UsageError(Problem(f"plugin cannot be imported: {type(error).__name__}: {error}", where)) from error
+    _check_siblings(file, beside)
     return module
+
+
+def _check_siblings(file: pathlib.Path, beside: Mapping[str, pathlib.Path]) -> None:
+    for name, path in beside.items():
+        imported = getattr(sys.modules.get(name), "__file__", None)
+        if imported is not None and pathlib.Path(imported).resolve() != path.resolve():
+            what = f"the plugin imports {name!r} and gets {imported}, not the file beside it"
+            raise UsageError(Problem(what, where=str(file), hint=f"give {path.name} another name"))
 
 
 def plugin_entries(file: pathlib.Path) -> list[Entry]:
@@ -202,33 +230,13 @@ class Registry:
         return self.entry(name).load()
 
 
-# -- a digest of the code that a name stands for ---------------------------------------------------------------------
+def code_sha256(entry: Entry) -> str:
+    """SHA-256 of the code that a plugin's numbers depend on: its import closure, see :mod:`tta_bench.code`.
 
-
-def file_sha256(path: str | pathlib.Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@functools.cache
-def folder_sha256(folder: pathlib.Path) -> str:
-    """SHA-256 over the names and contents of all Python files below ``folder``."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{file_sha256(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def code_digest(entry: Entry) -> dict[str, str]:
-    """What identifies a method's code in a trial's key.
-
-    A plugin file's SHA-256; for a package its distribution with version, and the digest of the folder that defines the
-    class (of the one file, where the module stands in no package).
+    Raises:
+        UsageError: the plugin cannot be loaded.
     """
+    cls = entry.load()
     if entry.file is not None:
-        return {"plugin_sha256": file_sha256(entry.file)}
-    module = sys.modules[entry.load().__module__]
-    file = pathlib.Path(str(module.__file__))
-    digest = folder_sha256(file.parent) if module.__package__ else file_sha256(file)
-    return {"distribution": entry.origin, "code_sha256": digest}
+        return closure_sha256(plugin_closure(entry.file))
+    return closure_sha256(package_closure([entry.target.partition(":")[0], cls.__module__]))

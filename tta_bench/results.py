@@ -154,6 +154,7 @@ class Results:
         segments: a row for each trial, segment and shift, in plan order; failed, skipped and missing trials included.
         batches: a row for each batch of the trials that are ok: the online curve.
         stale: trial files whose key is not in the plan, left out of the tables.
+        damaged: what is wrong with trials whose files do not match their checksum; they are missing in the tables.
     """
 
     path: pathlib.Path
@@ -161,6 +162,7 @@ class Results:
     segments: pd.DataFrame
     batches: pd.DataFrame
     stale: int
+    damaged: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -180,18 +182,18 @@ def load(run: pathlib.Path) -> Results:
     except (OSError, ValueError) as error:
         hint = "give the folder that 'tta-bench run' printed last"
         raise UsageError(Problem(f"not a run: {error}", where=str(run), hint=hint)) from error
-    if plan["schema_version"] != SCHEMA_VERSION:
-        what = f"schema version {plan['schema_version']}, this tta-bench reads {SCHEMA_VERSION}"
-        raise UsageError(Problem(what, where=str(run), hint="run the suite again into another folder"))
-    segments, batches = _Columns(), _Batches()
+    records.check_version(run)
+    segments, batches, damaged = _Columns(), _Batches(), list[str]()
     for trial in plan["trials"]:
-        record = records.read(run, trial["key"])
-        for row in _rows(trial, record):
+        stored = records.look(run, trial["key"])
+        record = stored.record
+        damaged += [stored.damage] if stored.damage else []
+        for row in _rows(trial, record, stored.damage):
             segments.add(row)
         if record is not None and record["status"] == "ok":
             batches.add(trial, read_arrays(run, trial["key"], _is_of_batches))
     stale = len(_committed(run) - {t["key"] for t in plan["trials"]})
-    return Results(run, plan, segments.frame(), batches.frame(), stale)
+    return Results(run, plan, segments.frame(), batches.frame(), stale, tuple(dict.fromkeys(damaged)))
 
 
 def read_arrays(run: pathlib.Path, key: str, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
@@ -239,10 +241,11 @@ class _Columns:
         return pd.DataFrame(self._values).astype({c.name: c.dtype for c in COLUMNS})
 
 
-def _rows(trial: Mapping[str, Any], record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _rows(trial: Mapping[str, Any], record: Mapping[str, Any] | None, damage: str = "") -> list[dict[str, Any]]:
     asked = {k: v for k, v in trial.items() if k in _NAMES}
     if record is None:
-        record = {"status": "missing", "reason": "not run yet", "segments": [], "facts": {}, "environment": {}}
+        reason = f"damaged: {damage}; run the suite again" if damage else "not run yet"
+        record = {"status": "missing", "reason": reason, "segments": [], "facts": {}, "environment": {}}
     shared = {
         **asked,
         **{k: v for k, v in record["facts"].items() if k in _NAMES},

@@ -58,7 +58,6 @@ def begin_session(run: pathlib.Path, suite: Mapping[str, Any]) -> int:
     content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "sessions": []}
     if path.exists():
         content = json.loads(path.read_text())
-    content["schema_version"] = SCHEMA_VERSION
     content["sessions"].append({"session": len(content["sessions"]), **_provenance(), "suite": dict(suite)})
     write_json(path, content)
     return len(content["sessions"]) - 1

@@ -118,7 +118,7 @@ class Workbench:
         request = adapter.source_request()
         if request is None:
             return {}, {}
-        asked = {k: trial.asked[k] for k in ("method", "model", "source", "batch_size", "seed", "precision")}
+        asked = {k: trial.asked.get(k) for k in ("method", "model", "source", "batch_size", "seed", "precision")}
         place = digest([asked, vars(request)])
         if place not in self._prepared:
             _remember(self._prepared, place, self._prepare(adapter, trial, counter, request))

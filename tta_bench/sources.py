@@ -52,11 +52,10 @@ def _open(loaded: LoadedSuite, index: int, entry: ModelEntry, problems: list[Pro
     asked = {
         "tag": spec.tag,
         "weights_sha256": state_sha256(model.net),
-        "options": dict(spec.options),
-        "stem": spec.stem,
         "mean": [round(float(v), 6) for v in model.mean.flatten()],
         "std": [round(float(v), 6) for v in model.std.flatten()],
-        "class_mask": None,
+        **({"options": dict(spec.options)} if spec.options else {}),
+        **({"stem": spec.stem} if spec.stem else {}),
     }
     geometry = _published_geometry(published) if spec.timm else None
     count = sum(p.numel() for p in model.parameters())

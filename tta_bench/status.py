@@ -63,6 +63,7 @@ def show(run: pathlib.Path) -> None:
     plan = _read(run / "plan.json")
     if plan is None:
         raise UsageError(Problem("not a run", str(run), hint="give the folder that 'tta-bench run' works in"))
+    records.check_version(run)
     tally = Tally((t["label"], t["model"], [shift[0] for shift in t["shifts"]]) for t in plan["trials"])
     failed: Counter[str] = Counter()
     for trial in plan["trials"]:

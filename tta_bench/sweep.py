@@ -16,6 +16,7 @@ from rich.console import Console
 from tta_bench import conclusion, faults, preflight, records, rundir, runlog, scheduler, selection, suite
 from tta_bench import plan as planning
 from tta_bench.data.cache import Entry, ImageCache
+from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, Stopped, UsageError
 from tta_bench.faults import Fault
 from tta_bench.forecast import forecast
@@ -23,7 +24,7 @@ from tta_bench.interrupts import EXIT_CODE, Interrupts
 from tta_bench.order import Estimates
 from tta_bench.plan import Plan, Trial
 from tta_bench.preflight import CacheChoice
-from tta_bench.progress import ImageProgress, TrialProgress, own_console
+from tta_bench.progress import ImageProgress, ReadingProgress, TrialProgress, own_console
 from tta_bench.runner import TrialResult
 from tta_bench.status import StatusFile
 from tta_bench.tally import Tally
@@ -52,11 +53,15 @@ class Options:
 
 
 class _Past(NamedTuple):
-    """What earlier sessions have left: trials that wait, what the others came to, and what trials are expected to take."""
+    """What earlier sessions have left: trials that wait, what the others came to, and what trials are expected to take.
+
+    ``damaged`` says what is wrong with the files of trials that are run again for it.
+    """
 
     waiting: list[Trial]
     tally: Tally
     estimates: Estimates
+    damaged: list[str]
 
 
 def run(options: Options, resume: str) -> int:
@@ -72,11 +77,14 @@ def run(options: Options, resume: str) -> int:
     console = own_console()
     _check(options)
     loaded = suite.load(options.suite, sets=options.sets, plugins=options.plugins)
-    plan = planning.make(loaded, options.limit, functools.partial(selection.wants, options.only))
+    digests = Digests(progress=ReadingProgress(console))
+    plan = planning.make(loaded, options.limit, functools.partial(selection.wants, options.only), digests)
+    _say_cost(console, digests)
     selected = selection.select(plan.trials, options.only)
     choice = _cache(options, loaded.suite)
     cache = choice.here()
     out = _out(options, plan)
+    records.check_version(out)
     past = _recall(out, plan, selected, options.retry_failed)
     missing = cache.to_build(plan.cache_entries(past.waiting))
     if problem := preflight.no_room(cache, missing):
@@ -85,6 +93,8 @@ def run(options: Options, resume: str) -> int:
         options.executor, options.address, options.workers, options.cpus_per_trial, options.gpus_per_trial,
         options.timeout, options.retries,
     )  # fmt: skip
+    for damage in past.damaged:
+        _say(console, f"damaged, and counted as not run: {damage}")
     said = _summary(plan, selected, past.waiting, cache, missing, resources, out)
     console.print(said, markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
@@ -105,6 +115,15 @@ def run(options: Options, resume: str) -> int:
         return 3
     print(out)
     return code
+
+
+def _say_cost(console: Console, digests: Digests) -> None:
+    """What reading image files took; next time only those that changed are read."""
+    cost = digests.cost
+    if cost.files:
+        size = f"{cost.bytes / 2**30:.1f} GiB" if cost.bytes >= 2**30 else f"{cost.bytes / 2**20:.0f} MiB"
+        remembered = "their digests are remembered" if not digests.trouble else f"not remembered: {digests.trouble}"
+        _say(console, f"read {cost.files:,} image files ({size}) in {cost.seconds:.1f} s; {remembered}")
 
 
 def _forecast(plan: Plan, past: _Past, resources: scheduler.Resources) -> str:
@@ -159,15 +178,22 @@ def _recall(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retry_fail
     """Take in the trials of earlier sessions, one after another: thousands of records take much memory."""
     tally = Tally((t.label, t.model, [s.corruption for s in t.stream.shifts]) for t in plan.trials)
     estimates, finished, chosen = Estimates(plan.setting), set[str](), {trial.key for trial in selected}
+    damaged: dict[str, None] = {}
     for trial in plan.trials:
-        record = records.read(out, trial.key)
+        stored = records.look(out, trial.key)
+        record = stored.record
+        if stored.foreign:
+            raise UsageError(stored.foreign)
+        if stored.damage:
+            damaged[stored.damage] = None
         if record is None or (trial.key in chosen and not _finished(record, retry_failed)):
             continue
         finished.add(trial.key)
         tally.add(trial.label, trial.model, record["status"], record["segments"])
         if record["status"] == "ok":
             estimates.learn(trial, record["facts"]["trial_s"])
-    return _Past([trial for trial in _distinct(selected) if trial.key not in finished], tally, estimates)
+    waiting = [trial for trial in _distinct(selected) if trial.key not in finished]
+    return _Past(waiting, tally, estimates, list(damaged))
 
 
 def _summary(

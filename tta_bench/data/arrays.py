@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from tta_bench.data.base import CleanImages, DataPart, Dataset, Folder
+from tta_bench.data.base import CleanImages, DataPart, Dataset, Folder, digest, named_contents
+from tta_bench.data.digests import Digests, Extent
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.streams import CLEAN, Shift
 
@@ -45,19 +47,17 @@ class DigitsPart(DataPart):
 class ArrayImages(CleanImages):
     """Clean images held as one uint8 array (N, side, side, 3)."""
 
-    def __init__(
-        self, images: np.ndarray, labels: np.ndarray, ids: Sequence[str], num_classes: int, origin: dict[str, Any]
-    ):
+    def __init__(self, images: np.ndarray, labels: np.ndarray, ids: Sequence[str], num_classes: int):
         self.images, self.ids = images, ids
         self.labels = labels.astype(np.int64)
         self.num_classes, self.side = num_classes, int(images.shape[1])
-        self._origin = origin
 
     def decode(self, index: int) -> np.ndarray:
         return np.asarray(self.images[index])
 
-    def fingerprint(self) -> dict[str, Any]:
-        return self._origin
+    def fingerprint(self, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
+        sha256 = [hashlib.sha256(image.tobytes()).hexdigest() for image in self.images[rows]]
+        return named_contents([self.ids[i] for i in rows], sha256, self.labels[rows])
 
 
 def read_archive(folder: str, classes: int, part: Literal["train", "test"]) -> ArrayImages:
@@ -79,8 +79,7 @@ def read_archive(folder: str, classes: int, part: Literal["train", "test"]) -> A
     records = raw.reshape(-1, label_bytes + 3072)
     images = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     ids = [f"{part}/{i}" for i in range(len(records))]
-    origin = {"kind": f"cifar{classes}-archive", "part": part, "files": [[f.name, f.stat().st_size] for f in files]}
-    return ArrayImages(np.ascontiguousarray(images), records[:, label_bytes - 1], ids, classes, origin)
+    return ArrayImages(np.ascontiguousarray(images), records[:, label_bytes - 1], ids, classes)
 
 
 class CifarC(Dataset):
@@ -126,14 +125,25 @@ class CifarC(Dataset):
     def _file(self, shift: Shift) -> pathlib.Path:
         return self.root / f"{shift.corruption}.npy"
 
-    def fingerprint(self, shift: Shift) -> dict[str, Any]:
+    def fingerprint(self, shift: Shift, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
         if shift == CLEAN and self._clean:
-            return self._clean.fingerprint()
+            return self._clean.fingerprint(rows, digests)
+        [array] = digests.of([self._extent(shift)])
         return {
             "kind": "cifar_c",
             "shift": shift.id,
-            "file": [self._file(shift).name, self._file(shift).stat().st_size],
+            "array": array,
+            "rows": digest(rows.tolist()),
+            "labels": digest(self.labels[rows].tolist()),
         }
+
+    def _extent(self, shift: Shift) -> Extent:
+        """Where the images of a severity lie in the file of the corruption."""
+        path, array = self._file(shift), self._load(self._file(shift).name)
+        if not isinstance(array, np.memmap) or not array.flags.c_contiguous:  # the severity's rows lie apart
+            return Extent(str(path))
+        size = array[:ROWS].nbytes
+        return Extent(str(path), array.offset + (shift.severity - 1) * size, size)
 
     def array(self, shift: Shift) -> np.ndarray:
         if shift == CLEAN and self._clean:
@@ -147,14 +157,9 @@ class CifarC(Dataset):
 
 def embedded_digits() -> tuple[ArrayImages, ArrayImages]:
     """(test, source): the 1,000 held-out digits, and the 797 that the source models were trained on."""
-    from importlib import metadata
-
     from tta_bench.data.digits import load_split
 
     split = load_split()
-    origin = {"kind": "digits", "scikit-learn": metadata.version("scikit-learn"), "pillow": metadata.version("pillow")}
-    test = ArrayImages(split.test_images, split.test_labels, [f"digit/{i}" for i in split.test_ids], 10,
-                       {**origin, "part": "test"})  # fmt: skip
-    source = ArrayImages(split.train_images, split.train_labels, [f"digit/{i}" for i in split.train_ids], 10,
-                         {**origin, "part": "train"})  # fmt: skip
+    test = ArrayImages(split.test_images, split.test_labels, [f"digit/{i}" for i in split.test_ids], 10)
+    source = ArrayImages(split.train_images, split.train_labels, [f"digit/{i}" for i in split.train_ids], 10)
     return test, source

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError
 from tta_bench.streams import Shift
 
@@ -92,12 +93,16 @@ class CleanImages(abc.ABC):
         """
 
     @abc.abstractmethod
-    def fingerprint(self) -> dict[str, Any]:
-        """What identifies the images, without any absolute path."""
+    def fingerprint(self, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
+        """What identifies images ``rows`` (n,): their ids, contents and labels, without any absolute path.
 
-    def freshness(self) -> str:
-        """What changes when a file is replaced under its old name and size; part of a cache entry's key only."""
-        return ""
+        Raises:
+            UsageError: a file cannot be read.
+        """
+
+    def all_rows(self) -> np.ndarray:
+        """The indices of all images, (N,) int32."""
+        return np.arange(len(self.ids), dtype=np.int32)
 
 
 class SomeImages(CleanImages):
@@ -117,11 +122,8 @@ class SomeImages(CleanImages):
     def decode(self, index: int) -> np.ndarray:
         return self.clean.decode(int(self.rows[index]))
 
-    def fingerprint(self) -> dict[str, Any]:
-        return {"of": self.clean.fingerprint(), "rows": digest(self.rows.tolist())}
-
-    def freshness(self) -> str:
-        return self.clean.freshness()
+    def fingerprint(self, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
+        return self.clean.fingerprint(self.rows[rows], digests)
 
 
 class Dataset(abc.ABC):
@@ -147,12 +149,14 @@ class Dataset(abc.ABC):
         """Why ``shift`` cannot be had, or None."""
 
     @abc.abstractmethod
-    def fingerprint(self, shift: Shift) -> dict[str, Any]:
-        """What identifies the images under ``shift``: relative paths, sizes, generator settings, library versions."""
+    def fingerprint(self, shift: Shift, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
+        """What identifies images ``rows`` (n,) under ``shift``: ids, contents, labels, generator settings, libraries.
 
-    def freshness(self, shift: Shift) -> str:
-        """See :meth:`CleanImages.freshness`."""
-        return ""
+        A setting at its default is left out, so that a new one leaves old trials' keys alone.
+
+        Raises:
+            UsageError: a file cannot be read.
+        """
 
     @abc.abstractmethod
     def read(self, shift: Shift, index: np.ndarray) -> np.ndarray:
@@ -167,6 +171,11 @@ def digest(value: Any) -> str:
     """SHA-256 of the canonical JSON of ``value``, in hexadecimal."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def named_contents(ids: Sequence[str], sha256: Sequence[str], labels: np.ndarray) -> dict[str, str]:
+    """The part of a fingerprint that identifies images (n,) by their ids, contents and labels."""
+    return {"images": digest(list(zip(ids, sha256, strict=True))), "labels": digest(labels.tolist())}
 
 
 def decode_file(path: pathlib.Path, geometry: Geometry, side: int | None) -> np.ndarray:

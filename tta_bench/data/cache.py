@@ -22,7 +22,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tta_bench import NUMERICS_VERSION
 from tta_bench.data.base import Dataset, digest
+from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError
 from tta_bench.streams import Shift
 
@@ -70,22 +72,34 @@ class Direct:
 
 @dataclass(frozen=True)
 class Entry:
-    """One (data, shift) that a suite uses: the images ``rows`` of ``dataset`` under ``shift``."""
+    """One (data, shift) that a suite uses: the images ``rows`` of ``dataset`` under ``shift``.
+
+    ``content`` is the digest of their fingerprint.
+    """
 
     dataset: Dataset
     shift: Shift
     rows: np.ndarray
+    content: str
 
     @property
     def key(self) -> str:
         """What the entry is called in the cache: a digest of all that made it."""
-        return digest([FORMAT, self.dataset.fingerprint(self.shift), self.dataset.freshness(self.shift),
-                       zlib.crc32(self.rows.tobytes()), len(self.rows)])[:32]  # fmt: skip
+        return digest([FORMAT, NUMERICS_VERSION, self.content])[:32]
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(images, side, side, 3)."""
         return (len(self.rows), self.dataset.side, self.dataset.side, 3)
+
+
+def entry_of(dataset: Dataset, shift: Shift, rows: np.ndarray, digests: Digests) -> Entry:
+    """The entry of images ``rows`` (n,) int32, sorted, whose content is read where it is not known.
+
+    Raises:
+        UsageError: a file cannot be read.
+    """
+    return Entry(dataset, shift, rows, digest(dataset.fingerprint(shift, rows, digests)))
 
 
 def checksum(array: np.ndarray) -> int:

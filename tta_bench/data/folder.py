@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -21,14 +22,14 @@ from tta_bench.data.base import (
     Folder,
     Geometry,
     decode_file,
-    digest,
+    named_contents,
 )
 from tta_bench.data.corruptions import NAMES
+from tta_bench.data.digests import Digests, Extent
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.streams import CLEAN, Shift
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
-Listing = tuple[tuple[str, int, int], ...]  # (relative path, bytes, modification time in ns), sorted by path
 
 
 class FolderPart(DataPart):
@@ -74,8 +75,8 @@ class ImageNetCPart(DataPart):
 
 
 @functools.lru_cache(maxsize=256)
-def listing(root: pathlib.Path) -> Listing:
-    """The images below ``root``'s class folders, once a process.
+def listing(root: pathlib.Path) -> tuple[str, ...]:
+    """The images below ``root``'s class folders: relative paths, sorted; read once a process.
 
     Raises:
         UsageError: there are none.
@@ -84,8 +85,7 @@ def listing(root: pathlib.Path) -> Listing:
     for group in sorted(entry.name for entry in os.scandir(root) if entry.is_dir()):
         for entry in os.scandir(root / group):
             if pathlib.PurePath(entry.name).suffix.lower() in SUFFIXES and entry.is_file():
-                stat = entry.stat()
-                found.append((f"{group}/{entry.name}", stat.st_size, stat.st_mtime_ns))
+                found.append(f"{group}/{entry.name}")
     if not found:
         hint = "expected <root>/<class>/<image>, with images ending in " + ", ".join(sorted(SUFFIXES))
         raise UsageError(Problem("the folder holds no images", where=str(root), hint=hint))
@@ -102,8 +102,7 @@ class FolderImages(CleanImages):
     def __init__(self, root: str, geometry: Geometry):
         self.root = pathlib.Path(root).expanduser().resolve()
         self.geometry = geometry
-        self._listing = listing(self.root)
-        self.ids = [path for path, _, _ in self._listing]
+        self.ids = listing(self.root)
         groups = [path.split("/", 1)[0] for path in self.ids]
         classes = {name: number for number, name in enumerate(sorted(set(groups)))}
         self.labels = np.array([classes[group] for group in groups], dtype=np.int64)
@@ -127,15 +126,17 @@ class FolderImages(CleanImages):
     def decode(self, index: int) -> np.ndarray:
         return decode_file(self.root / self.ids[index], self.geometry, self.side)
 
-    @functools.cached_property
-    def _fingerprint(self) -> dict[str, Any]:
-        return {"files": digest([[path, size] for path, size, _ in self._listing]), "geometry": vars(self.geometry)}
+    def fingerprint(self, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
+        return file_contents(self.root, [self.ids[i] for i in rows], self.labels[rows], self.geometry, digests)
 
-    def fingerprint(self) -> dict[str, Any]:
-        return self._fingerprint
 
-    def freshness(self) -> str:
-        return digest([time for _, _, time in self._listing])
+def file_contents(
+    root: pathlib.Path, ids: Sequence[str], labels: np.ndarray, geometry: Geometry, digests: Digests
+) -> dict[str, Any]:
+    """The fingerprint of image files ``root/id`` with their labels (n,)."""
+    sha256 = digests.of([Extent(f"{root}/{path}") for path in ids])
+    steps = {name: value for name, value in vars(geometry).items() if value != getattr(Geometry, name)}
+    return {**named_contents(ids, sha256, labels), **({"geometry": steps} if steps else {})}
 
 
 class ImageNetC(Dataset):
@@ -178,7 +179,7 @@ class ImageNetC(Dataset):
                 if problem := self._no_folder(shift):
                     return problem
                 folder = self._folder(shift)
-                there = {path for path, _, _ in listing(folder)}
+                there = set(listing(folder))
         except UsageError as error:
             return error.problems[0]
         lost = [path for path in self.ids if path not in there]
@@ -188,29 +189,19 @@ class ImageNetC(Dataset):
             )
         return None
 
-    def _used(self, shift: Shift) -> tuple[pathlib.Path, Listing, Geometry]:
-        folder, geometry = (self._folder(shift), IMAGENET_C_GEOMETRY)
+    def _files(self, shift: Shift) -> tuple[pathlib.Path, Geometry]:
+        """The folder of a shift's images, and what is done to them."""
         if shift == CLEAN:
-            folder, geometry = self._clean().root, IMAGENET_GEOMETRY
-        wanted = set(self.ids)
-        return folder, tuple(entry for entry in listing(folder) if entry[0] in wanted), geometry
+            return self._clean().root, IMAGENET_GEOMETRY
+        return self._folder(shift), IMAGENET_C_GEOMETRY
 
-    def fingerprint(self, shift: Shift) -> dict[str, Any]:
-        _, entries, geometry = self._used(shift)
-        return {
-            "kind": "imagenet_c",
-            "shift": shift.id,
-            "files": digest([[path, size] for path, size, _ in entries]),
-            "geometry": vars(geometry),
-        }
-
-    def freshness(self, shift: Shift) -> str:
-        return digest([time for _, _, time in self._used(shift)[1]])
+    def fingerprint(self, shift: Shift, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
+        folder, geometry = self._files(shift)
+        contents = file_contents(folder, [self.ids[i] for i in rows], self.labels[rows], geometry, digests)
+        return {"kind": "imagenet_c", "shift": shift.id, **contents}
 
     def read(self, shift: Shift, index: np.ndarray) -> np.ndarray:
-        folder, geometry = self._folder(shift), IMAGENET_C_GEOMETRY
-        if shift == CLEAN:
-            folder, geometry = self._clean().root, IMAGENET_GEOMETRY
+        folder, geometry = self._files(shift)
         return np.stack([decode_file(folder / self.ids[i], geometry, self.side) for i in index])
 
 

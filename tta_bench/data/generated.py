@@ -8,6 +8,7 @@ import numpy as np
 
 from tta_bench.data import corruptions
 from tta_bench.data.base import CleanImages, Dataset, recompress
+from tta_bench.data.digests import Digests
 from tta_bench.data.folder import corruption_known
 from tta_bench.errors import Problem
 from tta_bench.streams import CLEAN, Shift
@@ -50,20 +51,17 @@ class Generated(Dataset):
             return Problem(what, hint="choose strengths: imagenet")
         return None
 
-    def fingerprint(self, shift: Shift) -> dict[str, Any]:
-        clean = {"kind": "generated", "shift": shift.id, "clean": self.clean.fingerprint()}
+    def fingerprint(self, shift: Shift, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
+        clean = {"kind": "generated", "shift": shift.id, "clean": self.clean.fingerprint(rows, digests)}
         if shift == CLEAN:
             return clean
         return {
             **clean,
             "strengths": self.strengths,
             "seed": self.seed,
-            "recompress_jpeg": self.recompress_jpeg,
             "libraries": corruptions.library_versions(self.strengths, shift.corruption),
+            **({"recompress_jpeg": self.recompress_jpeg} if self.recompress_jpeg else {}),
         }
-
-    def freshness(self, shift: Shift) -> str:
-        return self.clean.freshness()
 
     def read(self, shift: Shift, index: np.ndarray) -> np.ndarray:
         return np.stack([self._one(shift, int(i)) for i in index])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tta_bench import plan as planning
-from tta_bench import results, suite
+from tta_bench import records, results, suite
 from tta_bench.errors import Problem, UsageError
 
 Trial = Mapping[str, Any]  # a trial as plan.json has it
@@ -66,8 +66,7 @@ def _content(path: pathlib.Path) -> dict[str, Any]:
         hint = "give folders that 'tta-bench run' printed last, copied whole"
         raise UsageError(Problem(f"not a whole run: {error}", str(path.parent), hint=hint)) from error
     if content["schema_version"] != results.SCHEMA_VERSION:
-        what = f"schema version {content['schema_version']}, this tta-bench reads {results.SCHEMA_VERSION}"
-        raise UsageError(Problem(what, str(path), hint="merge with the tta-bench that made it, or run it again"))
+        raise UsageError(records.other_version(content["schema_version"], path))
     return content
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tta_bench import results
 from tta_bench.errors import Problem, UsageError
 from tta_bench.merge import words
 from tta_bench.merge.clashes import Clash, difference_of, refusal
 from tta_bench.merge.inputs import BROKEN, Run, Trial
+from tta_bench.records import look
 
 # what must agree; the confidence may round otherwise elsewhere
 _PREDICTIONS = ("images/image", "images/shift", "images/predicted", "images/correct")
@@ -139,13 +139,12 @@ def _records(inputs: Sequence[Run], keys: Sequence[str]) -> tuple[dict[str, list
 def _read(run: Run, key: str) -> Record | None:
     """A run's record of ``key``, or None where it has none; anything in ``BROKEN`` where its files are torn."""
     path = run.path / "trials" / f"{key}.json"
-    if not path.exists():
+    stored = look(run.path, key)
+    if stored.damage:
+        raise ValueError(stored.damage)
+    if stored.record is None:
         return None
     content = json.loads(path.read_text())
-    if content["schema_version"] != results.SCHEMA_VERSION:
-        raise ValueError(f"schema version {content['schema_version']}, not {results.SCHEMA_VERSION}")
-    if content["key"] != key:
-        raise ValueError("it is another trial's")
     if not all(isinstance(content[name], dict) for name in ("asked", "facts", "environment")):
         raise ValueError("asked, facts and environment are no mappings")
     if content["session"] not in [session["session"] for session in run.sessions]:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tta_bench import results, runlog
+from tta_bench import records, results, runlog
 from tta_bench.merge.inputs import Run, Trial
 from tta_bench.merge.records import Record
 
@@ -21,7 +21,7 @@ def write(target: pathlib.Path, inputs: Sequence[Run], trials: Sequence[Trial], 
         for name in (f"trials/{key}.npz", runlog.name(key)):
             _copy(record.run.path / name, target / name)
         session = numbers[record.run.given, record.content["session"]]
-        results.write_json(folder / f"{key}.json", {**record.content, "session": session})
+        results.write_json(folder / f"{key}.json", records.renumbered(record.run.path, record.content, session))
     notes = sorted({note for run in inputs for note in run.plan["notes"]})
     results.write_json(target / "run.json", {"schema_version": results.SCHEMA_VERSION, "sessions": sessions})
     models = {name: about for run in inputs for name, about in run.plan["models"].items()}

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.report import content, data, evidence, figures, latex, markdown, page, published, terminal
+from tta_bench.report import verify as verification
 from tta_bench.report.check import Check, judge
 from tta_bench.report.content import Content, Options
 from tta_bench.report.reference import compare
@@ -28,6 +29,7 @@ def write(
     tolerance: float,
     mix: bool,
     shared_timings: bool,
+    verify: bool,
 ) -> int:
     """Print the tables of runs and write their report.
 
@@ -42,9 +44,10 @@ def write(
         tolerance: largest difference that passes, points of error.
         mix: put runs together whose images, versions or precision differ.
         shared_timings: show times taken on a shared device, too, in tables of their own.
+        verify: recompute every number from the predictions.
 
     Returns:
-        The exit code: 3 where the run does not agree with ``check``, else 0.
+        The exit code: 3 where the run does not agree with ``check`` or with its own predictions, else 0.
 
     Raises:
         UsageError: no such run, format, label or file, or runs that must not stand in one table.
@@ -61,6 +64,9 @@ def write(
         console.print(f"newest run: {newest()}", markup=False, highlight=False, soft_wrap=True)
     folders = [pathlib.Path(run) for run in runs] or [newest()]
     found = evidence.gather(folders, mix=mix)
+    for damage in (damage for run in found.runs for damage in run.damaged):
+        console.print(f"damaged, and left out: {damage}", markup=False, highlight=False, soft_wrap=True)
+    wrong, recomputed = verification.verify(found.runs) if verify else ([], 0)
     if baseline not in (*found.labels, Options.baseline):
         raise UsageError(
             Problem(f"--baseline: no row has the label {baseline!r}", hint=near_miss(baseline, found.labels))
@@ -79,7 +85,11 @@ def write(
     print(folder)
     for line in judged.lines if judged else []:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return 0 if judged is None or judged.passed else 3
+    if verify:
+        said = f"{len(wrong)} disagreements" if wrong else "all numbers follow from their predictions"
+        for line in [f"verify: {recomputed} trials recomputed, {said}", *(f"  {line}" for line in wrong)]:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0 if (judged is None or judged.passed) and not wrong else 3
 
 
 def _show(made: Content) -> None:

@@ -207,5 +207,7 @@ def _notes(runs: Sequence[Results], segments: pd.DataFrame) -> Iterator[str]:
         for name, values in conditions.items():
             if len(values) > 1:
                 yield f"{run.path.name} was made with several of {name}: {_listed(values)}."
+        if run.damaged:
+            yield f"{run.path.name} has {len(run.damaged)} damaged trials, which count as missing: run the suite again."
         if run.stale:
             yield f"{run.path.name} has {run.stale} trial files of an earlier plan, which are left out."
