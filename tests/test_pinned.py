@@ -3,12 +3,12 @@
 Where the processor, torch, numpy, scipy, pillow, scikit-learn and timm are those that made the stored numbers, every
 result column and the prediction and confidence of every image are compared bit for bit. Elsewhere the order of sums
 differs, and learned or restarting methods (MGG, SAR) amplify it. Measured on one machine, with torch's unvectorised
-kernels, oneDNN or MKL held to SSE4, all three, or two threads in place of one: none of 6,280 predictions differs, no
-selected image, update or recovery either; confidences differ by at most 9e-8 in the median, 1e-3 for all but 0.5 % of
-images, and 0.035 in the worst case (MGG); a row's mean confidence by at most 7e-4. Other versions of the libraries were
-not measured, so the bounds leave room: 99 % of all predictions equal and two images a row; half of all confidences within
-1e-5 and 95 % within 1e-3; 0.01 for a row's mean confidence; in a row, four images more or fewer selected by a method. All
-else (status, reason, counts, updates, recoveries, the images and their order) is equal.
+kernels, oneDNN or MKL held to SSE4, all three, or two threads in place of one: none of 4,600 predictions differs, no
+selected image, update or recovery either; confidences differ by at most 1.2e-7 in the median, 3.6e-7 for 90 % of the
+images, 6e-4 for 99 %, and 0.035 in the worst case (MGG); a row's mean confidence by at most 7e-4. Other versions of the
+libraries were not measured, so the bounds leave room: 99 % of all predictions equal and two images a row; half of all
+confidences within 1e-5 and 90 % within 1e-4; 0.01 for a row's mean confidence; in a row, four images more or fewer that
+a method selects. All else (status, reason, counts, updates, recoveries, the images and their order) is equal.
 """
 
 from __future__ import annotations

@@ -22,14 +22,12 @@ from tta_bench import records, results, sweep
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 COMMAND = "python tests/pinned/store.py"
-RUNS: dict[str, dict[str, Any]] = {
-    "reset": {"sets": ["corruptions=[contrast]"]},
+RUNS: dict[str, dict[str, Any]] = {  # rows that "only" leaves out are missing, which is pinned, too
+    "reset": {"sets": ["corruptions=[contrast]"], "only": ["method=source|norm|tent|eata|mgg|failing"]},
     "continual": {"sets": ["protocol={kind: continual}", "seeds=[1]"]},
     "adapt_images": {
         "sets": ["protocol={kind: reset, adapt_images: [16, all]}", "corruptions=[fog]", "seeds=[0, 1]"],
-        "only": [
-            "method=source|tent|mgg,model=resnet_bn|resnet_gn"
-        ],  # the other rows are missing, which is pinned, too
+        "only": ["method=tent|mgg,model=resnet_bn|resnet_gn"],
     },
 }
 IMAGES = 40  # in every row, as suite.yaml says
@@ -40,7 +38,7 @@ PLACE = ["run", "protocol", "label", "model", "shift", "seed", "adapt_images"]  
 TOLERANCES = {"correct": 2, "error_pct": 5.0, "error_after_pct": 8.4, "confidence_mean": 0.01, "images_backwarded": 4,
               "stat_kept": 1.4}  # fmt: skip
 EQUAL_PREDICTIONS = 0.99  # at least, of all images together
-CONFIDENCES = {0.5: 1e-5, 0.95: 1e-3}  # a quantile of the differences of all images: at most
+CONFIDENCES = {0.5: 1e-5, 0.9: 1e-4}  # a quantile of the differences of all images: at most
 
 
 @dataclass(frozen=True)
