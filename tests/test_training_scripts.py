@@ -227,6 +227,15 @@ def test_shipped_weights_load_strictly_and_classify(name: str, least_pct: float)
     assert digits.accuracy_pct(recipe.spec, path, images, labels) >= least_pct
 
 
+def test_the_groupnorm_network_of_the_pinned_runs_classifies() -> None:
+    digits, split = script("train_digits"), load_split()
+    [recipe] = digits.UNSHIPPED
+    path = ROOT / "tests" / "pinned" / f"{recipe.spec.name}.safetensors"
+    images, labels = digits.as_tensor(split.test_images), torch.from_numpy(split.test_labels)
+    assert digits.accuracy_pct(recipe.spec, path, images, labels) >= 98.0
+    assert path.stat().st_size < 5e5
+
+
 def test_shipped_weights_say_how_to_use_them() -> None:
     digits = script("train_digits")
     for recipe in digits.RECIPES:
