@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from runs import reseal
 
 from tta_bench import results
 
@@ -16,6 +17,8 @@ def changed(run: pathlib.Path, key: str, /, **values: Any) -> None:
     """Replace values in a trial's record."""
     path = run / "trials" / f"{key}.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    if path.with_suffix(".npz").exists():
+        reseal(path)
 
 
 def repredicted(run: pathlib.Path, key: str, images: int) -> None:
@@ -25,6 +28,7 @@ def repredicted(run: pathlib.Path, key: str, images: int) -> None:
         arrays = dict(stored)
     arrays["images/predicted"][:images] += 1
     np.savez(path, **arrays)
+    reseal(path.with_suffix(".json"))
 
 
 def replanned(run: pathlib.Path, change: Callable[[dict[str, Any]], None]) -> None:

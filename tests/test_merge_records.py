@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import Outcome
 from merging import changed, keys, record, repredicted
+from runs import reseal
 
 from tta_bench import results
 
@@ -27,6 +28,7 @@ def test_equal_results_agree_and_the_first_is_kept(run_cli: Cli, part_runs: path
         arrays = dict(stored)
     arrays["images/confidence"] = arrays["images/confidence"] * (1 + 1e-7)
     np.savez(other / "trials" / f"{key}.npz", **arrays)
+    reseal(other / "trials" / f"{key}.json")
     outcome = run_cli("merge", part_runs / "seed0", other, "--out", "out")
     assert outcome.code == 0, outcome.err
     assert "4 trials were in several runs and agreed" in outcome.err

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from runs import reseal
 from test_training_scripts import script
 
 from tta_bench import npz
@@ -103,12 +104,14 @@ def test_differences_are_named(local_sweep: Callable[..., Any], tmp_path: pathli
     arrays["images/confidence"] = np.nextafter(arrays["images/confidence"], np.float32(2))
     with file.open("wb") as stream:
         npz.write(stream, arrays)
+    reseal(file.with_suffix(".json"))
     assert differences(one, two) == ["predictions of 1 of 2 trials"]
 
     record = json.loads(file.with_suffix(".json").read_text())
     record["segments"][0]["correct"] += 1
     record["segments"][0]["stat_new"] = 0.5
     file.with_suffix(".json").write_text(json.dumps(record))
+    reseal(file.with_suffix(".json"))
     assert differences(one, two) == ["column stat_new", "column correct", "predictions of 1 of 2 trials"]
 
 

@@ -21,11 +21,13 @@ class Outcome:
         counts: trials by status.
         stale: trial files whose key is not in the plan.
         failed: (key, reason) of each trial that failed, in plan order.
+        damaged: what is wrong with trials whose files do not match their checksum.
     """
 
     counts: dict[str, int]
     stale: int
     failed: list[tuple[str, str]]
+    damaged: list[str]
 
 
 def conclude(run: pathlib.Path, trials: int) -> Outcome:
@@ -55,7 +57,7 @@ def here(run: pathlib.Path) -> Outcome:
         raise Stopped(error.problems[0]) from error
     results.write_tables(tables)
     failed = tables.segments.loc[tables.segments["status"] == "failed", ["key", "reason"]].drop_duplicates("key")
-    return Outcome(tables.counts, tables.stale, list(failed.itertuples(index=False, name=None)))
+    return Outcome(tables.counts, tables.stale, list(failed.itertuples(index=False, name=None)), list(tables.damaged))
 
 
 def apart(run: pathlib.Path) -> Outcome:
@@ -75,7 +77,7 @@ def apart(run: pathlib.Path) -> Outcome:
         raise OSError(said["errno"], said["strerror"])
     if "stopped" in said:
         raise Stopped(Problem(**said["stopped"]))
-    return Outcome(said["counts"], said["stale"], [(key, reason) for key, reason in said["failed"]])
+    return Outcome(**said | {"failed": [(key, reason) for key, reason in said["failed"]]})
 
 
 # It imports what this process does. A terminal sends Ctrl-C to both, Slurm SIGTERM: the driver answers them.

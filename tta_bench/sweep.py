@@ -296,17 +296,19 @@ class _Keeper:
 def _conclude(
     plan: Plan, selected: Sequence[Trial], out: pathlib.Path, console: Console, interrupts: Interrupts
 ) -> int:
-    """Rebuild the tables, say what came out; the exit code is 3 where a selected trial failed."""
+    """Rebuild the tables, say what came out; the exit code is 3 where a selected trial failed or one is damaged."""
     with interrupts.held(), _writing(out):
         came = conclusion.conclude(out, len(plan.trials))
     counts = ", ".join(f"{count} {status}" for status, count in came.counts.items())
     stale = f"; {came.stale} stale trial files are left out" if came.stale else ""
     console.print(f"{plan.name}: {counts}{stale}", markup=False, highlight=False)
+    for damage in came.damaged:
+        _say(console, f"damaged, and counted as not run: {damage}")
     chosen = {trial.key for trial in selected}
     failed = [(key, reason) for key, reason in came.failed if key in chosen]
     for line in _failures(failed, out):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return 3 if failed else 0
+    return 3 if failed or came.damaged else 0
 
 
 def _failures(failed: Sequence[tuple[str, str]], out: pathlib.Path) -> list[str]:

@@ -132,6 +132,7 @@ def library_versions(strengths: Strengths, corruption: str) -> dict[str, str]:
     return {name: _version(name) for name in names}
 
 
+@functools.cache
 def _version(name: str) -> str:
     for distribution in ("opencv-python", "opencv-python-headless") if name == "opencv" else (name,):
         with contextlib.suppress(metadata.PackageNotFoundError):

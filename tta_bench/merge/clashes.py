@@ -36,12 +36,18 @@ def refusal(clashes: Sequence[Clash]) -> Problem:
 
 
 def asked_for(run: Run, trial: Trial) -> Mapping[str, Any]:
-    """What the key depends on, where the trial was run; else what the plan says of it."""
+    """What the key depends on, where the trial was run, else what the plan says of it; hyperparameters with defaults."""
     try:
         asked: Mapping[str, Any] = json.loads((run.path / "trials" / f"{trial['key']}.json").read_text())["asked"]
     except BROKEN:
         return {"method": {"config": trial["config"]}, "batch_size": trial["batch_size"]}
-    return asked
+    return {**asked, "method": method_of(trial, asked)}
+
+
+def method_of(trial: Trial, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The method as it was asked for, with the hyperparameters that a key leaves out: those at their defaults."""
+    method: Mapping[str, Any] = asked.get("method", {})
+    return {**method, "config": {**trial["config"], **method.get("config", {})}}
 
 
 def difference_of(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

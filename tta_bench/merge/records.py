@@ -13,7 +13,7 @@ import numpy as np
 
 from tta_bench.errors import Problem, UsageError
 from tta_bench.merge import words
-from tta_bench.merge.clashes import Clash, difference_of, refusal
+from tta_bench.merge.clashes import Clash, difference_of, method_of, refusal
 from tta_bench.merge.inputs import BROKEN, Run, Trial
 from tta_bench.records import look
 
@@ -103,7 +103,7 @@ def _making(trial: Trial, asked: Mapping[str, Any]) -> dict[tuple[Any, ...], Any
     shifts = tuple(name for _, _, name in trial["shifts"])
     return {
         ("numerics_version",): asked.get("numerics_version"),
-        ("method", trial["label"], trial["model"]): asked.get("method"),
+        ("method", trial["label"], trial["model"]): method_of(trial, asked),
         ("source", trial["label"], trial["model"]): asked.get("source"),
         ("model", trial["model"]): asked.get("model"),
         ("data", trial["model"], shifts): asked.get("data"),
