@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,3 +44,12 @@ def batches(count: int, size: int = 8, seed: int = 1) -> list[torch.Tensor]:
     """Random images in [0, 1]: ``count`` tensors (size, 3, 32, 32)."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.rand(size, 3, 32, 32, generator=generator) for _ in range(count)]
+
+
+def state_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over name, dtype, shape and bytes of each tensor, names in order: what weights are known by."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        array = state[name].numpy()
+        digest.update(f"{name}\0{state[name].dtype}\0{array.shape}\0".encode() + array.tobytes())
+    return digest.hexdigest()

@@ -146,6 +146,53 @@ def test_variants_differ_in_what_a_reset_forgets() -> None:
             assert bool(adapter.reset_keeps) is keeps
 
 
+def test_sars_variants_differ_in_what_a_recovery_forgets() -> None:
+    """The published code keeps SGD's momentum and writes the low moving mean back; the paper forgets both."""
+    for variant in ("official", "paper"):
+        adapter: Any = ready(
+            Sar, small_model("layer"), variant=variant, entropy_margin=2.4, recovery_threshold=100.0, lr=0.01
+        )
+        before = [p.detach().clone() for p in adapter.parameters]
+        adapter.step(batches(1)[0])
+        assert adapter.stats()["recoveries"] == 1
+        assert all(torch.equal(a, b) for a, b in zip(before, adapter.parameters, strict=True)), "weights are restored"
+        assert (adapter.moving_loss is not None, bool(adapter.optimizer.state)) == (variant == "official",) * 2
+        assert adapter.kept > 0, "what the step has said stays"
+
+
+def test_eatas_fisher_is_the_mean_over_batches_of_the_squared_gradient_of_each_mean_loss() -> None:
+    """In batches of the test batch's size, with the model's own predictions as labels; a short last batch counts alike."""
+    adapter: Any = ready(Eata, small_model("group"), batch_size=8, fisher_images=11)
+    assert vars(adapter.source_request()) == {"images": 11, "batch_size": 8}
+    source = [*batches(1, size=8), *batches(1, size=3, seed=5)]
+    found = adapter.prepare(iter(source))
+    expected = [torch.zeros_like(p) for p in adapter.parameters]
+    for x in source:
+        probabilities = adapter.model(x).log_softmax(1)
+        loss = -probabilities.gather(1, probabilities.argmax(1, keepdim=True)).mean()
+        for total, gradient in zip(expected, torch.autograd.grad(loss, adapter.parameters), strict=True):
+            total += gradient**2 / 2
+    assert len(found) == len(expected)
+    for number, fisher in enumerate(expected):
+        torch.testing.assert_close(found[str(number)], fisher)
+
+
+@pytest.mark.parametrize(
+    ("cls", "values"),
+    [(Tent, {"optimizer": "adam", "lr": 1e-3}), (Eta, {"optimizer": "adam", "lr": 1e-3, "d_margin": 0.4}),
+     (Eata, {"optimizer": "adam", "lr": 1e-3, "d_margin": 0.4, "fisher_alpha": 1.0, "fisher_images": 2000}), (Sar, {"lr": 1e-3})],
+)  # fmt: skip
+def test_the_presets_for_cifar_are_the_published_ones(cls: type[Adapter], values: dict[str, Any]) -> None:
+    config = cls.Config(**cls.presets["cifar10"].resolve(200))
+    assert {name: getattr(config, name) for name in values} == values
+
+
+def test_the_defaults_are_those_published_for_imagenet() -> None:
+    config: Any = Eata.Config()
+    assert (config.optimizer, config.lr, config.d_margin, config.fisher_alpha, config.fisher_images) == ("sgd", 2.5e-4, 0.05, 2000.0, 2000)  # fmt: skip
+    assert config.optimizer_options["momentum"] == 0.9
+
+
 def test_sars_variants_differ_on_an_empty_batch() -> None:
     moved = {}
     for variant in ("official", "paper"):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from tta_bench import plan, suite
+from tta_bench import forecast, plan, suite
 from tta_bench.forecast import measure
 from tta_bench.models import load
 from tta_bench.order import MOST_TOGETHER, Estimates, Queue
@@ -53,11 +54,13 @@ def test_a_measured_pass_stands_in_for_parameters_but_not_for_experience(made: P
     assert estimates.seconds(tent) == pytest.approx(7.0)
 
 
-def test_a_forecast_measures_a_model(made: Plan) -> None:
+def test_a_forecast_measures_a_model(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(forecast.time, "perf_counter", lambda: float(next(clock)))  # a pass takes a second
     model = load(made.setting.models["resnet_bn"])
     small, large = (measure(model, side, torch.device("cpu")) for side in (32, 64))
     assert small.weights == 4 * made.setting.parameters["resnet_bn"]
-    assert small.seconds > 0
+    assert small.seconds == 1 / forecast._IMAGES
     assert large.activations == pytest.approx(4 * small.activations, rel=0.05), "they grow with the image"
 
 

@@ -12,10 +12,12 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import Outcome
+from networks import state_digest
 
 from tta_bench import plan, suite
 from tta_bench.methods import mgg_checkpoint, mgg_pretraining
 from tta_bench.methods.mgg_pretraining import MetaTrainer
+from tta_bench.models import load
 
 Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]
@@ -59,7 +61,8 @@ def test_a_checkpoint_says_how_it_was_made_and_is_made_once(run_cli: Cli, suite_
     known = said()
     assert known["source_model"] == "resnet_bn"
     assert known["source_model_tag"]
-    assert len(known["weights_sha256"]) == 64
+    spec = plan.make(suite.load("small.yaml")).setting.models["resnet_bn"]
+    assert known["weights_sha256"] == state_digest(load(spec).net.state_dict())
     assert known["source_data"]
     assert known["seed"] == "0"
     assert known["epochs"] == "2 of 2"

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from tta_bench import plan, suite
 from tta_bench.adapter import Adapter, Config, Needs, SourceRequest
-from tta_bench.data.cache import ImageCache
-from tta_bench.runner import TrialResult, Workbench, run_trial
-from tta_bench.streams import build
+from tta_bench.data.cache import ImageCache, Images
+from tta_bench.meters import Stopwatch
+from tta_bench.methods.tent import Tent
+from tta_bench.runner import TrialResult, Workbench, _take, _timing, run_trial
+from tta_bench.streams import build, derived_seed
 
 Runner = Callable[..., TrialResult]
 
@@ -88,8 +90,9 @@ def test_adapt_images_adapts_on_the_first_and_grades_the_rest_apart(run: Runner)
     assert "error_after_pct" not in run(Counting).segments[0]
 
 
-def test_a_row_says_what_was_measured(run: Runner) -> None:
+def test_a_row_says_what_was_measured(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     store: dict[str, Any] = {}
+    monkeypatch.setattr(Stopwatch, "read_ms", lambda self: np.array([100.0, 50.0, 20.0]))
     result = run(Plain, bench=store)
     assert (result.status, result.reason) == ("ok", "")
     [row] = result.segments
@@ -103,8 +106,7 @@ def test_a_row_says_what_was_measured(run: Runner) -> None:
     assert row["error_pct"] == pytest.approx(100 - row["correct"])
     assert row["confidence_mean"] == pytest.approx(images["confidence"].mean(), abs=1e-6)
     assert result.batches["images"].tolist() == [40, 40, 20]
-    assert row["images_per_s"] > 0
-    assert row["warmup_ms"] > 0
+    assert (row["warmup_ms"], row["step_ms_median"], row["images_per_s"]) == (150.0, 20.0, 1000.0)
     assert row["peak_memory_mib"] is None
     assert result.environment["threads"] == 1
 
@@ -158,6 +160,19 @@ def test_a_method_that_misbehaves_is_a_failed_row(run: Runner, scores: Callable[
     assert result.segments == []
 
 
+@pytest.mark.parametrize("image", [0, 19])
+def test_one_image_without_finite_scores_fails_the_trial_and_names_its_batch(run: Runner, image: int) -> None:
+    class OneBad(Plain):
+        def step(self, x: Tensor) -> Tensor:
+            scores = self.predict(x)
+            if len(x) == 20:  # the last batch
+                scores[image, 3] = float("nan")
+            return scores
+
+    reason = "FloatingPointError: the scores of batch 2 (segment contrast-5) are not finite"
+    assert (run(OneBad).status, run(OneBad).reason) == ("failed", reason)
+
+
 def test_a_method_may_decline_before_it_runs(run: Runner) -> None:
     class Declines(Plain):
         needs = Needs(norm_kinds=("layer",))
@@ -169,9 +184,10 @@ def test_a_method_may_decline_before_it_runs(run: Runner) -> None:
     assert (result.status, result.reason) == ("skipped", "the model has no layer normalisation layer")
 
 
-def test_batches_below_min_batch_are_predicted(run: Runner) -> None:
+@pytest.mark.parametrize(("min_batch", "last"), [(20, "step"), (21, "predict")])
+def test_batches_below_min_batch_are_predicted(run: Runner, min_batch: int, last: str) -> None:
     class Counts(Plain):
-        needs = Needs(min_batch=30)
+        needs = Needs(min_batch=min_batch)
         calls: list[tuple[str, int]] = []
 
         def step(self, x: Tensor) -> Tensor:
@@ -183,7 +199,17 @@ def test_batches_below_min_batch_are_predicted(run: Runner) -> None:
             return super().predict(x)
 
     run(Counts)
-    assert Counts.calls == [("step", 40), ("step", 40), ("predict", 20)]
+    assert Counts.calls == [("step", 40), ("step", 40), (last, 20)]
+
+
+@pytest.mark.parametrize(("min_batch", "status"), [(40, "ok"), (41, "skipped")])
+def test_a_batch_size_below_min_batch_is_declined(run: Runner, min_batch: int, status: str) -> None:
+    class Needy(Plain):
+        needs = Needs(min_batch=min_batch)
+
+    result = run(Needy)
+    assert result.status == status
+    assert result.reason == ("" if status == "ok" else "batch size 40 is below the 41 that the method needs")
 
 
 class Prepared(Plain):
@@ -241,3 +267,86 @@ def test_global_draws_do_not_depend_on_what_ran_before(run: Runner) -> None:
     first = run(Noisy)
     torch.rand(7)
     assert np.array_equal(first.images["confidence"], run(Noisy).images["confidence"])
+
+
+class SeesSource(Plain):
+    """Keeps the source images that it was prepared with."""
+
+    needs = Needs(source_images=True)
+    scale = 1.0
+
+    def source_request(self) -> SourceRequest:
+        return SourceRequest(images=12, batch_size=12)
+
+    def prepare(self, source: Iterator[Tensor]) -> dict[str, Tensor]:
+        return {"seen": self.scale * torch.cat(list(source))}
+
+    def stats(self) -> dict[str, Tensor]:
+        return {"seen": self.prepared["seen"].double().sum()}
+
+
+class SeesSourceTwice(SeesSource):
+    """The same, with other prepared statistics; its hyperparameters are Tent's."""
+
+    Config = Tent.Config
+    scale = 2.0
+
+
+def test_prepared_statistics_belong_to_one_seed_and_one_method(
+    suite_file: Callable[..., pathlib.Path], cache: pathlib.Path
+) -> None:
+    made = plan.make(suite.load(str(suite_file(("seeds: [0]", "seeds: [0, 1]"), ("[clean, contrast]", "[contrast]")))))
+    methods = {"source": _Entry(SeesSource), "tent": _Entry(SeesSourceTwice)}
+    setting = dataclasses.replace(made.setting, methods=methods)  # type: ignore[arg-type]
+    bench = Workbench(setting, ImageCache(cache), torch.device("cpu"), 1)
+    seen = {(t.method, t.seed): run_trial(t, bench).batches["stat_seen"][0] for t in made.trials}
+    source = made.setting.datasets["resnet_bn"].source
+    assert source is not None
+    for (method, seed), found in seen.items():
+        order = np.random.default_rng(derived_seed("source", seed)).permutation(len(source.ids))[:12]
+        pixels = np.stack([source.decode(int(i)) for i in order]).astype(np.float64)
+        assert found == pytest.approx((2.0 if method == "tent" else 1.0) * pixels.sum() / 255, rel=1e-6), (method, seed)
+
+
+def test_a_methods_seed_is_that_of_its_trial_and_stream(
+    suite_file: Callable[..., pathlib.Path], cache: pathlib.Path
+) -> None:
+    class Seeded(Plain):
+        seeds: list[tuple[int, int]] = []
+
+        def setup(self) -> None:
+            self.seeds.append((self.context.generator.initial_seed(), torch.initial_seed()))
+
+    made = plan.make(suite.load(str(suite_file(("seeds: [0]", "seeds: [0, 1]"), ("[source, tent]", "[source]")))))
+    setting = dataclasses.replace(made.setting, methods={"source": _Entry(Seeded)})  # type: ignore[dict-item]
+    bench = Workbench(setting, ImageCache(cache), torch.device("cpu"), 1)
+    for trial in made.trials:
+        run_trial(trial, bench)
+    expected = [derived_seed("method", t.seed, build(t.stream).sha256) for t in made.trials]
+    assert Seeded.seeds == [(seed, seed) for seed in expected]
+
+
+def test_a_batch_that_mixes_shifts_has_each_images_own_pixels() -> None:
+    """Image i under shift s is grey 10·s + i; shift 1 holds only some images."""
+
+    def held(shift: int, rows: list[int]) -> Images:
+        pixels = np.stack([np.full((2, 2, 3), 10 * shift + row, dtype=np.uint8) for row in rows])
+        return Images(np.array(rows), pixels)
+
+    images: list[Any] = [held(0, [0, 1, 2, 3]), held(1, [1, 3, 7]), held(2, [0, 1, 2, 3])]
+    taken = _take(images, np.array([2, 0, 1, 2, 1]), np.array([3, 1, 7, 0, 1]))
+    assert taken[:, 0, 0, 0].tolist() == [23, 1, 17, 20, 11]
+    assert _take(images, np.array([1, 1]), np.array([7, 3]))[:, 1, 1, 2].tolist() == [17, 13]
+
+
+def test_warm_up_batches_are_timed_apart() -> None:
+    times = _timing(np.array([100.0, 50.0, 10.0, 20.0, 30.0]), np.array([8, 8, 4, 4, 2]), np.arange(5))
+    assert times == pytest.approx(
+        {"step_ms_median": 20.0, "step_ms_p95": 29.0, "images_per_s": 10 / 60e-3, "warmup_ms": 150.0}
+    )
+    later = _timing(np.array([10.0, 20.0]), np.array([4, 4]), np.array([5, 6]))
+    assert later == pytest.approx(
+        {"step_ms_median": 15.0, "step_ms_p95": 19.5, "images_per_s": 8 / 30e-3, "warmup_ms": None}
+    )
+    short = _timing(np.array([10.0, 20.0]), np.array([4, 4]), np.array([0, 1]))
+    assert short == {"step_ms_median": None, "step_ms_p95": None, "images_per_s": None, "warmup_ms": 30.0}

@@ -58,6 +58,35 @@ def test_a_difference_that_holds_for_one_order_of_the_stream_only_is_not_signifi
     assert statistics.pair_tests(draws, shaky)[0, 1] > 0.2
 
 
+BY_SEED = np.array([[30.0, 31.0], [30.4, 31.1], [29.5, 31.6], [30.2, 30.9]])
+
+
+def test_a_test_over_seeds_alone_is_the_paired_t_test() -> None:
+    """Where images add no variance: 4 seeds, 3 degrees of freedom."""
+    draws = np.repeat(BY_SEED.mean(0, keepdims=True), 50, axis=0)
+    expected = stats.ttest_rel(BY_SEED[:, 0], BY_SEED[:, 1]).pvalue
+    assert statistics.pair_tests(draws, BY_SEED)[0, 1] == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_variances_of_images_and_seeds_add_and_freedom_is_welchs() -> None:
+    """As Welch's test of the seeds' differences against a sample of very many images."""
+    spread = np.linspace(-1, 1, 200)
+    draws = BY_SEED.mean(0) + np.stack([0.5 * spread, -0.2 * spread], axis=1)
+    of_images = np.var(0.7 * spread, ddof=1)
+    differences = BY_SEED[:, 0] - BY_SEED[:, 1]
+    many = 1e12
+    expected = stats.ttest_ind_from_stats(
+        differences.mean(),
+        differences.std(ddof=1),
+        len(differences),
+        0.0,
+        np.sqrt(of_images * many),
+        many,
+        equal_var=False,
+    ).pvalue
+    assert statistics.pair_tests(draws, BY_SEED)[0, 1] == pytest.approx(expected, rel=1e-6)
+
+
 def test_methods_that_agree_on_every_image_are_alike_and_constant_differences_are_not() -> None:
     same = np.repeat(wrong([0.3]), 2, axis=1)
     assert statistics.pair_tests(statistics.bootstrap(same), same.mean(0, keepdims=True))[0, 1] == 1

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
 
-from tta_bench.streams import CLEAN, Shift, StreamSpec, build, specs, subset
+from tta_bench.streams import CLEAN, Shift, StreamSpec, build, derived_seed, specs, subset
 
 SHIFTS = (CLEAN, Shift("contrast", 5), Shift("fog", 3))
 SPEC = StreamSpec("continual", SHIFTS, images=23, subset=None, batch_size=5, seed=0, data_seed=0)
@@ -68,3 +69,20 @@ def test_subsets_are_nested_and_drawn_by_the_data_seed_alone() -> None:
     assert set(small) != set(subset(1000, 50, 1))
     used = [set(build(dataclasses.replace(SPEC, subset=10, seed=seed)).image) for seed in (0, 1)]
     assert used[0] == used[1], "seeds share the subset"
+
+
+def test_the_order_of_each_shift_is_drawn_from_the_seed_and_the_shift() -> None:
+    orders = {}
+    for seed in (0, 1):
+        stream = build(dataclasses.replace(SPEC, seed=seed))
+        for number, shift in enumerate(SHIFTS):
+            order = stream.image[stream.shift == number]
+            rng = np.random.default_rng(derived_seed("order", seed, shift.id, 0))
+            assert np.array_equal(order, rng.permutation(np.arange(23, dtype=np.int32)))
+            orders[seed, shift] = tuple(order)
+    assert len(set(orders.values())) == 6, "no two are alike"
+
+
+def test_a_derived_seed_is_the_head_of_the_digest_of_its_axes() -> None:
+    text = b'["order",3,"fog-5",0]'
+    assert derived_seed("order", 3, "fog-5", 0) == int.from_bytes(hashlib.sha256(text).digest()[:8], "big") // 2
