@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from conftest import clock
 
 from tta_bench.loading import loaded
 
@@ -13,11 +14,14 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_every_batch_arrives_once_and_in_order(ahead: bool) -> None:
+def test_every_batch_arrives_once_and_in_order_with_the_time_waited_for_it(
+    ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tta_bench.loading.time", clock(0.5, 0, 0.25, 0, 0.125))
     found = list(loaded(range(5), lambda n: torch.full((2,), n), CPU, ahead))
     assert [batch for batch, _, _ in found] == [0, 1, 2, 3, 4]
     assert [x[0].item() for _, x, _ in found] == [0, 1, 2, 3, 4]
-    assert all(waited >= 0 for _, _, waited in found)
+    assert [waited for _, _, waited in found] == [500, 0, 250, 0, 125]
 
 
 def test_the_next_batch_is_fetched_while_this_one_is_worked_on() -> None:

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from conftest import clock
 from networks import batches, ready, small_model
 from torch import Tensor
 
@@ -129,11 +130,12 @@ def test_steps_outside_are_not_counted() -> None:
     assert steps.read() == 1
 
 
-def test_the_stopwatch_times_each_block() -> None:
-    watch = Stopwatch(torch.device("cpu"))
-    for _ in range(3):
-        with watch.timing():
-            pass
-    assert watch.read_ms().shape == (3,)
-    assert (watch.read_ms() >= 0).all()
-    assert watch.read_ms().shape == (0,)
+def test_the_stopwatch_times_each_block_in_milliseconds_and_a_read_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tta_bench.meters.time", clock(0.25, 0.5, 0.125, 2.0))
+    watch, found = Stopwatch(torch.device("cpu")), []
+    for blocks in (3, 1, 0):
+        for _ in range(blocks):
+            with watch.timing():
+                pass
+        found.append(watch.read_ms().tolist())
+    assert found == [[250, 500, 125], [2000], []]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -47,6 +49,18 @@ def test_weights_load_from_every_kind_of_file_alike(tmp_path: pathlib.Path) -> N
     )
     assert torch.equal(models[0](X), expected)
     assert not any(p.requires_grad for p in models[0].parameters())
+
+
+def test_the_digest_of_weights_is_over_names_types_shapes_and_bytes() -> None:
+    norm = torch.nn.BatchNorm1d(2)
+    norm.weight.data = torch.tensor([0.5, -2.0])
+    tensors = {
+        "bias": ("float32", "(2,)", np.array([0, 0], "<f4")), "num_batches_tracked": ("int64", "()", np.array(0, "<i8")),
+        "running_mean": ("float32", "(2,)", np.array([0, 0], "<f4")), "running_var": ("float32", "(2,)", np.array([1, 1], "<f4")),
+        "weight": ("float32", "(2,)", np.array([0.5, -2], "<f4")),
+    }  # fmt: skip
+    parts = [f"{name}\0torch.{kind}\0{shape}\0".encode() + a.tobytes() for name, (kind, shape, a) in tensors.items()]
+    assert state_sha256(norm) == hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def test_half_precision_weights_are_used_in_float32(tmp_path: pathlib.Path) -> None:
