@@ -18,7 +18,9 @@ from PIL import Image
 from runs import reseal
 
 import tta_bench
-from tta_bench import plan, records, results, suite
+from tta_bench import metrics, plan, records, results, suite
+from tta_bench.data.arrays import ArrayImages
+from tta_bench.data.digests import Digests
 from tta_bench.data.folder import listing
 
 Cli = Callable[..., Outcome]
@@ -100,6 +102,17 @@ def test_only_the_severity_of_an_array_that_changed_has_another_key(
     labels[9_999] = 1
     np.save(tmp_path / "labels.npy", labels)
     assert changed(after, planned(file)) == set(after)
+
+
+def test_a_fingerprint_holds_the_labels_of_the_images_that_are_used() -> None:
+    images, ids = np.zeros((4, 8, 8, 3), dtype=np.uint8), list("abcd")
+
+    def fingerprint(*labels: int) -> Any:
+        return ArrayImages(images, np.array(labels), ids, 10).fingerprint(np.array([0, 2]), Digests())
+
+    before = fingerprint(1, 2, 3, 4)
+    assert fingerprint(1, 9, 3, 9) == before
+    assert fingerprint(1, 2, 9, 4) != before
 
 
 def test_an_image_that_is_not_used_changes_nothing(
@@ -282,6 +295,23 @@ def test_verify_recomputes_every_number_from_the_predictions(
     assert wrong.code == 3
     assert f"{file}: " in wrong.err
     assert says in wrong.err
+
+
+def test_verify_counts_the_images_of_each_visit_apart(run_cli: Cli, part_copy: Callable[..., pathlib.Path]) -> None:
+    """A record whose one segment of 40, 40 and 20 images is told as two visits of the same shift."""
+    run = part_copy("seed0")
+    file = sorted((run / "trials").glob("*.json"))[0]
+    arrays = results.read_arrays(run, file.stem, lambda name: name.startswith("images/"))
+    record = json.loads(file.read_text())
+    [row] = record["segments"]
+    record["segments"] = [
+        {**row, **metrics.summary(arrays["images/correct"][part], arrays["images/confidence"][part]), "visit": visit, "batches": batches}
+        for visit, batches, part in ((0, 2, slice(80)), (1, 1, slice(80, 100)))
+    ]  # fmt: skip
+    file.write_text(json.dumps(record))
+    reseal(file)
+    outcome = run_cli("report", run, "--format", "csv", "--verify")
+    assert "all numbers follow from their predictions" in outcome.err
 
 
 def test_verify_compares_keys_with_what_was_asked(run_cli: Cli, part_copy: Callable[..., pathlib.Path]) -> None:
