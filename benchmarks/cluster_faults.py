@@ -25,7 +25,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from ray.cluster_utils import Cluster
 
-from tta_bench import results
+from tta_bench.store import results
 
 PATIENCE_S = 300.0
 

@@ -19,12 +19,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tta_bench import plan, suite
+from tta_bench import suite
 from tta_bench.data.cache import ImageCache, default_root
 from tta_bench.models import SourceModel
-from tta_bench.plan import Trial
-from tta_bench.runner import Workbench, run_trial, to_tensor
+from tta_bench.run.runner import Workbench, run_trial, to_tensor
 from tta_bench.streams import build
+from tta_bench.suite import plan
+from tta_bench.suite.plan import Trial
 
 THREADS = 2
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import timing
 import torch
 
-from tta_bench import results
+from tta_bench.store import results
 
 
 def shares(text: str) -> list[float]:

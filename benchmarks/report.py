@@ -20,8 +20,10 @@ import time
 
 import scale
 
-from tta_bench import plan, results, rundir, suite
-from tta_bench.data.corruptions import BENCHMARK
+from tta_bench import suite
+from tta_bench.data.corrupt.corruptions import BENCHMARK
+from tta_bench.store import results, rundir
+from tta_bench.suite import plan
 
 RATES = [f"{n}.0e-4" for n in range(1, 10)]
 LIMIT_S, LIMIT_MB = 10.0, 1000.0

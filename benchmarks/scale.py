@@ -34,8 +34,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the process that starts the others stays small: a child's peak memory begins at its parent's
-    from tta_bench.plan import Plan, Trial
-    from tta_bench.runner import TrialResult
+    from tta_bench.run.runner import TrialResult
+    from tta_bench.suite.plan import Plan, Trial
 
 BATCH = 64
 SHIFTS, MODELS, MOST_SEEDS = 25, 2, 40  # of the suite; the rows of its one method make up the number of trials
@@ -50,13 +50,13 @@ models:
     architecture: resnet18
     options: {{num_classes: 10, layers: [1, 1, 1, 1], channels: [16, 32, 64, 128]}}
     stem: cifar
-    weights: "package:tta_bench/weights/digits_resnet_bn.safetensors"
+    weights: "package:tta_bench.data.kinds/weights/digits_resnet_bn.safetensors"
     mean: [0.3, 0.3, 0.3]
     std: [0.36, 0.36, 0.36]
   - name: vit_ln
     architecture: vit_tiny_patch16_224
     options: {{num_classes: 10, img_size: 32, patch_size: 4, embed_dim: 64, depth: 6, num_heads: 4}}
-    weights: "package:tta_bench/weights/digits_vit_ln.safetensors"
+    weights: "package:tta_bench.data.kinds/weights/digits_vit_ln.safetensors"
     mean: [0.3, 0.3, 0.3]
     std: [0.36, 0.36, 0.36]
 methods: [{{name: eata, grid: {{lr: {rates}}}}}]
@@ -124,7 +124,7 @@ def canned(trial: Trial, batches: int, error: float = 0.3) -> TrialResult:
     """A result of the size and shape that a real trial has; an image is classified wrongly with probability ``error``."""
     import numpy as np
 
-    from tta_bench.runner import TrialResult
+    from tta_bench.run.runner import TrialResult
 
     rng = np.random.default_rng(trial.seed)
     images, numbers = batches * BATCH, np.arange(batches)
@@ -165,7 +165,8 @@ def canned(trial: Trial, batches: int, error: float = 0.3) -> TrialResult:
 
 def planned(case: Case, trials: int) -> Plan:
     """The plan of the suite of so many trials."""
-    from tta_bench import plan, suite
+    from tta_bench import suite
+    from tta_bench.suite import plan
 
     made = plan.make(suite.load(str(case.suite(trials))))
     assert len(made.trials) == trials
@@ -177,7 +178,7 @@ def planned(case: Case, trials: int) -> Plan:
 
 def make_run(case: Case) -> dict[str, float]:
     """Make what the other measurements work on; nothing is measured."""
-    from tta_bench import results
+    from tta_bench.store import results
 
     make_images(case.folder / "images")
     made = planned(case, case.trials)
@@ -222,7 +223,7 @@ def plan_cost(case: Case) -> dict[str, float]:
 def resume_cost(case: Case) -> dict[str, float]:
     """Seconds of ``tta-bench run`` where every trial is finished."""
     _import_all()
-    from tta_bench import sweep
+    from tta_bench.commands import run as sweep
 
     options = sweep.Options(str(case.suite(case.trials)), out=str(case.run))
     with stopwatch("resume") as found:
@@ -233,8 +234,8 @@ def resume_cost(case: Case) -> dict[str, float]:
 
 def load_cost(case: Case) -> dict[str, float]:
     """Seconds of reading the finished run."""
-    _import_all("pyarrow.parquet", "tta_bench.results")
-    from tta_bench import results
+    _import_all("pyarrow.parquet", "tta_bench.store.results")
+    from tta_bench.store import results
 
     with stopwatch("load") as found:
         loaded = results.load(case.run)
@@ -246,7 +247,7 @@ def load_cost(case: Case) -> dict[str, float]:
 def write_cost(case: Case) -> dict[str, float]:
     """Milliseconds of writing a trial's result: of the processor, of the wall clock, and waiting for the disk."""
     _import_all()
-    from tta_bench import results
+    from tta_bench.store import results
 
     trials = planned(case, case.trials).trials[:1000]
     made = [canned(trial, case.batches) for trial in trials]
@@ -271,7 +272,9 @@ def write_cost(case: Case) -> dict[str, float]:
 def driver_cost(case: Case) -> dict[str, float]:
     """Milliseconds of the driver's processor for a trial that does nothing: a ``tta-bench run`` on Ray, shared out."""
     _import_all()
-    from tta_bench import cluster, conclusion, sweep
+    from tta_bench.commands import run as sweep
+    from tta_bench.schedule import cluster
+    from tta_bench.store import conclusion
 
     class Idle(cluster.Worker):
         """A worker whose trials cost nothing, and say so; Ray sends this class to its processes."""
@@ -308,8 +311,8 @@ def _of_children() -> float:
 
 def _import_all(*more: str) -> None:
     """What the commands import when they need it: no figure is about the time that takes."""
-    names = ["tta_bench.torchvision_repair", "timm", "PIL.Image", "ray", "tta_bench.methods.eata", "tta_bench.sweep",
-             "tta_bench.cluster", "tta_bench.pool"]  # fmt: skip
+    names = ["tta_bench.torchvision_repair", "timm", "PIL.Image", "ray", "tta_bench.methods.eata",
+             "tta_bench.commands.run", "tta_bench.schedule.cluster", "tta_bench.schedule.pool"]  # fmt: skip
     for name in (*names, *more):
         importlib.import_module(name)
     IMPORTED.append(peak_memory())

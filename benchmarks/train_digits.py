@@ -1,4 +1,4 @@
-"""Train the two small source models of the digits demo and write ``tta_bench/weights/digits_*.safetensors``.
+"""Train the two small source models of the digits demo and write ``tta_bench/data/kinds/weights/digits_*.safetensors``.
 
     python benchmarks/train_digits.py            # trains both, a few minutes on one core
     python benchmarks/train_digits.py --check    # trains nothing: clean accuracy of the files that are there
@@ -24,7 +24,7 @@ from training import as_tensor, lr_factor, make_optimizer, write_weights
 from tta_bench.data.digits import load_split
 from tta_bench.models import ModelSpec, SourceModel, build_network, load_weights, read_state
 
-WEIGHTS = pathlib.Path(__file__).resolve().parent.parent / "tta_bench" / "weights"
+WEIGHTS = pathlib.Path(__file__).resolve().parent.parent / "tta_bench" / "data" / "kinds" / "weights"
 MEAN = (0.3, 0.3, 0.3)  # of the training digits, rounded; a suite repeats both
 STD = (0.36, 0.36, 0.36)
 

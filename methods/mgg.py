@@ -67,7 +67,7 @@ class Mgg(Adapter):
     needs = Needs(
         backward=True, source_images=True, checkpoint=True, min_batch=2, norm_kinds=("batch", "group", "layer")
     )
-    example = {"checkpoint": "package:tta_bench/weights/digits_c/mgg-vit_ln.safetensors"}
+    example = {"checkpoint": "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors"}
 
     @classmethod
     def skip(cls, model: SourceModel, config: Any, context: Context) -> str | None:

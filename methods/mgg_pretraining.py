@@ -29,7 +29,7 @@ from tta_bench.methods.mgg_checkpoint import provenance, save
 from tta_bench.methods.mgg_optimizer import MGG
 from tta_bench.models import SourceModel
 from tta_bench.pretraining import PretrainJob, Stopped
-from tta_bench.results import write_atomically
+from tta_bench.store.results import write_atomically
 from tta_bench.streams import CLEAN, Shift, derived_seed
 
 Statistics = tuple[Tensor, Tensor]

@@ -30,7 +30,7 @@ models:
     architecture: resnet18
     options: {num_classes: 10, layers: [1, 1, 1, 1], channels: [16, 32, 64, 128]}
     stem: cifar
-    weights: "package:tta_bench/weights/digits_resnet_bn.safetensors"
+    weights: "package:tta_bench.data.kinds/weights/digits_resnet_bn.safetensors"
     mean: [0.3, 0.3, 0.3]
     std: [0.36, 0.36, 0.36]
 methods: [source, tent]
@@ -140,7 +140,7 @@ PARTS: dict[str, dict[str, Any]] = {
 
 def run_locally(file: pathlib.Path, out: pathlib.Path, cache: pathlib.Path, **options: Any) -> pathlib.Path:
     """Run a suite in this process with one thread, for fixtures, which have no ``run_cli``; returns ``out``."""
-    from tta_bench import sweep
+    from tta_bench.commands import run as sweep
 
     asked = sweep.Options(str(file), executor="local", cpus_per_trial=1, out=str(out), cache=str(cache), **options)
     assert sweep.run(asked, resume="") == 0

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tta_bench.report import page
 from tta_bench.report.content import Content, Gap, Method
 from tta_bench.report.cost import CostRow, CostTable
 from tta_bench.report.evidence import Evidence
 from tta_bench.report.figures import Figure
 from tta_bench.report.mce import MceRow, MceTable
 from tta_bench.report.reference import ComparedRow, Comparison
+from tta_bench.report.render import page
 from tta_bench.report.statistics import Ranks
 from tta_bench.report.table import Cell, ErrorTable, Pair, Row, Setting
-from tta_bench.results import Results
+from tta_bench.store.results import Results
 
 HOSTILE = "<script>alert('x')</script> & \"co\""
 LONG = "mgg[lr=0.01,objective=entropy]"

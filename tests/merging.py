@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from runs import reseal
 
-from tta_bench import results
+from tta_bench.store import results
 
 
 def changed(run: pathlib.Path, key: str, /, **values: Any) -> None:

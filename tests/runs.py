@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tta_bench import records, results
-from tta_bench.runner import TrialResult
+from tta_bench.run.runner import TrialResult
+from tta_bench.store import records, results
 
 Cell = tuple[str, str, str, int]  # label, source model, shift id, seed
 

@@ -16,7 +16,7 @@ import torch
 from networks import batches, ready, small_model
 from torch import Tensor
 
-from tta_bench import plan, suite
+from tta_bench import suite
 from tta_bench.adapter import Adapter, Config, FilePath
 from tta_bench.data.cache import ImageCache
 from tta_bench.methods.eta import Eta
@@ -26,11 +26,12 @@ from tta_bench.methods.sar import Sar
 from tta_bench.methods.source import Source
 from tta_bench.methods.tent import Tent
 from tta_bench.registry import Registry
-from tta_bench.runner import Workbench, run_trial
+from tta_bench.run.runner import Workbench, run_trial
 from tta_bench.streams import build
+from tta_bench.suite import plan
 from tta_bench.testing import Secrets, find_leaks
 
-SHIPPED = "package:tta_bench/weights/digits_c/mgg-vit_ln.safetensors"
+SHIPPED = "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors"
 METHODS = [(Source, kind, {}) for kind in ("batch", "group", "layer")] + [(Norm, "batch", {})]
 METHODS += [(Norm, "batch", {"statistics": form}) for form in ("blend", "running")]
 METHODS += [

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from conftest import LONG_S, Outcome, clean_environment, wait_until
 
-from tta_bench import results
+from tta_bench.store import results
 
 Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]
@@ -147,7 +147,7 @@ def test_a_second_run_on_a_folder_is_refused_by_name(
     run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path
 ) -> None:
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys, pathlib; from tta_bench.rundir import locked\n"
+        [sys.executable, "-c", "import sys, pathlib; from tta_bench.store.rundir import locked\n"
          "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()", str(tmp_path / "out")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=clean_environment(),
     )  # fmt: skip

@@ -15,9 +15,12 @@ import pytest
 from conftest import LONG_S, Outcome, clean_environment, wait_until
 from test_faults import PLUGIN
 
-from tta_bench import plan, preflight, registry, results, suite
-from tta_bench.cluster import Slot
-from tta_bench.preflight import CacheChoice, requirements
+from tta_bench import registry, suite
+from tta_bench.schedule import preflight
+from tta_bench.schedule.cluster import Slot
+from tta_bench.schedule.preflight import CacheChoice, requirements
+from tta_bench.store import results
+from tta_bench.suite import plan
 
 Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]

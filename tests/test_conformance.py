@@ -18,7 +18,7 @@ from tta_bench.methods.source import Source
 from tta_bench.registry import Registry
 from tta_bench.testing import check_method
 
-SHIPPED = "package:tta_bench/weights/digits_c/mgg-vit_ln.safetensors"
+SHIPPED = "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors"
 
 
 @pytest.mark.parametrize("name", ["source", "norm", "tent", "eta", "eata", "sar", "mgg"])

@@ -14,9 +14,9 @@ import pytest
 from conftest import clean_environment
 from PIL import Image
 
-from tta_bench.data.corruptions import BENCHMARK, EXTRA, GROUPS, NAMES, corrupt, image_seed, library_versions
+from tta_bench.data.corrupt.corruptions import BENCHMARK, EXTRA, GROUPS, NAMES, corrupt, image_seed, library_versions
+from tta_bench.data.corrupt.small_tools import from_hsv, to_hsv
 from tta_bench.data.digits import load_split
-from tta_bench.data.small_tools import from_hsv, to_hsv
 
 DIGIT = load_split().test_images[3]
 GREY = np.full((32, 32, 3), 128, dtype=np.uint8)
@@ -25,7 +25,7 @@ MAKE_ALL = """\
 import hashlib, json, sys
 import numpy as np
 from sklearn.datasets import load_sample_image
-from tta_bench.data.corruptions import NAMES, corrupt, image_seed
+from tta_bench.data.corrupt.corruptions import NAMES, corrupt, image_seed
 from tta_bench.data.digits import load_split
 photo = np.ascontiguousarray(load_sample_image("china.jpg")[100:324, 200:424])
 images = {"imagenet": [photo, photo[::-1].copy()], "cifar": list(load_split().test_images[:2])}
@@ -158,7 +158,7 @@ def test_without_opencv_small_images_need_it_for_spatter_alone(tmp_path: pathlib
     (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')\n")
     code = """
 import numpy as np
-from tta_bench.data.corruptions import NAMES, corrupt
+from tta_bench.data.corrupt.corruptions import NAMES, corrupt
 from tta_bench.errors import UsageError
 image, bad = np.full((32, 32, 3), 99, np.uint8), []
 for strengths in ("cifar", "imagenet"):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tta_bench.document import parse
 from tta_bench.errors import UsageError
+from tta_bench.suite.document import parse
 
 
 @pytest.mark.parametrize(

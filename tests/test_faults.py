@@ -18,8 +18,8 @@ import pytest
 from conftest import LONG_S, Outcome, clean_environment, wait_until
 from test_scheduler import descendants, same, table
 
-from tta_bench import conclusion, results
-from tta_bench.faults import Fault, attempts, reason, ruins_device, verdict
+from tta_bench.schedule.faults import Fault, attempts, reason, ruins_device, verdict
+from tta_bench.store import conclusion, results
 
 Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]
@@ -287,7 +287,7 @@ def test_a_cache_entry_damaged_before_or_during_a_run_is_made_again(
     assert run_cli("run", suite_file(), *options, "--out", tmp_path / "before").code == 0
     same(tmp_path / "before", tmp_path / "sound")
 
-    from tta_bench import scheduler
+    from tta_bench.schedule import scheduler
 
     with pytest.MonkeyPatch.context() as patch:  # after the run has looked at the cache, before a trial does
         real = scheduler.run

@@ -18,10 +18,13 @@ from PIL import Image
 from runs import reseal
 
 import tta_bench
-from tta_bench import metrics, plan, records, results, suite
+from tta_bench import suite
 from tta_bench.data.arrays import ArrayImages
 from tta_bench.data.digests import Digests
 from tta_bench.data.folder import listing
+from tta_bench.run import metrics
+from tta_bench.store import records, results
+from tta_bench.suite import plan
 
 Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from runs import verdicts, write_run
 
-from tta_bench.data.corruptions import BENCHMARK
-from tta_bench.report import content, evidence, latex, markdown, published
+from tta_bench.data.corrupt.corruptions import BENCHMARK
+from tta_bench.report import content, evidence, published
 from tta_bench.report.content import Content, Options
-from tta_bench.report.grid import Column, Entry, Grid, Line, Section
 from tta_bench.report.mce import MceRow, MceTable
+from tta_bench.report.render import latex, markdown
+from tta_bench.report.render.grid import Column, Entry, Grid, Line, Section
 
 HARD = "~^\\{}$#_%&"
 HARDER = '[*] --"<|>`/@ \n ü Ж ±'

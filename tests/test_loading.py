@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import clock
 
-from tta_bench.loading import loaded
+from tta_bench.run.loading import loaded
 
 CPU = torch.device("cpu")
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 def test_every_batch_arrives_once_and_in_order_with_the_time_waited_for_it(
     ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tta_bench.loading.time", clock(0.5, 0, 0.25, 0, 0.125))
+    monkeypatch.setattr("tta_bench.run.loading.time", clock(0.5, 0, 0.25, 0, 0.125))
     found = list(loaded(range(5), lambda n: torch.full((2,), n), CPU, ahead))
     assert [batch for batch, _, _ in found] == [0, 1, 2, 3, 4]
     assert [x[0].item() for _, x, _ in found] == [0, 1, 2, 3, 4]

@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from tta_bench.data.corruptions import BENCHMARK
+from tta_bench.data.corrupt.corruptions import BENCHMARK
 from tta_bench.report.evidence import Evidence
 from tta_bench.report.mce import alexnet_errors, mce_tables
 from tta_bench.report.table import Cell, ErrorTable, Row, Setting

@@ -13,7 +13,9 @@ import pytest
 from conftest import DIGITS_SUITE, Outcome
 from merging import changed, frozen, keys, record, replanned
 
-from tta_bench import plan, results, rundir, suite
+from tta_bench import suite
+from tta_bench.store import results, rundir
+from tta_bench.suite import plan
 
 Cli = Callable[..., Outcome]
 Copy = Callable[..., pathlib.Path]

@@ -12,7 +12,7 @@ from conftest import Outcome
 from merging import changed, keys, record, repredicted
 from runs import reseal
 
-from tta_bench import results
+from tta_bench.store import results
 
 Cli = Callable[..., Outcome]
 Copy = Callable[..., pathlib.Path]

@@ -11,12 +11,12 @@ from networks import batches, ready, small_model
 from torch import Tensor
 
 from tta_bench.adapter import Adapter
-from tta_bench.meters import PassCounter, StepCounter, Stopwatch
 from tta_bench.methods.eta import Eta
 from tta_bench.methods.functional import adapt_norm_affine, softmax_entropy
 from tta_bench.methods.sar import Sar
 from tta_bench.methods.source import Source
 from tta_bench.methods.tent import Tent
+from tta_bench.run.meters import PassCounter, StepCounter, Stopwatch
 
 
 class Teacher(Adapter):
@@ -131,7 +131,7 @@ def test_steps_outside_are_not_counted() -> None:
 
 
 def test_the_stopwatch_times_each_block_in_milliseconds_and_a_read_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tta_bench.meters.time", clock(0.25, 0.5, 0.125, 2.0))
+    monkeypatch.setattr("tta_bench.run.meters.time", clock(0.25, 0.5, 0.125, 2.0))
     watch, found = Stopwatch(torch.device("cpu")), []
     for blocks in (3, 1, 0):
         for _ in range(blocks):

@@ -18,15 +18,15 @@ from networks import batches, ready, small_model
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tta_bench import results
 from tta_bench.methods import alignment, mgg_checkpoint, mgg_memory
 from tta_bench.methods.functional import adapt_norm_affine
 from tta_bench.methods.mgg import Mgg
 from tta_bench.methods.mgg_memory import SHAPES, Memory
 from tta_bench.methods.mgg_optimizer import MGG
 from tta_bench.methods.mgg_pretraining import MetaTrainer, Pretraining, adapted
+from tta_bench.store import results
 
-SHIPPED = "package:tta_bench/weights/digits_c/mgg-{model}.safetensors"
+SHIPPED = "package:tta_bench.methods/weights/digits_c/mgg-{model}.safetensors"
 PHI = mgg_memory.initial_parameters(torch.Generator().manual_seed(0))
 Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]
@@ -287,13 +287,13 @@ models:
     architecture: resnet18
     options: {num_classes: 10, layers: [1, 1, 1, 1], channels: [16, 32, 64, 128]}
     stem: cifar
-    weights: "package:tta_bench/weights/digits_resnet_bn.safetensors"
+    weights: "package:tta_bench.data.kinds/weights/digits_resnet_bn.safetensors"
     mean: [0.3, 0.3, 0.3]
     std: [0.36, 0.36, 0.36]
   - name: vit_ln
     architecture: vit_tiny_patch16_224
     options: {num_classes: 10, img_size: 32, patch_size: 4, embed_dim: 64, depth: 6, num_heads: 4}
-    weights: "package:tta_bench/weights/digits_vit_ln.safetensors"
+    weights: "package:tta_bench.data.kinds/weights/digits_vit_ln.safetensors"
     mean: [0.3, 0.3, 0.3]
     std: [0.36, 0.36, 0.36]
 """

@@ -9,11 +9,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tta_bench import forecast, plan, suite
-from tta_bench.forecast import measure
+from tta_bench import suite
 from tta_bench.models import load
-from tta_bench.order import MOST_TOGETHER, Estimates, Queue
-from tta_bench.plan import Plan
+from tta_bench.schedule import forecast
+from tta_bench.schedule.forecast import measure
+from tta_bench.schedule.queue import MOST_TOGETHER, Estimates, Queue
+from tta_bench.suite import plan
+from tta_bench.suite.plan import Plan
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import zipfile
 import pytest
 from conftest import DIGITS_SUITE, clean_environment
 
-from tta_bench import results
+from tta_bench.store import results
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
@@ -40,8 +40,9 @@ def test_the_wheel_holds_methods_suites_weights_and_published_numbers_inside_the
     for name in (
         "methods/tent.py",
         "suites/digits_c.yaml",
-        "weights/digits_vit_ln.safetensors",
-        "report/templates/table.tex.j2",
+        "data/kinds/weights/digits_vit_ln.safetensors",
+        "methods/weights/digits_c/mgg-vit_ln.safetensors",
+        "report/render/templates/table.tex.j2",
     ):
         assert f"tta_bench/{name}" in names
     entry_points = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("entry_points.txt"))).decode()

@@ -15,8 +15,9 @@ from conftest import Outcome
 from hand_made import FAILED, HOSTILE, LABELS, MISSING, MODELS, SKIPPED
 
 from tta_bench.report import content as contents
-from tta_bench.report import evidence, page
+from tta_bench.report import evidence
 from tta_bench.report.content import Options
+from tta_bench.report.render import page
 
 
 class Parsed(html.parser.HTMLParser):

@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tta_bench import plan, selection, suite
+from tta_bench import suite
 from tta_bench.errors import UsageError
+from tta_bench.suite import plan
+from tta_bench.suite import select as selection
 
 Plans = Callable[..., plan.Plan]
 

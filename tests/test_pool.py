@@ -12,15 +12,18 @@ import pytest
 from conftest import Outcome
 from test_scheduler import same
 
-from tta_bench import order, plan, results, suite
-from tta_bench.cluster import Node, Slot
-from tta_bench.faults import Fault
-from tta_bench.order import Estimates
-from tta_bench.plan import Plan, Trial
-from tta_bench.pool import Limits, Pool
-from tta_bench.preflight import CacheChoice
-from tta_bench.runner import TrialResult
-from tta_bench.worker import Place, Worker
+from tta_bench import suite
+from tta_bench.run.runner import TrialResult
+from tta_bench.schedule import queue as order
+from tta_bench.schedule.cluster import Node, Slot
+from tta_bench.schedule.faults import Fault
+from tta_bench.schedule.pool import Limits, Pool
+from tta_bench.schedule.preflight import CacheChoice
+from tta_bench.schedule.queue import Estimates
+from tta_bench.schedule.worker import Place, Worker
+from tta_bench.store import results
+from tta_bench.suite import plan
+from tta_bench.suite.plan import Plan, Trial
 
 Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]

@@ -14,16 +14,17 @@ import torch
 from conftest import Outcome
 from networks import state_digest
 
-from tta_bench import plan, suite
+from tta_bench import suite
 from tta_bench.methods import mgg_checkpoint, mgg_pretraining
 from tta_bench.methods.mgg_pretraining import MetaTrainer
 from tta_bench.models import load
+from tta_bench.suite import plan
 
 Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]
 
 QUICK = ["--images", 8, "--every", 1, "--source-images", 40, "--selection-images", 20, "--selection-batch", 20]
-WEIGHTS = "package:tta_bench/weights/digits_resnet_bn.safetensors"
+WEIGHTS = "package:tta_bench.data.kinds/weights/digits_resnet_bn.safetensors"
 FOLDER_SUITE = f"""\
 name: of_folder
 data: {{kind: folder, root: "ROOT", preprocess: none, strengths: cifar}}

@@ -9,12 +9,13 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from tta_bench import plan, suite
-from tta_bench.faults import Fault
-from tta_bench.plan import Trial
-from tta_bench.progress import TrialProgress
-from tta_bench.runner import TrialResult
-from tta_bench.tally import Tally
+from tta_bench import suite
+from tta_bench.run.runner import TrialResult
+from tta_bench.schedule.faults import Fault
+from tta_bench.schedule.progress import TrialProgress
+from tta_bench.schedule.tally import Tally
+from tta_bench.suite import plan
+from tta_bench.suite.plan import Trial
 
 SuiteFile = Callable[..., pathlib.Path]
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import Outcome
 from runs import verdicts, write_run
 
-from tta_bench.data.corruptions import BENCHMARK
+from tta_bench.data.corrupt.corruptions import BENCHMARK
 from tta_bench.errors import UsageError
 from tta_bench.report import errors, evidence, published
 from tta_bench.report.reference import Comparison, compare

@@ -9,7 +9,7 @@ import pandas as pd
 from conftest import Outcome
 from runs import verdicts, write_run
 
-from tta_bench import results
+from tta_bench.store import results
 
 Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tta_bench import plan, suite
+from tta_bench import suite
 from tta_bench.adapter import Adapter, Config, Needs, SourceRequest
 from tta_bench.data.cache import ImageCache, Images
-from tta_bench.meters import Stopwatch
 from tta_bench.methods.tent import Tent
-from tta_bench.runner import TrialResult, Workbench, _take, _timing, run_trial
+from tta_bench.run.meters import Stopwatch
+from tta_bench.run.runner import TrialResult, Workbench, _take, _timing, run_trial
 from tta_bench.streams import build, derived_seed
+from tta_bench.suite import plan
 
 Runner = Callable[..., TrialResult]
 

@@ -16,9 +16,11 @@ import pandas as pd
 import pytest
 from test_training_scripts import script
 
-from tta_bench import conclusion, npz, plan, records, results, suite
+from tta_bench import suite
 from tta_bench.data.base import digest
-from tta_bench.runner import TrialResult
+from tta_bench.run.runner import TrialResult
+from tta_bench.store import conclusion, npz, records, results
+from tta_bench.suite import plan
 
 SuiteFile = Callable[..., pathlib.Path]
 
@@ -216,8 +218,8 @@ def test_damaged_arrays_are_named_at_the_end_of_a_run(
 def test_a_driver_imports_no_pandas_and_tables_need_no_torch() -> None:
     code = "import sys, {}; sys.exit('{}' in sys.modules)"
     for modules, spared in (
-        ("tta_bench.sweep, tta_bench.pool, tta_bench.status", "pandas"),
-        ("tta_bench.results", "torch"),
+        ("tta_bench.commands.run, tta_bench.schedule.pool, tta_bench.commands.status", "pandas"),
+        ("tta_bench.store.results", "torch"),
     ):
         assert subprocess.run([sys.executable, "-c", code.format(modules, spared)], check=False).returncode == 0, spared
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from conftest import DIGITS_SUITE, Outcome, clean_environment, run_locally, wait_until
 
-from tta_bench import results
+from tta_bench.store import results
 
 Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]

@@ -125,7 +125,7 @@ def test_a_truncated_jpeg_is_named(suite_file: SuiteFile, run_cli: Cli, tmp_path
 def test_weights_that_do_not_fit_name_the_tensors(suite_file: SuiteFile, run_cli: Cli, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file({"conv1.weight": torch.zeros(1, 3, 3, 3), "other": torch.zeros(2)}, path)
-    file = suite_file(("package:tta_bench/weights/digits_resnet_bn.safetensors", str(path)))
+    file = suite_file(("package:tta_bench.data.kinds/weights/digits_resnet_bn.safetensors", str(path)))
     outcome = run_cli("run", file)
     assert outcome.code == 2
     for part in (

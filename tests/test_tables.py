@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import Outcome
 
-from tta_bench import results
+from tta_bench.store import results
 
 FAILING = """\
 from tta_bench.adapter import Adapter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from tta_bench.tally import Tally
+from tta_bench.schedule.tally import Tally
 
 
 def test_the_mean_leaves_clean_out_and_says_what_it_lacks() -> None:

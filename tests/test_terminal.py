@@ -12,9 +12,10 @@ import pytest
 from rich.console import Console
 from runs import verdicts, write_run
 
-from tta_bench.data.corruptions import BENCHMARK
-from tta_bench.report import content, evidence, grids, terminal
+from tta_bench.data.corrupt.corruptions import BENCHMARK
+from tta_bench.report import content, evidence
 from tta_bench.report.content import Content, Options
+from tta_bench.report.render import grids, terminal
 
 WHOLE = ("clean", *BENCHMARK)
 

@@ -16,7 +16,7 @@ import torch
 from runs import reseal
 from test_training_scripts import script
 
-from tta_bench import npz
+from tta_bench.store import npz
 
 TRIALS = [(1000.0, 4.0, 7, [300]), (1001.0, 9.0, 8, [200, 100]), (1009.5, 2.0, 7, [])]  # end, seconds, process, images
 SPEEDS = [{1.0: 10.0, 0.5: 15.0, 0.25: 10.0}, {1.0: 20.0, 0.5: 60.0, 0.25: 10.0}, {1.0: 15.0, 0.5: 30.0, 0.25: 15.0}]

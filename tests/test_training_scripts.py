@@ -244,12 +244,12 @@ def test_shipped_weights_say_how_to_use_them() -> None:
             about = json.loads(file.metadata()["source_model"])
         assert about["options"] == recipe.spec.options
         assert (tuple(about["mean"]), tuple(about["std"])) == (recipe.spec.mean, recipe.spec.std)
-        model = load(ModelSpec("from metadata", weights=f"package:tta_bench/weights/{path.name}", **about))
+        model = load(ModelSpec("from metadata", weights=f"package:tta_bench.data.kinds/weights/{path.name}", **about))
         assert model.num_classes == 10
 
 
 def test_shipped_weights_are_small() -> None:
-    sizes = [p.stat().st_size for p in (ROOT / "tta_bench" / "weights").glob("digits_*.safetensors")]
+    sizes = [p.stat().st_size for p in (ROOT / "tta_bench" / "data" / "kinds" / "weights").glob("digits_*.safetensors")]
     assert len(sizes) == 2
     assert sum(sizes) < 1.5e6
 

@@ -22,8 +22,9 @@ def load_results(*runs: str | os.PathLike[str], table: str = "rows", mix: bool =
 
     Args:
         runs: folders that ``tta-bench run`` made.
-        table: ``rows`` (a row for each trial, segment and shift: :data:`tta_bench.results.COLUMNS`), ``batches`` (the
-            online curve), or one of what the report says: ``errors``, ``pairs``, ``ranks``, ``costs``, ``mce``, ``gaps``.
+        table: ``rows`` (a row for each trial, segment and shift: :data:`tta_bench.store.results.COLUMNS`), ``batches``
+            (the online curve), or one of what the report says: ``errors``, ``pairs``, ``ranks``, ``costs``, ``mce``,
+            ``gaps``.
         mix: put runs together whose images, versions or precision differ.
 
     Raises:
@@ -31,6 +32,6 @@ def load_results(*runs: str | os.PathLike[str], table: str = "rows", mix: bool =
     """
     import pathlib
 
-    from tta_bench.report import data
+    from tta_bench.report.render import data
 
     return data.load([pathlib.Path(run) for run in runs], table, mix=mix)

@@ -55,7 +55,7 @@ def cli() -> None:
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file that defines methods.")
 def run(**options: Any) -> None:
     """Run SUITE, a YAML file or the name of a shipped suite; finished trials are skipped."""
-    from tta_bench import sweep
+    from tta_bench.commands import run as sweep
 
     sys.exit(sweep.run(sweep.Options(**options), resume=shlex.join(["tta-bench", *sys.argv[1:]])))
 
@@ -66,8 +66,8 @@ def status(run: str | None) -> None:
     """Say what a run is doing; without RUN, the newest run below results/."""
     import pathlib
 
-    from tta_bench import report as reports
-    from tta_bench import status as statuses
+    from tta_bench.commands import report as reports
+    from tta_bench.commands import status as statuses
 
     statuses.show(pathlib.Path(run) if run else reports.newest())
 
@@ -88,7 +88,7 @@ def status(run: str | None) -> None:
 @click.option("--shared-timings", is_flag=True, help="Also show times taken on a shared device, apart.")
 def report(runs: tuple[str, ...], formats: str, out: str | None, **options: Any) -> None:
     """Print the tables of one or more runs and write them as files; without RUN, of the newest run below results/."""
-    from tta_bench import report as reports
+    from tta_bench.commands import report as reports
 
     sys.exit(reports.write(runs, [name.strip() for name in formats.split(",")], out, known=FORMATS, **options))
 
@@ -100,7 +100,7 @@ def report(runs: tuple[str, ...], formats: str, out: str | None, **options: Any)
 @click.option("--suite", metavar="SUITE", help="Say what is missing from this suite, not just from what was planned.")
 def merge(runs: tuple[str, ...], out: str, keep: str | None, suite: str | None) -> None:
     """Join runs of one suite, made on several machines, into one; exit 3 where a trial is missing or failed."""
-    from tta_bench import merge as merging
+    from tta_bench.commands import merge as merging
 
     sys.exit(merging.merge(runs, out, keep, suite))
 
@@ -110,7 +110,7 @@ def merge(runs: tuple[str, ...], out: str, keep: str | None, suite: str | None) 
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file that defines methods.")
 def methods(name: str | None, plugins: tuple[str, ...]) -> None:
     """List the methods, or show one's origin, hyperparameters, presets and needs."""
-    from tta_bench import listing
+    from tta_bench.commands import methods as listing
 
     listing.show(name, plugins) if name else listing.list_all(plugins)
 
@@ -133,7 +133,7 @@ def pretrain(**options: Any) -> None:
 
     Further options are the method's own: 'tta-bench methods NAME' lists them. A run that was stopped goes on.
     """
-    from tta_bench import pretraining
+    from tta_bench.commands import pretrain as pretraining
 
     sys.exit(pretraining.run(pretraining.Options(**options)))
 
@@ -144,9 +144,9 @@ def pretrain(**options: Any) -> None:
 @click.option("--config", "values", multiple=True, metavar="KEY=VALUE", help="A field of the method's Config.")
 def check(name: str, plugins: tuple[str, ...], values: tuple[str, ...]) -> None:
     """Check that a method keeps the rules that every method must keep; exit 3 where it does not."""
-    from tta_bench import listing
+    from tta_bench.commands import check as checking
 
-    sys.exit(listing.check(name, plugins, values))
+    sys.exit(checking.check(name, plugins, values))
 
 
 def main() -> None:

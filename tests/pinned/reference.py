@@ -18,7 +18,8 @@ import torch
 
 import tta_bench
 import tta_bench.torchvision_repair
-from tta_bench import records, results, sweep
+from tta_bench.commands import run as sweep
+from tta_bench.store import records, results
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 COMMAND = "python tests/pinned/store.py"

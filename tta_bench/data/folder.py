@@ -24,7 +24,7 @@ from tta_bench.data.base import (
     decode_file,
     named_contents,
 )
-from tta_bench.data.corruptions import NAMES
+from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.data.digests import Digests, Extent
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.streams import CLEAN, Shift

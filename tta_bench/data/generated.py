@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tta_bench.data import corruptions
 from tta_bench.data.base import CleanImages, Dataset, recompress
+from tta_bench.data.corrupt import corruptions
 from tta_bench.data.digests import Digests
 from tta_bench.data.folder import corruption_known
 from tta_bench.errors import Problem

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 import numpy as np
 import pandas as pd
 
-from tta_bench.data.corruptions import NAMES
+from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.report import statistics
 from tta_bench.report.evidence import Evidence, adapting_most
 from tta_bench.report.images import ImageErrors

@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from tta_bench import results
 from tta_bench.errors import Problem, UsageError
-from tta_bench.results import Results
+from tta_bench.store import results
+from tta_bench.store.results import Results
 
 _CELL = ["label", "model", "dataset", "protocol", "batch_size", "adapt_images", "seed", "shift", "visit"]
 _PACKAGES = ("torch", "timm")
@@ -29,7 +29,7 @@ class Evidence:
 
     Attributes:
         runs: in the order given.
-        segments: the rows of all runs (:data:`tta_bench.results.COLUMNS`), with ``run`` (number of the run),
+        segments: the rows of all runs (:data:`tta_bench.store.results.COLUMNS`), with ``run`` (number of the run),
             ``images_planned`` (images a shift) and ``partial`` (only a part of the data set was used).
         batches: the online curves of all runs, with ``run``.
         mixed: in words, how the runs differ that the user asked to put together; empty where they do not.

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tta_bench import results
 from tta_bench.report.evidence import Evidence
+from tta_bench.store import results
 
 _ARRAYS = ("images/image", "images/shift", "images/correct")
 

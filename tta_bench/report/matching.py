@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tta_bench.data.corruptions import BENCHMARK
+from tta_bench.data.corrupt.corruptions import BENCHMARK
 from tta_bench.report.published import Published
 from tta_bench.report.table import Cell, ErrorTable, Row
 

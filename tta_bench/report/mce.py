@@ -7,7 +7,7 @@ import importlib.resources
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tta_bench.data.corruptions import BENCHMARK
+from tta_bench.data.corrupt.corruptions import BENCHMARK
 from tta_bench.report.evidence import Evidence
 from tta_bench.report.table import ErrorTable
 

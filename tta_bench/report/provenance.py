@@ -13,7 +13,7 @@ import yaml
 
 from tta_bench.report.content import Method
 from tta_bench.report.evidence import Evidence
-from tta_bench.results import Results
+from tta_bench.store.results import Results
 
 _SHORT = 12  # digits of a fingerprint: enough to tell two apart
 

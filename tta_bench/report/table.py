@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tta_bench.data.corruptions import GROUPS
+from tta_bench.data.corrupt.corruptions import GROUPS
 from tta_bench.report.statistics import Ranks
 
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}

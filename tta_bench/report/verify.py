@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from tta_bench import metrics, records, results
 from tta_bench.data.base import digest
-from tta_bench.results import Results
+from tta_bench.run import metrics
+from tta_bench.store import records, results
+from tta_bench.store.results import Results
 
 
 def verify(runs: Sequence[Results]) -> tuple[list[str], int]:

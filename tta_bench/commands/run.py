@@ -1,0 +1,326 @@
+"""One ``tta-bench run``: suite, plan, images, trials, tables; the straight line that the other modules are stages of."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from tta_bench import suite
+from tta_bench.data.cache import Entry, ImageCache
+from tta_bench.data.digests import Digests
+from tta_bench.errors import Problem, Stopped, UsageError
+from tta_bench.run.runner import TrialResult
+from tta_bench.schedule import faults, preflight, scheduler
+from tta_bench.schedule.faults import Fault
+from tta_bench.schedule.forecast import forecast
+from tta_bench.schedule.interrupts import EXIT_CODE, Interrupts
+from tta_bench.schedule.preflight import CacheChoice
+from tta_bench.schedule.progress import ImageProgress, ReadingProgress, TrialProgress, own_console
+from tta_bench.schedule.queue import Estimates
+from tta_bench.schedule.status_file import StatusFile
+from tta_bench.schedule.tally import Tally
+from tta_bench.store import conclusion, records, rundir, runlog
+from tta_bench.suite import plan as planning
+from tta_bench.suite import select as selection
+from tta_bench.suite.plan import Plan, Trial
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says; each field is the option of that name."""
+
+    suite: str
+    only: Sequence[str] = ()
+    sets: Sequence[str] = ()
+    executor: str = "ray"
+    address: str | None = None
+    workers: int | None = None
+    cpus_per_trial: int | None = None
+    gpus_per_trial: float = 1.0
+    timeout: float | None = None
+    retries: int = faults.RETRIES
+    out: str | None = None
+    cache: str | None = None
+    retry_failed: bool = False
+    limit: int | None = None
+    dry_run: bool = False
+    plugins: Sequence[str] = ()
+
+
+class _Past(NamedTuple):
+    """What earlier sessions have left: trials that wait, what the others came to, and what trials are expected to take.
+
+    ``damaged`` says what is wrong with the files of trials that are run again for it.
+    """
+
+    waiting: list[Trial]
+    tally: Tally
+    estimates: Estimates
+    damaged: list[str]
+
+
+def run(options: Options, resume: str) -> int:
+    """Run a suite to its end; returns the exit code.
+
+    Args:
+        options: see :class:`Options`.
+        resume: the command that goes on where this one is interrupted.
+
+    Raises:
+        UsageError: nothing was run, and no result was written.
+    """
+    console = own_console()
+    _check(options)
+    loaded = suite.load(options.suite, sets=options.sets, plugins=options.plugins)
+    digests = Digests(progress=ReadingProgress(console))
+    plan = planning.make(loaded, options.limit, functools.partial(selection.wants, options.only), digests)
+    _say_cost(console, digests)
+    selected = selection.select(plan.trials, options.only)
+    choice = _cache(options, loaded.suite)
+    cache = choice.here()
+    out = _out(options, plan)
+    records.check_version(out)
+    past = _recall(out, plan, selected, options.retry_failed)
+    missing = cache.to_build(plan.cache_entries(past.waiting))
+    if problem := preflight.no_room(cache, missing):
+        raise UsageError(problem)
+    resources = scheduler.Resources(
+        options.executor, options.address, options.workers, options.cpus_per_trial, options.gpus_per_trial,
+        options.timeout, options.retries,
+    )  # fmt: skip
+    for damage in past.damaged:
+        _say(console, f"damaged, and counted as not run: {damage}")
+    said = _summary(plan, selected, past.waiting, cache, missing, resources, out)
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    if options.dry_run:
+        if past.waiting:
+            _say(console, _forecast(plan, past, resources))
+        return 0
+    try:
+        with Interrupts() as interrupts:
+            _prepare(cache, missing, console)
+            with rundir.locked(out):
+                _run(resources, loaded, plan, past, choice, out, console, interrupts)
+                code = _conclude(plan, selected, out, console, interrupts)
+    except KeyboardInterrupt:
+        _say(console, f"interrupted; what had finished is kept. To go on:\n  {resume}")
+        return EXIT_CODE
+    except Stopped as stopped:
+        _say(console, f"{stopped}\nstopped; what had finished is kept. To go on:\n  {resume}")
+        return 3
+    print(out)
+    return code
+
+
+def _say_cost(console: Console, digests: Digests) -> None:
+    """What reading image files took; next time only those that changed are read."""
+    cost = digests.cost
+    if cost.files:
+        size = f"{cost.bytes / 2**30:.1f} GiB" if cost.bytes >= 2**30 else f"{cost.bytes / 2**20:.0f} MiB"
+        remembered = "their digests are remembered" if not digests.trouble else f"not remembered: {digests.trouble}"
+        _say(console, f"read {cost.files:,} image files ({size}) in {cost.seconds:.1f} s; {remembered}")
+
+
+def _forecast(plan: Plan, past: _Past, resources: scheduler.Resources) -> str:
+    threads = resources.cpus_per_trial or (scheduler.available_cpus() if resources.executor == "local" else 1)
+    return forecast(plan, past.waiting, past.estimates, threads, scheduler.slots(resources))
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _check(options: Options) -> None:
+    if options.executor == "local":
+        for name in ("address", "workers", "timeout"):
+            if getattr(options, name) is not None:
+                raise UsageError(
+                    Problem(f"--{name} needs --executor ray", hint="leave it out, or choose --executor ray")
+                )
+    if options.address is not None:
+        from tta_bench.schedule.cluster import check_address
+
+        check_address(options.address)
+
+
+def _cache(options: Options, loaded: suite.Suite) -> CacheChoice:
+    if options.cache == "off" or (options.cache is None and loaded.cache == "off"):
+        return CacheChoice(None)
+    named = options.cache or os.environ.get("TTA_BENCH_CACHE")
+    return CacheChoice(str(pathlib.Path(named).absolute()) if named else "")
+
+
+def _out(options: Options, plan: Plan) -> pathlib.Path:
+    if options.out:
+        return pathlib.Path(options.out).absolute()
+    suffix = f"-limit{options.limit}" if options.limit else ""
+    return (pathlib.Path("results") / f"{plan.name}{suffix}").absolute()
+
+
+def _distinct(trials: Sequence[Trial]) -> list[Trial]:
+    """Each key once: two rows that ask for the same thing share one trial."""
+    return list({trial.key: trial for trial in reversed(trials)}.values())[::-1]
+
+
+def _finished(record: dict[str, Any], retry_failed: bool) -> bool:
+    """Whether a trial on disk is not to be run again: infrastructure failures always are, others on request."""
+    if record["status"] != "failed":
+        return True
+    return record["facts"].get("failure") != "infrastructure" and not retry_failed
+
+
+def _recall(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retry_failed: bool) -> _Past:
+    """Take in the trials of earlier sessions, one after another: thousands of records take much memory."""
+    tally = Tally((t.label, t.model, [s.corruption for s in t.stream.shifts]) for t in plan.trials)
+    estimates, finished, chosen = Estimates(plan.setting), set[str](), {trial.key for trial in selected}
+    damaged: dict[str, None] = {}
+    for trial in plan.trials:
+        stored = records.look(out, trial.key)
+        record = stored.record
+        if stored.foreign:
+            raise UsageError(stored.foreign)
+        if stored.damage:
+            damaged[stored.damage] = None
+        if record is None or (trial.key in chosen and not _finished(record, retry_failed)):
+            continue
+        finished.add(trial.key)
+        tally.add(trial.label, trial.model, record["status"], record["segments"])
+        if record["status"] == "ok":
+            estimates.learn(trial, record["facts"]["trial_s"])
+    waiting = [trial for trial in _distinct(selected) if trial.key not in finished]
+    return _Past(waiting, tally, estimates, list(damaged))
+
+
+def _summary(
+    plan: Plan, selected: Sequence[Trial], waiting: Sequence[Trial], cache: ImageCache, missing: Sequence[Entry],
+    resources: scheduler.Resources, out: pathlib.Path,
+) -> str:  # fmt: skip
+    distinct = len(_distinct(selected))
+    first = next(iter(plan.setting.datasets.values()))
+    images = plan.trials[0].stream.subset
+    methods = len({t.label for t in plan.trials})
+    lines = [
+        f"{plan.name}: {first.name}, {images} images a shift",
+        f"  {distinct} trials of {methods} methods × {len(plan.setting.models)} models: "
+        f"{distinct - len(waiting)} finished, {len(waiting)} to run",
+        f"  {scheduler.describe(resources, len(waiting))}",
+        f"  results in {out}",
+    ]
+    if cache.root is None:
+        lines.append("  image cache: off")
+    elif missing:
+        needed, free = cache.space(missing)
+        lines.append(
+            f"  image cache {cache.root}: {len(missing)} shifts to make, "
+            f"{needed / 2**20:,.0f} MiB ({free / 2**20:,.0f} MiB free)"
+        )
+    return "\n".join(lines)
+
+
+def _prepare(cache: ImageCache, missing: Sequence[Entry], console: Console) -> None:
+    if missing:
+        with ImageProgress(console, sum(len(e.rows) for e in missing)) as progress:
+            cache.build(missing, scheduler.available_cpus(), progress)
+
+
+def _run(
+    resources: scheduler.Resources, loaded: suite.LoadedSuite, plan: Plan, past: _Past, cache: CacheChoice,
+    out: pathlib.Path, console: Console, interrupts: Interrupts,
+) -> None:  # fmt: skip
+    with _writing(out):
+        records.write_plan(out, plan)
+        session = rundir.begin_session(out, loaded.suite.model_dump(mode="json"))
+    if not past.waiting:
+        return
+    with TrialProgress(console, past.tally, len(past.waiting)) as progress:
+        keeper = _Keeper(out, session, progress, interrupts)
+        try:
+            scheduler.run(plan.setting, past.waiting, resources, cache, out, past.estimates, keeper)
+            keeper.status.update(state="finished", now=True)
+        except KeyboardInterrupt:
+            keeper.status.update(state="interrupted", now=True)
+            raise
+        except Stopped as stopped:
+            with contextlib.suppress(OSError):  # the disk may be what stopped it
+                keeper.status.update(state=f"stopped: {stopped.problem.message}", now=True)
+            raise
+
+
+@contextlib.contextmanager
+def _writing(out: pathlib.Path) -> Iterator[None]:
+    """A disk that takes no more ends the run; nothing on it is torn, for files are renamed into place."""
+    try:
+        yield
+    except OSError as error:
+        hint = "free some space or mend the disk"
+        raise Stopped(Problem(f"a result cannot be written: {error.strerror}", str(out), hint=hint)) from error
+
+
+class _Keeper:
+    """Keeps what the scheduler reports, and shows it; see :class:`tta_bench.schedule.observer.Observer`."""
+
+    def __init__(self, out: pathlib.Path, session: int, progress: TrialProgress, interrupts: Interrupts):
+        self._out, self._session, self._progress, self._interrupts = out, session, progress, interrupts
+        self.status = StatusFile(out, progress)
+
+    def finished(self, ended: Sequence[tuple[Trial, TrialResult]]) -> None:
+        named = [(t, dataclasses.replace(r, facts={**r.facts, "log": runlog.name(t.key)})) for t, r in ended]
+        with self._interrupts.held(), _writing(self._out):
+            for trial, result in named:
+                runlog.write(self._out, trial, result)
+            records.write_all(self._out, [(result, trial.asked) for trial, result in named], self._session)
+        for trial, result in named:
+            self._progress.finished(trial, result)
+        self._update()
+
+    def retried(self, trials: Sequence[Trial], fault: Fault) -> None:
+        self._progress.retried(trials, fault)
+
+    def note(self, text: str) -> None:
+        self._progress.note(text)
+
+    def tick(self, running: int, workers: Sequence[str], seconds_left: float | None) -> None:
+        self._progress.tick(running, workers, seconds_left)
+        self._update()
+
+    def _update(self) -> None:
+        with _writing(self._out):
+            self.status.update()
+
+
+def _conclude(
+    plan: Plan, selected: Sequence[Trial], out: pathlib.Path, console: Console, interrupts: Interrupts
+) -> int:
+    """Rebuild the tables, say what came out; the exit code is 3 where a selected trial failed or one is damaged."""
+    with interrupts.held(), _writing(out):
+        came = conclusion.conclude(out, len(plan.trials))
+    counts = ", ".join(f"{count} {status}" for status, count in came.counts.items())
+    stale = f"; {came.stale} stale trial files are left out" if came.stale else ""
+    console.print(f"{plan.name}: {counts}{stale}", markup=False, highlight=False)
+    for damage in came.damaged:
+        _say(console, f"damaged, and counted as not run: {damage}")
+    chosen = {trial.key for trial in selected}
+    failed = [(key, reason) for key, reason in came.failed if key in chosen]
+    for line in _failures(failed, out):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 3 if failed or came.damaged else 0
+
+
+def _failures(failed: Sequence[tuple[str, str]], out: pathlib.Path) -> list[str]:
+    """One line for each different reason, with where one of its tracebacks is."""
+    by_reason: dict[str, list[str]] = {}
+    for key, reason in failed:
+        by_reason.setdefault(reason, []).append(key)
+    lines = [
+        f"  failed {len(keys)} times: {reason}\n    traceback in {out / 'trials' / f'{keys[0]}.json'}"
+        for reason, keys in by_reason.items()
+    ]
+    return [*lines, "  run again with --retry-failed once the cause is mended"] if lines else []

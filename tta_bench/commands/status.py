@@ -1,0 +1,96 @@
+"""``tta-bench status``: what a run is doing, asked in another terminal or on another day."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import pathlib
+import socket
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from tta_bench.errors import Problem, UsageError
+from tta_bench.schedule.status_file import FILE
+from tta_bench.schedule.tally import Tally, duration
+from tta_bench.store import records
+
+_SHOWN = 10  # failures
+
+
+def show(run: pathlib.Path) -> None:
+    """Print a run's state, counts, workers, errors so far and failures.
+
+    Raises:
+        UsageError: it is no run.
+    """
+    plan = _read(run / "plan.json")
+    if plan is None:
+        raise UsageError(Problem("not a run", str(run), hint="give the folder that 'tta-bench run' works in"))
+    records.check_version(run)
+    tally = Tally((t["label"], t["model"], [shift[0] for shift in t["shifts"]]) for t in plan["trials"])
+    failed: Counter[str] = Counter()
+    for trial in plan["trials"]:
+        if record := records.read(run, trial["key"]):
+            tally.add(trial["label"], trial["model"], record["status"], record["segments"])
+            failed[record["reason"]] += record["status"] == "failed"
+    _print(run, plan["suite"], tally, failed)
+
+
+def _print(run: pathlib.Path, suite: str, tally: Tally, failed: Mapping[str, int]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    said = _read(run / FILE) or {}
+    console.print(f"{suite}: {_state(run, said)}", markup=False)
+    console.print(f"  {tally.counts()}", markup=False)
+    if said.get("state") == "running":
+        console.print(f"  {said['session']}", markup=False)
+        _lines(console, [f"  {line}" for line in said["workers"]], "workers")
+    console.print(tally.table())
+    lines = [f"failed {count} times: {reason.splitlines()[0]}" for reason, count in failed.items() if count]
+    _lines(console, lines, "reasons")
+    if lines:
+        console.print(f"their logs are in {run / 'logs'}", markup=False)
+
+
+def _lines(console: Console, lines: Sequence[str], noun: str) -> None:
+    for line in lines[:_SHOWN]:
+        console.print(line, markup=False)
+    if len(lines) > _SHOWN:
+        console.print(f"  … and {len(lines) - _SHOWN} more {noun}")
+
+
+def _state(run: pathlib.Path, said: Mapping[str, Any]) -> str:
+    if not said:
+        return "has not run a trial yet"
+    where = f"process {said['pid']} on {said['host']}"
+    if said["state"] != "running":
+        return f"{said['state']}, {_ago(said)} ago"
+    if said["host"] == socket.gethostname() and not _locked(run):
+        return f"killed: {where} is gone since {_ago(said)}; run it again to go on"
+    return f"running, {where}, as of {_ago(said)} ago"
+
+
+def _ago(said: Mapping[str, Any]) -> str:
+    return duration(max(0.0, time.time() - said["updated"]))
+
+
+def _locked(run: pathlib.Path) -> bool:
+    """Whether a process on this machine holds the run's lock."""
+    try:
+        with open(run / "lock") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _read(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,1 @@
+"""Corruptions of images: the published ones, and the small-image strengths on NumPy, SciPy and Pillow."""

@@ -1,0 +1,140 @@
+"""The 19 corruptions of ImageNet-C and CIFAR-10-C, each image seeded from its own identity.
+
+ImageNet-C's strengths come from the ``imagecorruptions`` package, CIFAR-10-C's from ``small_images`` beside.
+Most functions of the package draw from NumPy's global generator, which is one for each process: corrupt in processes,
+never in threads. Neither torch nor OpenCV is imported until a corruption needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Any, Literal
+
+import numpy as np
+
+from tta_bench.errors import Problem, UsageError, near_miss
+
+Strengths = Literal["imagenet", "cifar"]
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
+    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    "weather": ("snow", "frost", "fog", "brightness"),
+    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+    "extra": ("speckle_noise", "gaussian_blur", "spatter", "saturate"),
+}
+BENCHMARK = tuple(name for group, names in GROUPS.items() if group != "extra" for name in names)
+EXTRA = GROUPS["extra"]
+NAMES = (*BENCHMARK, *EXTRA)
+
+_OWN_SEED = ("glass_blur", "impulse_noise")  # these ignore the global generator and take seed=; the others reject it
+_SMALL_NEEDS = {"spatter": ("opencv",), "frost": ("imagecorruptions-imaug",)}
+
+
+def image_seed(image_id: str, corruption: str, severity: int, data_seed: int) -> int:
+    """A 32-bit seed from SHA-256 of the image's identity, the corruption, its severity and the data seed."""
+    text = json.dumps([image_id, corruption, severity, data_seed], separators=(",", ":"))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def corrupt(image: np.ndarray, corruption: str, severity: int, *, strengths: Strengths, seed: int) -> np.ndarray:
+    """One corrupted image.
+
+    Args:
+        image: uint8 (H, W, 3); 32×32 for "cifar", 32×32 or larger for "imagenet".
+        corruption: one of :data:`NAMES`.
+        severity: 1 to 5.
+        strengths: whose parameters.
+        seed: determines every draw; the caller's global NumPy generator is left as it was.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        ValueError: an argument is out of range.
+        UsageError: a library that this corruption needs cannot be loaded.
+    """
+    _check(image, corruption, severity, strengths)
+    if strengths == "cifar":
+        from tta_bench.data.corrupt import small_images
+
+        return small_images.corrupt(image, corruption, severity, np.random.default_rng(seed))
+    options = {"seed": seed} if corruption in _OWN_SEED else {}
+    package = _imagecorruptions()
+    with _global_seed(seed), contextlib.redirect_stdout(io.StringIO()):  # it prints when a size does not divide
+        corrupted: np.ndarray = package.corrupt(image, severity=severity, corruption_name=corruption, **options)
+    return corrupted
+
+
+def _check(image: np.ndarray, corruption: str, severity: int, strengths: str) -> None:
+    if corruption not in NAMES:
+        raise ValueError(f"unknown corruption {corruption!r}; {near_miss(corruption, NAMES)}")
+    if severity not in (1, 2, 3, 4, 5):
+        raise ValueError(f"severity must be 1 to 5, not {severity}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"image must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
+    if strengths == "cifar" and image.shape != (32, 32, 3):
+        raise ValueError(f"strengths 'cifar' are for 32x32 images, this one is {image.shape[1]}x{image.shape[0]}")
+    if min(image.shape[:2]) < 32:
+        raise ValueError(f"images must be 32x32 or larger, this one is {image.shape[1]}x{image.shape[0]}")
+
+
+@contextlib.contextmanager
+def _global_seed(seed: int) -> Iterator[None]:
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+@functools.cache
+def opencv() -> Any:
+    """The ``cv2`` module, on one thread so that bytes do not depend on the number of cores.
+
+    Raises:
+        UsageError: it cannot be loaded; the message names the library that is missing.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        hint = "pip uninstall -y opencv-python && pip install opencv-python-headless"
+        raise UsageError(Problem(f"OpenCV cannot be loaded: {error}", where="import cv2", hint=hint)) from error
+    cv2.setNumThreads(1)
+    return cv2
+
+
+@functools.cache
+def _imagecorruptions() -> Any:
+    opencv()
+    try:
+        import imagecorruptions
+    except ImportError as error:
+        hint = "pip install imagecorruptions-imaug"
+        raise UsageError(Problem(f"imagecorruptions cannot be loaded: {error}", hint=hint)) from error
+    return imagecorruptions
+
+
+def library_versions(strengths: Strengths, corruption: str) -> dict[str, str]:
+    """Versions of the libraries that can change the pixels of a corruption; imports none of them."""
+    names: tuple[str, ...] = ("numpy", "scipy", "pillow")
+    if strengths == "imagenet":
+        names += ("imagecorruptions-imaug", "scikit-image", "opencv", "numba")
+    else:
+        names += _SMALL_NEEDS.get(corruption, ())
+    return {name: _version(name) for name in names}
+
+
+@functools.cache
+def _version(name: str) -> str:
+    for distribution in ("opencv-python", "opencv-python-headless") if name == "opencv" else (name,):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(distribution)
+    return "absent"

@@ -1,0 +1,1 @@
+"""One Grid of a report to terminal, Markdown, LaTeX, HTML and data files."""

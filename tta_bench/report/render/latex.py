@@ -1,0 +1,129 @@
+"""The tables as papers print them: booktabs, a file each, which compiles alone and can be ``\\input``."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import pathlib
+import re
+from typing import Any
+
+import jinja2
+
+from tta_bench.report.content import Content
+from tta_bench.report.render import grids
+from tta_bench.report.render.grid import Entry, Grid, Line
+from tta_bench.store.records import write_text
+
+_HEIGHT = 40  # lines of a page
+_WIDE = 6  # columns; with more, a table of a two-column paper takes both
+
+_ESCAPES = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': "''", "`": r"\textasciigrave{}",
+    "/": r"/\allowbreak{}", "@": r"@\allowbreak{}",  # of a long address
+    "[": "{[}", "]": "{]}", "*": "{*}",  # after a line's end they would be its options
+    "±": r"$\pm$", "×": r"$\times$", "−": "$-$", "·": r"$\cdot$", "≤": r"$\leq$", "≥": r"$\geq$", "→": r"$\to$",
+    "–": r"\textendash{}", "—": r"\textemdash{}", "…": r"\ldots{}", "‘": "`", "’": "'", "“": "``", "”": "''",
+    "\N{NO-BREAK SPACE}": "~",
+}  # fmt: skip
+
+
+def write(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Write each table to ``<folder>/tables/<name>.tex``; returns the files."""
+    paths = []
+    for grid in grids.grids(content):
+        if grid.sections:  # of a paper that nothing was compared with, there is nothing to print
+            path = folder / "tables" / f"{grid.name}.tex"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, latex(grid))
+            paths.append(path)
+    return paths
+
+
+def escape(text: str) -> str:
+    """Text as LaTeX prints it, in an argument, in a table, or anywhere in a line; other scripts' letters by number."""
+    return "".join(map(_escaped, re.sub(r"[ \t\r\n]+", " ", text))).replace("--", "-{}-")
+
+
+def _escaped(character: str) -> str:
+    if character in _ESCAPES:
+        return _ESCAPES[character]
+    if character.isascii() or "À" <= character <= "ÿ":
+        return character if character.isprintable() else " "
+    return rf"\texttt{{U+{ord(character):04X}}}"
+
+
+def latex(grid: Grid) -> str:
+    """A table as a LaTeX file."""
+    printed = grid.taking([i for i, column in enumerate(grid.columns) if column.kind != "interval"])
+    parts = list(printed.pages(_HEIGHT))
+    return _template().render(pages=[_page(part, i + 1, len(parts)) for i, part in enumerate(parts)])
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
+        comment_start_string="<#", comment_end_string="#>", trim_blocks=True, lstrip_blocks=True, autoescape=False,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    source = importlib.resources.files("tta_bench.report.render").joinpath("templates", "table.tex.j2").read_text()
+    return environment.from_string(source)
+
+
+def _page(grid: Grid, number: int, pages: int) -> dict[str, Any]:
+    groups, rules = _groups(grid)
+    wide = len(grid.columns) > _WIDE
+    return {
+        "environment": "table*" if wide else "table",
+        "caption": _caption(grid, number, pages),
+        "label": grid.name + (f"-{number}" if number > 1 else ""),
+        "separation": "2.2pt" if len(grid.columns) > 10 else "4pt",
+        "alignment": "".join("l" if column.kind == "text" else "r" for column in grid.columns),
+        "groups": groups,
+        "rules": rules,
+        "head": " & ".join(["Method", *(escape(column.head) for column in grid.columns)]),
+        "width": len(grid.columns) + 1,
+        "sections": [
+            {"title": escape(section.title), "lines": [_line(line) for line in section.lines]}
+            for section in grid.sections
+        ],
+    }
+
+
+def _caption(grid: Grid, number: int, pages: int) -> str:
+    warning = [rf"\textbf{{{escape(grid.warning)}.}}"] if grid.warning else []
+    if number > 1:
+        return " ".join([*warning, escape(grid.caption[0]), f"Part {number} of {pages}."])
+    legend = [text for text in grid.legend if not text.startswith("95 %")]
+    starred = [
+        escape(text).replace("{*}", r"$^{\dagger}$") if text == grids.STARRED else escape(text) for text in legend
+    ]
+    part = [f"Part 1 of {pages}."] if pages > 1 else []
+    return " ".join([*warning, *map(escape, grid.caption), *starred, *part])
+
+
+def _groups(grid: Grid) -> tuple[str, str]:
+    """(the line of groups, the rules under it), both empty where columns have none."""
+    cells, rules, first = [""], [], 2
+    for name, columns in grid.groups:
+        last = first + len(columns) - 1
+        cells.append(rf"\multicolumn{{{len(columns)}}}{{c}}{{{escape(name)}}}")
+        if name:
+            rules.append(rf"\cmidrule(lr){{{first}-{last}}}")
+        first = last + 1
+    return (" & ".join(cells), " ".join(rules)) if rules else ("", "")
+
+
+def _line(line: Line) -> str:
+    return " & ".join([escape(line.name), *(_entry(entry) for entry in line.entries)])
+
+
+def _entry(entry: Entry) -> str:
+    value = escape(entry.value)
+    style = {"best": rf"\textbf{{{value}}}", "second": rf"\underline{{{value}}}", "tied": rf"\underline{{{value}}}"}
+    scripts = r"^{\dagger}" if entry.starred else ""
+    scripts += rf"_{{\pm{entry.spread}}}" if entry.spread else ""
+    return style.get(entry.mark, value) + (f"${scripts}$" if scripts else "")

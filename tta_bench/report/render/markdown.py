@@ -1,0 +1,69 @@
+"""The report as one Markdown file, for a pull request or a wiki."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Sequence
+
+from tta_bench.report.content import Content
+from tta_bench.report.render import grids
+from tta_bench.report.render.grid import Entry, Grid, Line
+from tta_bench.store.records import write_text
+
+_SPECIAL = r"\`*_{}[]<>#|~$"  # what GitHub would take for markup, in a table or in a line
+
+
+def write(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Write everything that the report says to ``<folder>/errors.md``."""
+    path = folder / "errors.md"
+    write_text(path, "\n".join(_lines(content)))
+    return [path]
+
+
+def _lines(content: Content) -> Iterator[str]:
+    yield f"# {_escaped(content.title)}"
+    if content.warning:
+        yield f"\n**{_escaped(content.warning)}**"
+    for grid in grids.grids(content):
+        yield from _table(grid)
+    for heading, sentences in (
+        ("Without a result", [sentence for _, sentence in grids.gaps(content)]),
+        ("Notes", content.notes),
+    ):
+        if sentences:
+            yield from (f"\n## {heading}\n", *(f"- {_escaped(sentence)}" for sentence in sentences))
+    yield ""
+
+
+def _table(grid: Grid) -> Iterator[str]:
+    yield f"\n## {_escaped(grid.title)}"
+    if grid.warning:
+        yield f"\n**{_escaped(grid.warning)}**"
+    if grid.sections:
+        heads = [_escaped(column.head) for column in grid.columns]
+        rules = [":---" if column.kind == "text" else "---:" for column in grid.columns]
+        yield "\n" + _row(["source model", "method", *heads])
+        yield _row([":---", ":---", *rules])
+        for section in grid.sections:
+            for number, line in enumerate(section.lines):
+                yield _row([_escaped(section.title) if number == 0 else "", *_cells(line)])
+    yield "\n" + _escaped(" ".join([*grid.caption, *grid.legend]))
+
+
+def _cells(line: Line) -> list[str]:
+    return [_escaped(line.name), *map(_entry, line.entries)]
+
+
+def _entry(entry: Entry) -> str:
+    value = _escaped(entry.value)
+    styles = {"best": f"**{value}**", "second": f"<ins>{value}</ins>", "tied": f"<ins>{value}</ins>"}
+    spread = f"±{entry.spread}" if entry.spread else ""
+    return styles.get(entry.mark, value) + spread + (r"\*" if entry.starred else "")
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\{c}" if c in _SPECIAL else c for c in " ".join(text.split()))

@@ -1,0 +1,1 @@
+"""One trial on one device: the loop over batches, and what is measured around it."""

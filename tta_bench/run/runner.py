@@ -1,0 +1,406 @@
+"""Run one trial on one device. Knows nothing of Ray, of other trials, or of where results are kept."""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+import socket
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tta_bench.adapter import Adapter, SourceRequest, context_for
+from tta_bench.data.base import digest
+from tta_bench.data.cache import Direct, ImageCache, Images
+from tta_bench.errors import UsageError
+from tta_bench.models import SourceModel, load, state_sha256
+from tta_bench.run import metrics
+from tta_bench.run.loading import loaded, to_tensor
+from tta_bench.run.meters import PassCounter, StepCounter, Stopwatch, peak_memory_mib, reset_peak_memory
+from tta_bench.schedule.faults import DataFault, kind_of, ruins_device
+from tta_bench.streams import Batch, Segment, Stream, build, derived_seed
+from tta_bench.suite.plan import Setting, Trial
+
+WARMUP_BATCHES = 2  # a trial's first batches: kernels are chosen and memory is claimed in them, so they are timed apart
+_KEPT = 4  # pristine models, and prepared statistics, that a worker holds
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a trial came to.
+
+    Attributes:
+        key: the trial's key.
+        status: "ok", "failed" or "skipped"; then ``reason`` says why, and ``traceback`` where.
+        facts: scalars about the whole trial.
+        segments: one dict for each segment and shift.
+        batches: per batch, arrays of equal length.
+        images: per image in stream order, arrays of equal length.
+        environment: where it ran.
+        log: what it printed.
+    """
+
+    key: str
+    status: str
+    reason: str = ""
+    traceback: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    segments: list[dict[str, Any]] = field(default_factory=list)
+    batches: Mapping[str, np.ndarray] = field(default_factory=dict)
+    images: Mapping[str, np.ndarray] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    log: str = ""
+
+
+class _Skip(Exception):
+    """The method says that it cannot run here."""
+
+
+class Workbench:
+    """What a worker keeps between trials: pristine source models with their counters, mapped images, prepared statistics.
+
+    Args:
+        setting: what all trials share.
+        cache: the image cache.
+        device: where models live.
+        threads: CPU threads for torch; the same number gives the same bits.
+    """
+
+    def __init__(self, setting: Setting, cache: ImageCache, device: torch.device, threads: int):
+        self.setting, self.cache, self.device, self.threads = setting, cache, device, threads
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = False  # it would choose kernels by the clock
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+        self._models: OrderedDict[tuple[str, str], tuple[SourceModel, PassCounter]] = OrderedDict()
+        self._prepared: OrderedDict[str, tuple[dict[str, Tensor], dict[str, Any]]] = OrderedDict()
+
+    def pristine(self, trial: Trial) -> tuple[SourceModel, PassCounter]:
+        """The trial's source model, never adapted, and the counter that all its copies share.
+
+        Raises:
+            DataFault: this machine has other weights than the run was planned with, or none.
+        """
+        place = (trial.model, trial.precision)
+        if place not in self._models:
+            with _reading():
+                model = load(self.setting.models[trial.model])
+            if state_sha256(model.net) != trial.asked["model"]["weights_sha256"]:
+                raise DataFault(f"the weights of {trial.model} are others than those that the run was planned with")
+            model = model.to(self.device, getattr(torch, trial.precision))
+            _remember(self._models, place, (model, PassCounter(model)))
+        return self._models[place]
+
+    def images(self, trial: Trial) -> list[Images | Direct]:
+        """The images of each shift of the trial's stream.
+
+        Raises:
+            DataFault: they cannot be read.
+        """
+        with _reading():
+            entries = [self.setting.cache_entry(trial.model, trial.stream, s) for s in trial.stream.shifts]
+            return [self.cache.images(entry) for entry in entries]
+
+    def prepared(
+        self, adapter: Adapter, trial: Trial, counter: PassCounter
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(what ``prepare`` returned, facts about it); reused for a method, config, model, source data and seed."""
+        request = adapter.source_request()
+        if request is None:
+            return {}, {}
+        asked = {k: trial.asked.get(k) for k in ("method", "model", "source", "batch_size", "seed", "precision")}
+        place = digest([asked, vars(request)])
+        if place not in self._prepared:
+            _remember(self._prepared, place, self._prepare(adapter, trial, counter, request))
+        return self._prepared[place]
+
+    def _prepare(
+        self, adapter: Adapter, trial: Trial, counter: PassCounter, request: SourceRequest
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        source = self.setting.datasets[trial.model].source
+        if source is None:
+            raise _Skip("the suite names no source images")
+        count = min(request.images, len(source.ids))
+        rng = np.random.default_rng(derived_seed("source", trial.seed))
+        order = rng.permutation(len(source.ids))[:count]
+        start = time.perf_counter()
+
+        def batches() -> Iterator[Tensor]:
+            for first in range(0, count, request.batch_size):
+                with _reading():
+                    pixels = np.stack([source.decode(int(i)) for i in order[first : first + request.batch_size]])
+                yield to_tensor(pixels, self.device, trial.precision)
+
+        returned = adapter.prepare(batches())
+        forwarded, backwarded = counter.read()
+        facts = {
+            "source_images": count,
+            "prepare_s": time.perf_counter() - start,
+            "prepare_images_forwarded": forwarded,
+            "prepare_images_backwarded": backwarded,
+        }
+        return returned, facts
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """What cannot be read here is this machine's fault, not the method's."""
+    try:
+        yield
+    except (UsageError, OSError) as error:
+        raise DataFault(str(error)) from error
+
+
+def _remember(store: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    store[key] = value
+    if len(store) > _KEPT:
+        store.popitem(last=False)
+
+
+def environment(device: torch.device, threads: int) -> dict[str, Any]:
+    """Where a trial ran: none of it is in the key, all of it is in the row."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "device": device.type,
+        "device_name": name,
+        "threads": threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def run_trial(trial: Trial, bench: Workbench) -> TrialResult:
+    """Run a trial to its end.
+
+    Never raises for what a method, its data or its device does: that is a ``failed`` result with the traceback.
+    """
+    where = environment(bench.device, bench.threads)
+    start = time.perf_counter()
+    try:
+        outcome = _Run(trial, bench).result()
+    except _Skip as skipped:
+        outcome = {"status": "skipped", "reason": str(skipped)}
+    except Exception as error:  # whatever a plugin raises: this is the one place that turns it into a row
+        reason = str(error) if isinstance(error, DataFault) else f"{type(error).__name__}: {error}"
+        about = {"failure": kind_of(error), "device_ruined": ruins_device(error)}
+        outcome = {"status": "failed", "reason": reason, "traceback": traceback.format_exc(), "facts": about}
+    facts = {**outcome.pop("facts", {}), "trial_s": time.perf_counter() - start}
+    return TrialResult(trial.key, environment=where, facts=facts, **outcome)
+
+
+class _Run:
+    """One trial under way."""
+
+    def __init__(self, trial: Trial, bench: Workbench):
+        self.trial, self.bench = trial, bench
+        self.stream: Stream = build(trial.stream)
+        self.dataset = bench.setting.datasets[trial.model]
+        pristine, self.counter = bench.pristine(trial)
+        # a method's own randomness is Context.generator; a stray global draw at least does not depend on what ran before
+        seed = derived_seed("method", trial.seed, self.stream.sha256)
+        torch.manual_seed(seed)
+        self.counter.read()
+        cls: type[Adapter] = bench.setting.methods[trial.method].load()
+        model, config = copy.deepcopy(pristine), cls.Config.model_validate(trial.config)
+        model.weights_sha256 = trial.asked["model"]["weights_sha256"]
+        context = context_for(model, trial.stream.batch_size, self.dataset.side, bench.device, seed)
+        if reason := cls.skip(model, config, context):
+            raise _Skip(reason)
+        self.adapter = cls(model, config, context)
+        self.steps = StepCounter()
+        self.watch = Stopwatch(bench.device)
+
+    def result(self) -> dict[str, Any]:
+        """Set the method up, then run the stream segment by segment."""
+        images = self.bench.images(self.trial)
+        with self.steps.watching():
+            facts = self._set_up()
+            segments = [self._segment(segment, images) for segment in self.stream.segments]
+        rows = [row for segment in segments for row in segment["rows"]]
+        return {
+            "status": "ok",
+            "facts": facts,
+            "segments": rows,
+            "batches": _joined([segment["batches"] for segment in segments]),
+            "images": _joined([segment["images"] for segment in segments]),
+        }
+
+    def _set_up(self) -> dict[str, Any]:
+        adapter = self.adapter
+        adapter.setup()
+        adapter.remember()
+        prepared, facts = self.bench.prepared(adapter, self.trial, self.counter)
+        adapter.reset()  # prepare() leaves nothing behind but what it returned, so that it may be reused
+        adapter.prepared = {name: value.clone() for name, value in prepared.items()}
+        self.steps.read()
+        self.counter.read()
+        needs = adapter.needs
+        return {
+            **facts,
+            "adapted_parameters": sum(p.numel() for p in adapter.model.parameters() if p.requires_grad),
+            "batch_statistics": _batch_statistics(adapter),
+            "checkpoint": adapter.checkpoint_origin(),
+            "reset_keeps": ",".join(adapter.reset_keeps),
+            "needs_backward": needs.backward,
+            "needs_source_images": needs.source_images,
+            "needs_checkpoint": needs.checkpoint,
+            "needs_min_batch": needs.min_batch,
+            "needs_norm_kinds": ",".join(needs.norm_kinds),
+        }
+
+    # -- one segment -------------------------------------------------------------------------------------------------
+
+    def _segment(self, segment: Segment, images: list[Images | Direct]) -> dict[str, Any]:
+        reset_peak_memory(self.bench.device)
+        graded, data_ms, stats = [], [], list[Mapping[str, float | Tensor] | None]()
+        for batch, x, waited_ms in self._batches(segment, images):
+            if batch.reset_before:
+                self.adapter.reset()
+            data_ms.append(waited_ms)
+            adapts = batch.adapt and len(batch.image) >= self.adapter.needs.min_batch
+            with self.watch.timing():
+                scores = self.adapter.step(x) if adapts else self.adapter.predict(x)
+            _check_shape(scores, len(x), self.adapter.context.num_classes)
+            graded.append(metrics.grade(scores.detach(), self.adapter.outputs))
+            stats.append(_copied(self.adapter.stats()) if adapts else None)
+        return self._measured(segment, graded, np.array(data_ms), stats)
+
+    def _batches(self, segment: Segment, images: list[Images | Direct]) -> Iterator[tuple[Batch, Tensor, float]]:
+        """The segment's batches on the device, with the time spent waiting for each, ms."""
+
+        def fetch(batch: Batch) -> Tensor:
+            with _reading():
+                pixels = _take(images, batch.shift, batch.image)
+            return to_tensor(pixels, self.bench.device, self.trial.precision)
+
+        # corruptions draw from the process's global state, which the method may use: those are never made in a thread
+        ahead = self.bench.device.type == "cuda" and all(isinstance(i, Images) for i in images)
+        batches = (self.stream.batch(number) for number in range(segment.first, segment.last))
+        return loaded(batches, fetch, self.bench.device, ahead)
+
+    def _measured(
+        self,
+        segment: Segment,
+        graded: list[metrics.Graded],
+        data_ms: np.ndarray,
+        stats: list[Mapping[str, float | Tensor] | None],
+    ) -> dict[str, Any]:
+        """Read the meters and the scores' verdicts, once, and only now look at the labels."""
+        step_ms = self.watch.read_ms()
+        forwarded, backwarded = self.counter.read()
+        predicted, confidence, finite = metrics.to_host(graded)
+        if not finite.all():
+            bad = segment.first + int(np.argmin(finite))
+            raise FloatingPointError(f"the scores of batch {bad} (segment {segment.name}) are not finite")
+        where = slice(int(self.stream.bounds[segment.first]), int(self.stream.bounds[segment.last]))
+        shift, image = self.stream.shift[where], self.stream.image[where]
+        correct = predicted == self.dataset.labels[image]
+        sizes = np.diff(self.stream.bounds[segment.first : segment.last + 1])
+        numbers = np.arange(segment.first, segment.last)
+        kept = {f"stat_{name}": _numbers(name, stats) for name in self.adapter.stats()}
+        adapted = np.array([s is not None for s in stats])
+        cost = {
+            **_timing(step_ms, sizes, numbers),
+            "data_ms_median": float(np.median(data_ms)),
+            "peak_memory_mib": peak_memory_mib(self.bench.device),
+        }
+        shared = {
+            "segment": segment.name,
+            "visit": segment.visit,
+            "batches": len(sizes),
+            "images_forwarded": forwarded,
+            "images_backwarded": backwarded,
+            "updates": self.steps.read(),
+            **{name: float(values[adapted].mean()) if adapted.any() else None for name, values in kept.items()},
+            **cost,
+        }
+        rows = [
+            {
+                **shared,
+                **_shift_columns(self.stream.shifts[s]),
+                **metrics.summary(correct[shift == s], confidence[shift == s]),
+                **metrics.after(correct[shift == s], self.stream.graded_after),
+            }
+            for s in np.unique(shift)
+        ]
+        return {
+            "rows": rows,
+            "batches": {"batch": numbers, "images": sizes, "step_ms": step_ms, "data_ms": data_ms, **kept},
+            "images": {"shift": shift, "image": image, "batch": np.repeat(numbers, sizes).astype(np.int32),
+                       "predicted": predicted, "correct": correct, "confidence": confidence},
+        }  # fmt: skip
+
+
+def _batch_statistics(adapter: Adapter) -> str:
+    """Whether BatchNorm normalises with the batch's own statistics: "per-batch", "per-image" at batch 1, "" where not."""
+    layers = [m for m in adapter.model.net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    if not any(layer.training or layer.running_mean is None for layer in layers):
+        return ""
+    return "per-image" if adapter.context.batch_size == 1 else "per-batch"
+
+
+def _take(images: list[Images | Direct], shift: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """The batch's pixels, (B, side, side, 3), also where it mixes shifts."""
+    first = images[shift[0]]
+    if (shift == shift[0]).all():
+        return first.take(image)
+    parts = {s: images[s].take(image[shift == s]) for s in np.unique(shift)}
+    pixels = np.empty((len(image), *parts[shift[0]].shape[1:]), dtype=np.uint8)
+    for s, part in parts.items():
+        pixels[shift == s] = part
+    return pixels
+
+
+def _copied(stats: Mapping[str, float | Tensor]) -> Mapping[str, float | Tensor]:
+    """Tensors as they are now; they are read at the end of the segment, and a method may go on writing to them."""
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in stats.items()}
+
+
+def _numbers(name: str, stats: list[Mapping[str, float | Tensor] | None]) -> np.ndarray:
+    """One statistic of each batch, float64, not a number where it was not adapted on; read from the device all at once."""
+    numbers = np.full(len(stats), np.nan)
+    values = [s[name] for s in stats if s is not None]
+    if values and all(isinstance(value, Tensor) for value in values):
+        read = torch.stack([torch.as_tensor(value) for value in values]).double().cpu().numpy()
+    else:
+        read = np.array([float(value) for value in values])
+    numbers[[s is not None for s in stats]] = read
+    return numbers
+
+
+def _check_shape(scores: Any, batch: int, classes: int) -> None:
+    shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    if shape != (batch, classes):
+        raise TypeError(f"step() must return scores of shape ({batch}, {classes}), it returned {shape}")
+
+
+def _timing(step_ms: np.ndarray, sizes: np.ndarray, numbers: np.ndarray) -> dict[str, float | None]:
+    """Step times of a segment, the trial's warm-up batches apart; None where nothing is left to time."""
+    warm = numbers < WARMUP_BATCHES
+    timed, images = step_ms[~warm], sizes[~warm].sum()
+    return {
+        "step_ms_median": float(np.median(timed)) if len(timed) else None,
+        "step_ms_p95": float(np.percentile(timed, 95)) if len(timed) else None,
+        "images_per_s": float(images / timed.sum() * 1e3) if len(timed) else None,
+        "warmup_ms": float(step_ms[warm].sum()) if warm.any() else None,
+    }
+
+
+def _shift_columns(shift: Any) -> dict[str, Any]:
+    return {"shift": shift.id, "corruption": shift.corruption, "severity": shift.severity}
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}

@@ -1,0 +1,176 @@
+"""What the pool asks of Ray: nodes, workers, results, faults. The only file that imports Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pathlib
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tta_bench.errors import Problem, UsageError
+from tta_bench.schedule.faults import Fault
+from tta_bench.schedule.preflight import CacheChoice, Requirements, prepare
+from tta_bench.schedule.worker import Worker
+
+REFRESH_S = 2.0  # how often the list of nodes is asked for
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one worker gets.
+
+    Attributes:
+        cpus: CPU cores, and threads of torch.
+        gpus: share of a GPU; 0 where the run is on CPUs.
+    """
+
+    cpus: int
+    gpus: float
+
+    def fits(self, resources: Mapping[str, float]) -> int:
+        """How many such workers a node with ``resources`` holds."""
+        by_cpu = int(resources.get("CPU", 0) // self.cpus)
+        if not self.gpus:
+            return by_cpu
+        whole = resources.get("GPU", 0)
+        by_gpu = int(whole // self.gpus) if self.gpus >= 1 else int(whole) * int(1 / self.gpus + 1e-9)
+        return min(by_cpu, by_gpu)
+
+
+@dataclass(frozen=True)
+class Node:
+    """Attributes: id: Ray's; host: its name; resources: all it has, used or not."""
+
+    id: str
+    host: str
+    resources: Mapping[str, float]
+
+
+def check_address(address: str) -> None:
+    """Say at once that a cluster cannot be used; Ray itself would try for minutes.
+
+    Raises:
+        UsageError: the address is of Ray Client, or nobody answers there.
+    """
+    if address.startswith("ray://"):
+        what = "Ray Client (ray://) is not supported: results would pass through a proxy that can lose them"
+        raise UsageError(Problem(what, "--address", hint="run on a node of the cluster with --address auto"))
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        hint = "give auto, or HOST:PORT as 'ray start --head' printed it"
+        raise UsageError(Problem(f"no Ray cluster answers: {error}", f"--address {address}", hint=hint)) from error
+
+
+@contextlib.contextmanager
+def connected(address: str | None, cpus: int, scratch: pathlib.Path) -> Iterator[Cluster]:
+    """A cluster: the one at ``address``, or one of this machine that lives and dies with this command.
+
+    Ray is started from ``scratch``: it puts the driver's working directory first on its workers' path.
+
+    Raises:
+        UsageError: there is none at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    # a cluster that lives and dies with this command needs no advice on its access token
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if address is None:
+        options |= {"num_cpus": cpus, "include_dashboard": False}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with contextlib.chdir(scratch):
+        try:
+            ray.init(address=address or "local", **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            hint = "is it running? 'ray status' on its head node says so"
+            raise UsageError(
+                Problem(f"cannot use the Ray cluster: {error}", f"--address {address}", hint=hint)
+            ) from error
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():  # Ray puts its own in their place
+            signal.signal(number, handler)
+    try:
+        yield Cluster(ray)
+    finally:
+        ray.shutdown()
+
+
+class Cluster:
+    """A connected Ray cluster. References are Ray's; what goes wrong comes back as a :class:`Fault`."""
+
+    def __init__(self, ray: Any):
+        self._ray = ray
+        self._nodes: dict[str, Node] = {}
+        self._asked = float("-inf")
+
+    def nodes(self) -> dict[str, Node]:
+        """Nodes that are alive, by id; asked for at most every two seconds."""
+        if time.monotonic() - self._asked > REFRESH_S:
+            alive = [n for n in self._ray.nodes() if n["Alive"]]
+            self._nodes = {n["NodeID"]: Node(n["NodeID"], n["NodeManagerHostname"], n["Resources"]) for n in alive}
+            self._asked = time.monotonic()
+        return self._nodes
+
+    def share(self, value: Any) -> Any:
+        """Put a value where all workers can read it, once."""
+        return self._ray.put(value)
+
+    def prepare(self, node: Node, needed: Any, cache: CacheChoice) -> Any:
+        """A reference to what the node lacks (texts), once its image cache is made."""
+        task = self._ray.remote(_prepare).options(num_cpus=0, max_retries=0, scheduling_strategy=self._on(node))
+        return task.remote(needed, cache)
+
+    def start(self, node: Node, slot: Slot, arguments: Sequence[Any]) -> tuple[Any, Any]:
+        """(a worker on the node, a reference to its place)."""
+        gpus = {"num_gpus": slot.gpus} if slot.gpus else {}
+        options = {"num_cpus": slot.cpus, "max_restarts": 0, "scheduling_strategy": self._on(node), **gpus}
+        worker = self._ray.remote(Worker).options(**options).remote(*arguments)
+        return worker, worker.ready.remote()
+
+    def _on(self, node: Node) -> Any:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        return NodeAffinitySchedulingStrategy(node.id, soft=False)
+
+    def kill(self, worker: Any) -> None:
+        """End a worker's process, whatever it is doing."""
+        self._ray.kill(worker, no_restart=True)
+
+    def wait(self, references: list[Any], seconds: float) -> list[Any]:
+        """Those of ``references`` that are done, as soon as one is, at the latest after so many seconds."""
+        done, _ = self._ray.wait(references, num_returns=1, timeout=seconds)
+        return list(done)
+
+    def get(self, reference: Any) -> Any:
+        """What a finished reference came to: its value, or a :class:`Fault`."""
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.OutOfMemoryError as error:
+            return Fault("memory", f"the node ran out of memory: {_first_line(error)}")
+        except self._ray.exceptions.RayError as error:
+            return Fault("infrastructure", f"{type(error).__name__}: {_first_line(error)}")
+
+
+def _prepare(needed: Requirements, cache: CacheChoice) -> list[str]:
+    needed.setting.enter()
+    return prepare(needed, cache)
+
+
+def _first_line(error: Exception) -> str:
+    """The sentence that says most: the last line of an error raised in a worker, else Ray's first."""
+    lines = str(error).strip().splitlines()
+    named = [line for line in lines if line.startswith("tta_bench.errors.")]
+    return named[-1].partition(": ")[2] if named else lines[0]

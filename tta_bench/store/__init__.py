@@ -1,0 +1,1 @@
+"""What a run's folder holds: records, tables, logs; written atomically, read back, merged."""

@@ -1,0 +1,274 @@
+"""What a run writes of its trials: one file pair each, atomically, and what was asked for.
+
+``trials/<key>.npz`` holds what is known of every image and batch, ``trials/<key>.json`` the scalars and the status; its
+rename commits the trial. The JSON holds a checksum of both files: a trial that does not match it is damaged, and counts as
+not run. ``plan.json`` lists what was asked for, so that a trial that never ran is a row, too.
+
+The driver of a run imports this and not :mod:`tta_bench.store.results`, whose tables need pandas: that would be a tenth of
+all the memory that it takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+from tta_bench import NUMERICS_VERSION
+from tta_bench.errors import Problem, UsageError
+from tta_bench.store import npz
+
+if TYPE_CHECKING:  # a process that only reads needs no torch
+    from tta_bench.run.runner import TrialResult
+    from tta_bench.suite.plan import Plan, Trial
+
+SCHEMA_VERSION = 3
+
+
+def write_atomically(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Call ``write(stream)`` on a new file beside ``path``, flush it to disk, and rename it into place."""
+    _write_together([(path, write)])
+
+
+def _write_together(files: Iterable[tuple[pathlib.Path, Callable[[IO[bytes]], Any]]]) -> None:
+    """Write several files as :func:`write_atomically` writes one; all are on disk before the first is renamed.
+
+    Flushed one after another they would each wait for the file system's journal; written first, they share it.
+    """
+    made: list[tuple[int, str, pathlib.Path]] = []
+    try:
+        for path, write in files:
+            descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+            made.append((descriptor, name, path))
+            with os.fdopen(descriptor, "wb", closefd=False) as stream:
+                write(stream)
+            os.fchmod(descriptor, 0o644)
+        if len(made) > 1:
+            _begin_flushing(descriptor for descriptor, _, _ in made)
+        for descriptor, _, _ in made:
+            os.fsync(descriptor)
+        for _, name, path in made:
+            pathlib.Path(name).replace(path)
+    except BaseException:
+        for _, name, _ in made:
+            pathlib.Path(name).unlink(missing_ok=True)
+        raise
+    finally:
+        for descriptor, _, _ in made:
+            os.close(descriptor)
+
+
+def _begin_flushing(descriptors: Iterable[int]) -> None:
+    """Have the kernel begin to write files without waiting for it; only fsync, after this, says that they are on disk."""
+    if hasattr(os, "posix_fadvise"):
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):  # a file system may know no such thing
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Write ``text`` as UTF-8, atomically."""
+    write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+def _write_lines(stream: IO[bytes], values: Mapping[str, Any]) -> None:
+    """Write ``values`` as JSON, with a line for each and for each item of a list or iterator: indenting it takes long."""
+    stream.writelines(part.encode() for part in _lines(values))
+
+
+def _lines(values: Mapping[str, Any]) -> Iterator[str]:
+    before = "{\n"
+    for name, value in values.items():
+        yield f"{before} {json.dumps(name)}: "
+        before = ",\n"
+        if isinstance(value, (list, Iterator)):
+            between = "[\n  "
+            for item in value:
+                yield f"{between}{json.dumps(item)}"
+                between = ",\n  "
+            yield "\n ]" if between == ",\n  " else "[]"
+        else:
+            yield json.dumps(value)
+    yield "\n}\n"
+
+
+def write(run: pathlib.Path, result: TrialResult, asked: Mapping[str, Any], session: int) -> None:
+    """Commit one trial: arrays first, then the JSON whose rename makes it count."""
+    write_all(run, [(result, asked)], session)
+
+
+def write_all(run: pathlib.Path, ended: Sequence[tuple[TrialResult, Mapping[str, Any]]], session: int) -> None:
+    """Commit trials, each with what was asked: the arrays of all first, then each JSON, whose rename makes it count."""
+    folder = run / "trials"
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = [_arrays(result) for result, _ in ended]
+    _write_together((folder / f"{r.key}.npz", _writer(file)) for (r, _), file in zip(ended, arrays, strict=True))
+    _write_together(
+        (folder / f"{r.key}.json", functools.partial(_write_lines, values=_record(r, file, asked, session)))
+        for (r, asked), file in zip(ended, arrays, strict=True)
+    )
+
+
+def _writer(content: bytes) -> Callable[[IO[bytes]], Any]:
+    return lambda stream: stream.write(content)
+
+
+def _arrays(result: TrialResult) -> bytes:
+    """A trial's ``.npz`` file."""
+    stream = io.BytesIO()
+    batches = {f"batches/{name}": array for name, array in result.batches.items()}
+    npz.write(stream, batches | {f"images/{name}": array for name, array in result.images.items()})
+    return stream.getvalue()
+
+
+def _record(result: TrialResult, arrays: bytes, asked: Mapping[str, Any], session: int) -> dict[str, Any]:
+    record = {k: v for k, v in vars(result).items() if k not in ("batches", "images", "log")}
+    record |= {"schema_version": SCHEMA_VERSION, "session": session, "asked": dict(asked)}
+    read_back = json.loads(json.dumps(record))  # as a reader will find it: tuples are lists then
+    return record | {"checksum": checksum(read_back, arrays)}
+
+
+def checksum(record: Mapping[str, Any], arrays: bytes) -> str:
+    """SHA-256 over both files of a trial, in hexadecimal.
+
+    Args:
+        record: the JSON's content; its own ``checksum`` is left out.
+        arrays: the ``.npz`` file.
+    """
+    text = json.dumps({k: v for k, v in record.items() if k != "checksum"}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode() + hashlib.sha256(arrays).digest()).hexdigest()
+
+
+def write_plan(run: pathlib.Path, plan: Plan) -> None:
+    """Write what was asked for: every cell of the tables, in order, with the key of the trial that fills it."""
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "numerics_version": NUMERICS_VERSION,
+        "suite": plan.name,
+        "notes": sorted({dataset.note for dataset in plan.setting.datasets.values() if dataset.note}),
+        "all_images": all(t.stream.subset == t.stream.images for t in plan.trials),
+        "models": {trial.model: trial.asked["model"] for trial in plan.trials},
+        "trials": (_planned(trial, plan.setting.datasets[trial.model].name) for trial in plan.trials),
+    }
+    write_atomically(run / "plan.json", functools.partial(_write_lines, values=content))
+
+
+def _planned(trial: Trial, dataset: str) -> dict[str, Any]:
+    return {
+        "key": trial.key,
+        "label": trial.label,
+        "method": trial.method,
+        "variant": trial.variant,
+        "preset": trial.preset,
+        "config": dict(trial.config),
+        "model": trial.model,
+        "dataset": dataset,
+        "protocol": trial.stream.protocol,
+        "adapt_images": trial.stream.adapt_images,
+        "shifts": [[s.corruption, s.severity, s.id] for s in trial.stream.shifts],
+        "seed": trial.seed,
+        "batch_size": trial.stream.batch_size,
+        "images": trial.stream.subset,
+        "precision": trial.precision,
+        "data": trial.asked["data"],
+    }
+
+
+def renumbered(run: pathlib.Path, record: Mapping[str, Any], session: int) -> dict[str, Any]:
+    """A whole record of ``run`` with another session's number, as a merged run has it."""
+    moved = {**record, "session": session}
+    return moved | {"checksum": checksum(moved, (run / "trials" / f"{record['key']}.npz").read_bytes())}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is on disk of a trial.
+
+    Attributes:
+        record: the content of its JSON, without what was asked for; None where there is none, or it is damaged.
+        damage: what is wrong with its files, which it names; empty where nothing is.
+        foreign: the problem where another schema version wrote it: such a record is never overwritten.
+    """
+
+    record: dict[str, Any] | None
+    damage: str = ""
+    foreign: Problem | None = None
+
+
+def look(run: pathlib.Path, key: str) -> Stored:
+    """Read a trial and compare its files with their checksum."""
+    path = f"{run}/trials/{key}.json"
+    try:
+        with open(path, "rb") as stream:
+            text = stream.read()
+    except FileNotFoundError:
+        return Stored(None)
+    except OSError as error:
+        return Stored(None, f"{path}: {error.strerror}")
+    try:
+        record = json.loads(text)
+        version = record["schema_version"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return Stored(None, f"{path} is no trial's record")
+    if version != SCHEMA_VERSION:
+        problem = other_version(version, path)
+        return Stored(None, f"{path}: {problem.message}", problem)
+    try:
+        with open(f"{run}/trials/{key}.npz", "rb") as stream:
+            arrays = stream.read()
+    except OSError as error:
+        return Stored(None, f"{run}/trials/{key}.npz: {error.strerror}")
+    if record.get("key") != key or record.get("checksum") != checksum(record, arrays):
+        return Stored(None, f"{path} or the .npz beside it does not match its checksum")
+    record.pop("asked", None)  # nobody asks for it, and thousands of them take much memory
+    return Stored(record)
+
+
+def read(run: pathlib.Path, key: str) -> dict[str, Any] | None:
+    """A trial's record, without what was asked for; None where it is absent or damaged; see :func:`look`."""
+    return look(run, key).record
+
+
+def statuses(run: pathlib.Path, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The committed records among ``keys``, but for what was asked; a damaged one does not count."""
+    found = {key: read(run, key) for key in dict.fromkeys(keys)}
+    return {key: record for key, record in found.items() if record is not None}
+
+
+def check_version(run: pathlib.Path) -> None:
+    """Refuse a run's folder that was written by another schema version; one that holds no run yet is none.
+
+    Raises:
+        UsageError: its ``plan.json`` or ``run.json`` is of another version.
+    """
+    for name in ("plan.json", "run.json"):
+        try:
+            content = json.loads((run / name).read_text())
+        except (OSError, ValueError):
+            continue
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if version is not None and version != SCHEMA_VERSION:
+            raise UsageError(other_version(version, run / name))
+
+
+def other_version(version: Any, path: str | pathlib.Path) -> Problem:
+    """What to do about a file of another schema version."""
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        what = f"written by a newer tta-bench (schema version {version}; this one reads {SCHEMA_VERSION})"
+        return Problem(what, str(path), hint="update tta-bench, or choose another folder with --out DIR")
+    what = f"written by an earlier tta-bench (schema version {version}; this one reads {SCHEMA_VERSION})"
+    hint = "read it with the tta-bench that made it (run.json names the version), or run the suite again with --out DIR"
+    return Problem(what, str(path), hint=hint)

@@ -1,0 +1,261 @@
+"""YAML to a validated Suite: all problems at once, each with line, column and a hint."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pydantic
+from pydantic import BaseModel
+
+from tta_bench.errors import Problem, UsageError, near_miss
+from tta_bench.registry import Registry, plugin_entries
+from tta_bench.suite.document import Document, Path, parse
+from tta_bench.suite.schema import Suite, named
+
+
+@dataclass
+class LoadedSuite:
+    """A valid suite with what is needed to speak of its file.
+
+    Attributes:
+        suite: the values.
+        document: the file, for messages about places in it.
+        plugins: plugin files, from the suite and the command line.
+        registry: the methods that can be named.
+    """
+
+    suite: Suite
+    document: Document
+    plugins: list[pathlib.Path] = field(default_factory=list)
+    registry: Registry = field(default_factory=Registry)
+
+
+def shipped() -> list[str]:
+    """Names of the suites that come with the package."""
+    files = importlib.resources.files("tta_bench.suites").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def find(name: str) -> pathlib.Path:
+    """The file of a suite, given as a path or as the name of a shipped one.
+
+    Raises:
+        UsageError: there is no such file or suite.
+    """
+    path = pathlib.Path(name)
+    if path.is_file():
+        return path
+    if name in shipped():
+        return pathlib.Path(str(importlib.resources.files("tta_bench.suites") / f"{name}.yaml"))
+    raise UsageError(
+        Problem(f"no such suite: {name}", hint="give a YAML file, or a shipped suite: " + ", ".join(shipped()))
+    )
+
+
+def load(name: str, *, sets: Iterable[str] = (), plugins: Iterable[str] = ()) -> LoadedSuite:
+    """Read and check a suite.
+
+    Args:
+        name: a path, or the name of a shipped suite.
+        sets: ``key=value`` pairs that replace top-level or dotted keys (``data.max_images=500``); values are YAML.
+        plugins: plugin files besides those that the suite names.
+
+    Raises:
+        UsageError: with every problem found.
+    """
+    path = find(name)
+    document = parse(path.read_text(), str(path))
+    if not isinstance(document.data, dict):
+        raise UsageError(Problem("a suite is a mapping of keys to values", str(path), hint="see suites/digits_c.yaml"))
+    for pair in sets:
+        _set(document.data, pair)
+    problems = list(document.problems)
+    suite = _validated(document, problems)
+    problems += _protocol_problems(document, suite) if suite else []
+    files, registry = _plugins(document, path, plugins, problems)
+    if registry is not None:
+        problems += _method_problems(document, registry)
+    if problems or suite is None or registry is None:
+        raise UsageError(problems)
+    return LoadedSuite(suite, document, files, registry)
+
+
+def _set(data: dict[str, Any], pair: str) -> None:
+    key, equals, value = pair.partition("=")
+    if not equals:
+        raise UsageError(Problem(f"--set {pair}: not of the form key=value", hint="for example --set seeds=[0,1]"))
+    *parents, last = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise UsageError(Problem(f"--set {pair}: {parent!r} is not a mapping"))
+    parsed = parse(value, f"--set {pair}")
+    if parsed.problems:
+        raise UsageError(parsed.problems)
+    data[last] = parsed.data
+
+
+# -- validation --------------------------------------------------------------------------------------------------------
+
+
+def _validated(document: Document, problems: list[Problem]) -> Suite | None:
+    try:
+        # JSON mode is strict about types ("5" is no number, true is none either) yet takes lists for tuples
+        return Suite.model_validate_json(json.dumps(document.data), strict=True)
+    except pydantic.ValidationError as error:
+        problems += [_problem(document, Suite, dict(e)) for e in error.errors(include_url=False)]
+        return None
+
+
+def _protocol_problems(document: Document, suite: Suite) -> Iterator[Problem]:
+    """What ``adapt_images`` cannot be together with the rest of the suite."""
+    place, protocol = ("protocol", "adapt_images"), suite.protocol
+    if protocol.graded_after is not None and protocol.kind != "reset":
+        yield document.problem(place, f"protocol {protocol.kind} adapts on all images", "use kind: reset")
+    for count in protocol.adapt_images:
+        if count is not None and count % suite.batch_size:
+            whole = -(-count // suite.batch_size) * suite.batch_size
+            what = f"adapt_images {count} is not a whole number of batches of {suite.batch_size}"
+            yield document.problem(place, what, f"for example {whole}")
+
+
+def _path(document: Document, location: Iterable[str | int]) -> Path:
+    """The place in the file that pydantic's location means; parts that are no keys (a union's tag) are left out."""
+    path: list[str | int] = []
+    node: Any = document.data
+    for part in location:
+        if (isinstance(node, dict) and part in node) or (
+            isinstance(node, list) and isinstance(part, int) and part < len(node)
+        ):
+            path.append(part)
+            node = node[part]  # type: ignore[index]
+    return tuple(path)
+
+
+def _problem(document: Document, model: type[BaseModel], error: Mapping[str, Any], prefix: Path = ()) -> Problem:
+    location = (*prefix, *error["loc"])
+    path, last, kind = _path(document, location), location[-1] if location else "", error["type"]
+    where = ".".join(str(part) for part in path[:-1] if not isinstance(part, int)) or "suite"
+    if kind == "extra_forbidden":
+        hint = near_miss(str(last), _fields_at(model, error["loc"][:-1]))
+        return document.problem(path, f"unknown key {last!r} in {where}", hint, at_key=True)
+    if kind == "missing" and isinstance(last, int):
+        return document.problem(path, f"{'.'.join(map(str, path))}: item {last + 1} of the list is missing")
+    if kind == "missing":
+        where = ".".join(str(part) for part in path if not isinstance(part, int)) or "suite"
+        return document.problem(path, f"missing key {last!r} in {where}", at_key=True)
+    if kind == "union_tag_not_found":
+        kinds = [str(_tag(part)) for part in _models_in(model.model_fields[str(last)].annotation)]
+        return document.problem(path, f"missing key 'kind' in {last}", "one of: " + ", ".join(kinds), at_key=True)
+    context = error.get("ctx", {})
+    message = error["msg"].removeprefix("Value error, ")
+    for jargon, word in (("a valid array", "a list"), ("an object", "a mapping"), ("a valid dictionary", "a mapping")):
+        message = message.replace(jargon, word)  # pydantic names JSON's kinds, the file is YAML
+    shown = ".".join(str(part) for part in path)
+    known = kind in ("unknown_corruption",)
+    hint = str(context.get("hint", "")) or _literal_hint(error)
+    return document.problem(path, message if known else f"{shown}: {message}", hint)
+
+
+def _literal_hint(error: Mapping[str, Any]) -> str:
+    if error["type"] not in ("literal_error", "union_tag_invalid"):
+        return ""
+    context = error["ctx"]
+    allowed = str(context.get("expected") or context.get("expected_tags")).replace(" or ", ", ").replace("'", "")
+    given = str(context.get("tag", error["input"]))
+    return near_miss(given, [word.strip() for word in allowed.split(",")])
+
+
+def _fields_at(model: Any, location: Iterable[str | int]) -> list[str]:
+    """Names of the fields of the part of ``model`` at pydantic's ``location``."""
+    for part in location:
+        models = (
+            list(_models_in(model.model_fields[part].annotation)) if part in getattr(model, "model_fields", {}) else []
+        )
+        tagged = [m for m in models if part == _tag(m)] or models
+        if len(tagged) == 1:
+            model = tagged[0]
+        elif models:
+            model = _Union(models)
+        elif isinstance(model, _Union):
+            model = next((m for m in model.models if _tag(m) == part), model)
+    return list(getattr(model, "model_fields", {}))
+
+
+@dataclass
+class _Union:
+    models: list[type[BaseModel]]
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    kind = model.model_fields.get("kind")
+    return getattr(kind.annotation, "__args__", (None,))[0] if kind else None
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models_in(argument)
+
+
+def _plugins(
+    document: Document, path: pathlib.Path, further: Iterable[str], problems: list[Problem]
+) -> tuple[list[pathlib.Path], Registry | None]:
+    named = document.data.get("plugins") or []
+    files = [path.parent / p for p in named if isinstance(p, str)] if isinstance(named, list) else []
+    files += [pathlib.Path(p) for p in further]
+    good = True
+    for file in files:
+        try:
+            plugin_entries(file)
+        except UsageError as error:
+            problems += error.problems
+            good = False
+    return files, Registry(plugins=files) if good else None
+
+
+def _method_problems(document: Document, registry: Registry) -> Iterator[Problem]:
+    """Unknown and colliding names, repeated labels, unknown models; whatever the rest of the file looks like."""
+    entries = document.data.get("methods")
+    models = document.data.get("models")
+    if not isinstance(entries, list) or not isinstance(models, list):
+        return
+    model_names = [m.get("name") for m in models if isinstance(m, dict)]
+    for i, name in enumerate(model_names):
+        if name is not None and name in model_names[:i]:
+            yield document.problem(("models", i, "name"), f"two models have the name {name!r}")
+    labels: list[str] = []
+    for i, entry in enumerate(entries):
+        entry = named(entry)
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            continue
+        label = str(entry.get("label") or name)
+        if label in labels:
+            yield document.problem(("methods", i), f"two methods have the label {label!r}", "give one another label:")
+        labels.append(label)
+        place: Path = ("methods", i, "name") if isinstance(entries[i], dict) else ("methods", i)
+        try:
+            registry.entry(name)
+        except UsageError as error:
+            yield document.problem(place, error.problems[0].message, error.problems[0].hint)
+        per_model = entry.get("per_model")
+        for model in per_model if isinstance(per_model, dict) else ():
+            if model not in model_names:
+                hint = near_miss(model, [str(n) for n in model_names])
+                yield document.problem(
+                    ("methods", i, "per_model", model), f"unknown model {model!r}", hint, at_key=True
+                )
+
+
+def config_problems(
+    document: Document, config: type[BaseModel], error: pydantic.ValidationError, prefix: Path
+) -> list[Problem]:
+    """A method's refused hyperparameters, placed in the suite's file below ``prefix``."""
+    return [_problem(document, config, dict(e), prefix) for e in error.errors(include_url=False)]

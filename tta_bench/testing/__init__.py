@@ -1,0 +1,25 @@
+"""For authors of methods: tools that prove what an adapter does and does not do.
+
+:func:`check_method` runs the conformance suite, as ``tta-bench check`` does; :func:`replay` feeds given batches to a
+method, for proofs that it equals another implementation; :func:`find_leaks` walks everything that a method can reach and
+looks for what it must never see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tta_bench.torchvision_repair  # noqa: F401  (the importer may import timm next)
+from tta_bench.adapter import Adapter
+from tta_bench.testing.leaks import Secrets, find_leaks
+from tta_bench.testing.replay import prepared, replay
+
+__all__ = ["Secrets", "check_method", "find_leaks", "prepared", "replay"]
+
+
+def check_method(cls: type[Adapter], config: Mapping[str, Any] | None = None) -> Any:
+    """Run the conformance suite on a method; see :func:`tta_bench.testing.conformance.check_method`."""
+    from tta_bench.testing import conformance
+
+    return conformance.check_method(cls, config)
