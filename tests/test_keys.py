@@ -145,7 +145,8 @@ def test_reading_files_is_told_once(
 
 _EDITS = """
 import json, pathlib, sys
-from tta_bench import plan, suite
+from tta_bench import suite
+from tta_bench.suite import plan
 import tta_bench
 root = pathlib.Path(tta_bench.__file__).parent
 assert root.parent == pathlib.Path(sys.argv[1]), root
@@ -171,7 +172,7 @@ def default(old, new):
 before = keys()
 print(json.dumps([
     stale("methods/another.py", lambda text: "raise ImportError"),
-    stale("report/grids.py", lambda text: text + "# edited"),
+    stale("report/render/grids.py", lambda text: text + "# edited"),
     stale("streams.py", lambda text: text + "# edited"),
     stale("methods/sar.py", lambda text: text + "# edited"),
     stale("methods/eta.py", lambda text: text + "# edited"),
