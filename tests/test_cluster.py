@@ -16,9 +16,10 @@ from conftest import LONG_S, Outcome, clean_environment, wait_until
 from test_faults import PLUGIN
 
 from tta_bench import registry, suite
+from tta_bench.data.cache import ImageCache
 from tta_bench.schedule import preflight
 from tta_bench.schedule.cluster import Slot
-from tta_bench.schedule.preflight import CacheChoice, requirements
+from tta_bench.schedule.preflight import requirements
 from tta_bench.store import results
 from tta_bench.suite import plan
 
@@ -156,7 +157,7 @@ def test_a_node_like_the_driver_lacks_nothing_and_makes_its_cache(
     needed: preflight.Requirements, tmp_path: pathlib.Path
 ) -> None:
     received = pickle.loads(pickle.dumps(needed))
-    assert preflight.prepare(received, CacheChoice(str(tmp_path / "node"))) == []
+    assert preflight.prepare(received, ImageCache(tmp_path / "node")) == []
     assert len(list((tmp_path / "node").glob("*/images.npy"))) == 2
 
 

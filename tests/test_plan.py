@@ -10,7 +10,7 @@ import pytest
 from tta_bench import suite
 from tta_bench.errors import UsageError
 from tta_bench.suite import plan
-from tta_bench.suite import select as selection
+from tta_bench.suite.select import Filter
 
 Plans = Callable[..., plan.Plan]
 
@@ -71,7 +71,7 @@ def test_only_selects_united_conjunctions(make: Plans) -> None:
     trials = make(("severities: [5]", "severities: [3, 5]"), ("[source, tent]", "[source, norm, tent]")).trials
 
     def chosen(*only: str) -> list[tuple[str, str]]:
-        return [(t.label, t.stream.shifts[0].id) for t in selection.select(trials, only)]
+        return [(t.label, t.stream.shifts[0].id) for t in Filter(only).select(trials)]
 
     assert chosen("method=source|norm,corruption=contrast,severity=3") == [
         ("source", "contrast-3"),
@@ -84,12 +84,12 @@ def test_only_selects_united_conjunctions(make: Plans) -> None:
 
 @pytest.mark.parametrize(
     ("only", "message"),
-    [("method=tnet", "no trial has method 'tnet'"), ("sverity=5", "'sverity=5' is not field=value"),
+    [("method=tnet", "no trial has method 'tnet'"), ("sverity=5", "'sverity' is no field"),
      ("severity=2", "no trial has severity '2'"), ("method", "is not field=value")],
 )  # fmt: skip
 def test_bad_selections_are_refused(make: Plans, only: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        selection.select(make().trials, [only])
+        Filter([only]).select(make().trials)
 
 
 def test_no_absolute_path_is_in_a_key(suite_file: Callable[..., pathlib.Path], digit_folder: pathlib.Path) -> None:

@@ -17,8 +17,8 @@ from tta_bench.run.runner import TrialResult
 from tta_bench.schedule import queue as order
 from tta_bench.schedule.cluster import Node, Slot
 from tta_bench.schedule.faults import Fault
-from tta_bench.schedule.pool import Limits, Pool
-from tta_bench.schedule.preflight import CacheChoice
+from tta_bench.schedule.options import Options
+from tta_bench.schedule.pool import Pool
 from tta_bench.schedule.queue import Estimates
 from tta_bench.schedule.worker import Place, Worker
 from tta_bench.store import results
@@ -120,9 +120,8 @@ def failed(trial: Trial, failure: str) -> TrialResult:
 
 def pool(made: Plan, cluster: Workers, timeout: float | None = None) -> Pool:
     """One worker."""
-    limits, estimates = Limits(retries=2, timeout=timeout, workers=1), Estimates(made.materials)
-    arguments, cache = (None, CacheChoice(None), 1, {}), CacheChoice(None)
-    return Pool(cluster, Slot(1, 0.0), limits, arguments, None, cache, estimates, checked=True)  # type: ignore[arg-type]
+    options, estimates = Options("small.yaml", cache="off", timeout=timeout, workers=1), Estimates(made.materials)
+    return Pool(cluster, Slot(1, 0.0), options, (None, options, {}), None, estimates)  # type: ignore[arg-type]
 
 
 def run(made: Plan, behaviour: Behaviour, timeout: float | None = None) -> tuple[Workers, Seen]:

@@ -56,8 +56,9 @@ def cli() -> None:
 def run(**options: Any) -> None:
     """Run SUITE, a YAML file or the name of a shipped suite; finished trials are skipped."""
     from tta_bench.commands import run as sweep
+    from tta_bench.schedule.options import Options
 
-    sys.exit(sweep.run(sweep.Options(**options), resume=shlex.join(["tta-bench", *sys.argv[1:]])))
+    sys.exit(sweep.run(Options(**options), resume=shlex.join(["tta-bench", *sys.argv[1:]])))
 
 
 @cli.command()

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -18,41 +15,19 @@ from tta_bench.data.cache import Entry, ImageCache
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, Stopped, UsageError
 from tta_bench.run.runner import TrialResult
-from tta_bench.schedule import faults, preflight, scheduler
+from tta_bench.schedule import preflight, scheduler
 from tta_bench.schedule.faults import Fault
 from tta_bench.schedule.forecast import forecast
 from tta_bench.schedule.interrupts import EXIT_CODE, Interrupts
-from tta_bench.schedule.preflight import CacheChoice
+from tta_bench.schedule.options import Options, available_cpus
 from tta_bench.schedule.progress import ImageProgress, ReadingProgress, TrialProgress, own_console
 from tta_bench.schedule.queue import Estimates
 from tta_bench.schedule.status_file import StatusFile
 from tta_bench.schedule.tally import Tally
 from tta_bench.store import conclusion, records, rundir, runlog
 from tta_bench.suite import plan as planning
-from tta_bench.suite import select as selection
 from tta_bench.suite.plan import Plan, Trial
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line says; each field is the option of that name."""
-
-    suite: str
-    only: Sequence[str] = ()
-    sets: Sequence[str] = ()
-    executor: str = "ray"
-    address: str | None = None
-    workers: int | None = None
-    cpus_per_trial: int | None = None
-    gpus_per_trial: float = 1.0
-    timeout: float | None = None
-    retries: int = faults.RETRIES
-    out: str | None = None
-    cache: str | None = None
-    retry_failed: bool = False
-    limit: int | None = None
-    dry_run: bool = False
-    plugins: Sequence[str] = ()
+from tta_bench.suite.select import Filter
 
 
 class _Past(NamedTuple):
@@ -81,34 +56,31 @@ def run(options: Options, resume: str) -> int:
     _check(options)
     loaded = suite.load(options.suite, sets=options.sets, plugins=options.plugins)
     digests = Digests(progress=ReadingProgress(console))
-    plan = planning.make(loaded, options.limit, functools.partial(selection.wants, options.only), digests)
+    only = Filter(options.only)
+    plan = planning.make(loaded, options.limit, only, digests)
     _say_cost(console, digests)
-    selected = selection.select(plan.trials, options.only)
-    choice = _cache(options, loaded.suite)
-    cache = choice.here()
+    selected = only.select(plan.trials)
+    options = options.resolved(loaded.suite.cache)
+    cache = options.image_cache()
     out = _out(options, plan)
     records.check_version(out)
     past = _recall(out, plan, selected, options.retry_failed)
     missing = cache.to_build(plan.cache_entries(past.waiting))
     if problem := preflight.no_room(cache, missing):
         raise UsageError(problem)
-    resources = scheduler.Resources(
-        options.executor, options.address, options.workers, options.cpus_per_trial, options.gpus_per_trial,
-        options.timeout, options.retries,
-    )  # fmt: skip
     for damage in past.damaged:
         _say(console, f"damaged, and counted as not run: {damage}")
-    said = _summary(plan, selected, past.waiting, cache, missing, resources, out)
+    said = _summary(plan, selected, past.waiting, cache, missing, options, out)
     console.print(said, markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
         if past.waiting:
-            _say(console, _forecast(plan, past, resources))
+            _say(console, _forecast(plan, past, options))
         return 0
     try:
         with Interrupts() as interrupts:
             _prepare(cache, missing, console)
             with rundir.locked(out):
-                _run(resources, loaded, plan, past, choice, out, console, interrupts)
+                _run(options, loaded, plan, past, out, console, interrupts)
                 code = _conclude(plan, selected, out, console, interrupts)
     except KeyboardInterrupt:
         _say(console, f"interrupted; what had finished is kept. To go on:\n  {resume}")
@@ -129,9 +101,8 @@ def _say_cost(console: Console, digests: Digests) -> None:
         _say(console, f"read {cost.files:,} image files ({size}) in {cost.seconds:.1f} s; {remembered}")
 
 
-def _forecast(plan: Plan, past: _Past, resources: scheduler.Resources) -> str:
-    threads = resources.cpus_per_trial or (scheduler.available_cpus() if resources.executor == "local" else 1)
-    return forecast(plan, past.waiting, past.estimates, threads, scheduler.slots(resources))
+def _forecast(plan: Plan, past: _Past, options: Options) -> str:
+    return forecast(plan, past.waiting, past.estimates, options.threads, scheduler.slots(options))
 
 
 def _say(console: Console, text: str) -> None:
@@ -149,13 +120,6 @@ def _check(options: Options) -> None:
         from tta_bench.schedule.cluster import check_address
 
         check_address(options.address)
-
-
-def _cache(options: Options, loaded: suite.Suite) -> CacheChoice:
-    if options.cache == "off" or (options.cache is None and loaded.cache == "off"):
-        return CacheChoice(None)
-    named = options.cache or os.environ.get("TTA_BENCH_CACHE")
-    return CacheChoice(str(pathlib.Path(named).absolute()) if named else "")
 
 
 def _out(options: Options, plan: Plan) -> pathlib.Path:
@@ -201,7 +165,7 @@ def _recall(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retry_fail
 
 def _summary(
     plan: Plan, selected: Sequence[Trial], waiting: Sequence[Trial], cache: ImageCache, missing: Sequence[Entry],
-    resources: scheduler.Resources, out: pathlib.Path,
+    options: Options, out: pathlib.Path,
 ) -> str:  # fmt: skip
     distinct = len(_distinct(selected))
     first = next(iter(plan.materials.datasets.values()))
@@ -211,7 +175,7 @@ def _summary(
         f"{plan.name}: {first.title}, {images} images a shift",
         f"  {distinct} trials of {methods} methods × {len(plan.materials.models)} models: "
         f"{distinct - len(waiting)} finished, {len(waiting)} to run",
-        f"  {scheduler.describe(resources, len(waiting))}",
+        f"  {scheduler.describe(options, len(waiting))}",
         f"  results in {out}",
     ]
     if cache.root is None:
@@ -228,11 +192,11 @@ def _summary(
 def _prepare(cache: ImageCache, missing: Sequence[Entry], console: Console) -> None:
     if missing:
         with ImageProgress(console, sum(len(e.rows) for e in missing)) as progress:
-            cache.build(missing, scheduler.available_cpus(), progress)
+            cache.build(missing, available_cpus(), progress)
 
 
 def _run(
-    resources: scheduler.Resources, loaded: suite.LoadedSuite, plan: Plan, past: _Past, cache: CacheChoice,
+    options: Options, loaded: suite.LoadedSuite, plan: Plan, past: _Past,
     out: pathlib.Path, console: Console, interrupts: Interrupts,
 ) -> None:  # fmt: skip
     with _writing(out):
@@ -243,7 +207,7 @@ def _run(
     with TrialProgress(console, past.tally, len(past.waiting)) as progress:
         keeper = _Keeper(out, session, progress, interrupts)
         try:
-            scheduler.run(plan.materials, past.waiting, resources, cache, out, past.estimates, keeper)
+            scheduler.run(plan.materials, past.waiting, options, out, past.estimates, keeper)
             keeper.status.update(state="finished", now=True)
         except KeyboardInterrupt:
             keeper.status.update(state="interrupted", now=True)

@@ -16,7 +16,8 @@ from typing import Any
 
 from tta_bench.errors import Problem, UsageError
 from tta_bench.schedule.faults import Fault
-from tta_bench.schedule.preflight import CacheChoice, Requirements, prepare
+from tta_bench.schedule.options import Options
+from tta_bench.schedule.preflight import Requirements, prepare
 from tta_bench.schedule.worker import Worker
 
 REFRESH_S = 2.0  # how often the list of nodes is asked for
@@ -128,10 +129,10 @@ class Cluster:
         """Put a value where all workers can read it, once."""
         return self._ray.put(value)
 
-    def prepare(self, node: Node, needed: Any, cache: CacheChoice) -> Any:
+    def prepare(self, node: Node, needed: Any, options: Options) -> Any:
         """A reference to what the node lacks (texts), once its image cache is made."""
         task = self._ray.remote(_prepare).options(num_cpus=0, max_retries=0, scheduling_strategy=self._on(node))
-        return task.remote(needed, cache)
+        return task.remote(needed, options)
 
     def start(self, node: Node, slot: Slot, arguments: Sequence[Any]) -> tuple[Any, Any]:
         """(a worker on the node, a reference to its place)."""
@@ -164,9 +165,9 @@ class Cluster:
             return Fault("infrastructure", f"{type(error).__name__}: {_first_line(error)}")
 
 
-def _prepare(needed: Requirements, cache: CacheChoice) -> list[str]:
+def _prepare(needed: Requirements, options: Options) -> list[str]:
     needed.materials.enter()
-    return prepare(needed, cache)
+    return prepare(needed, options.image_cache())
 
 
 def _first_line(error: Exception) -> str:

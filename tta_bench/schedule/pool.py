@@ -23,7 +23,7 @@ from tta_bench.schedule import faults
 from tta_bench.schedule.cluster import Cluster, Node, Slot
 from tta_bench.schedule.faults import Fault, Kind
 from tta_bench.schedule.observer import Observer, title
-from tta_bench.schedule.preflight import CacheChoice
+from tta_bench.schedule.options import Options
 from tta_bench.schedule.queue import Estimates, Queue
 from tta_bench.schedule.worker import Place, left_behind
 from tta_bench.suite.plan import Trial
@@ -31,15 +31,6 @@ from tta_bench.suite.plan import Trial
 TICK_S = 0.25  # how long the driver waits for news before it looks at clocks and nodes
 PATIENCE_S = 300.0  # how long it waits for a node when none is left
 FAILED_STARTS = 3  # of workers, on a node that never had one, after which the node is left out
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Attributes: retries: after infrastructure faults; timeout: of a trial, s, or None; workers: at most, or None."""
-
-    retries: int
-    timeout: float | None
-    workers: int | None
 
 
 @dataclass
@@ -88,21 +79,20 @@ class Pool:
     Args:
         cluster: connected.
         slot: what each worker gets.
-        limits: on retries, time, workers.
+        options: of the run; nodes of a cluster that was there before (``address``) are checked first, while the node of
+            one that was started here is this machine.
         arguments: of :class:`tta_bench.schedule.worker.Worker`, but for the share of the device.
         needed: a shared :class:`tta_bench.schedule.preflight.Requirements`, which every node must meet.
-        checked: the nodes that are there at the start meet it: they are this machine.
-        cache: where nodes keep their image caches.
         estimates: of what trials take.
     """
 
     def __init__(
-        self, cluster: Cluster, slot: Slot, limits: Limits, arguments: Sequence[Any], needed: Any, cache: CacheChoice,
-        estimates: Estimates, *, checked: bool,
+        self, cluster: Cluster, slot: Slot, options: Options, arguments: Sequence[Any], needed: Any,
+        estimates: Estimates,
     ):  # fmt: skip
-        self._cluster, self._slot, self._limits = cluster, slot, limits
-        self._arguments, self._needed, self._cache, self._estimates = arguments, needed, cache, estimates
-        self._checked_before = set(cluster.nodes()) if checked else set[str]()
+        self._cluster, self._slot, self._options = cluster, slot, options
+        self._arguments, self._needed, self._estimates = arguments, needed, estimates
+        self._checked_before = set(cluster.nodes()) if options.address is None else set[str]()
         self._pending: dict[Any, _Pending] = {}
         self._workers: dict[int, _Worker] = {}
         self._nodes: dict[str, str] = {}  # node id to "checking", "usable" or "left out"
@@ -186,7 +176,7 @@ class Pool:
             raise Stopped(Problem(f"no usable node is left{': ' if reasons else ''}{reasons}", hint="mend the cluster"))
 
     def _check(self, node: Node) -> None:
-        self._pending[self._cluster.prepare(node, self._needed, self._cache)] = _Pending("node", node)
+        self._pending[self._cluster.prepare(node, self._needed, self._options)] = _Pending("node", node)
 
     def _checked(self, node: Node, lacks: list[str] | Fault) -> None:
         if isinstance(lacks, Fault):
@@ -208,7 +198,7 @@ class Pool:
     def _start_workers(self) -> None:
         """As many as fit, and as there is work for."""
         work = len(self._queue) + len(self._busy())
-        room = min(work, self._limits.workers or work) - sum(not w.alone for w in self._workers.values())
+        room = min(work, self._options.workers or work) - sum(not w.alone for w in self._workers.values())
         for node in self._usable():
             there = [w for w in self._workers.values() if w.node.id == node.id]
             free = self._slot.fits(node.resources) - len(there)
@@ -224,8 +214,8 @@ class Pool:
 
     def _start(self, node: Node, slot: Slot, *, alone: bool = False) -> _Worker:
         share = 1.0 if alone or not 0 < slot.gpus < 1 else slot.gpus
-        materials, cache, threads, expected = self._arguments
-        handle, reference = self._cluster.start(node, slot, (materials, cache, threads, share, expected))
+        materials, options, expected = self._arguments
+        handle, reference = self._cluster.start(node, slot, (materials, options, share, expected))
         worker = _Worker(self._started, handle, node, alone=alone, since=time.monotonic())
         self._started += 1
         self._workers[worker.number] = worker
@@ -250,7 +240,7 @@ class Pool:
 
     def _together(self, trial: Trial) -> int:
         """How many trials like this one a worker gets: no more than its share of those that wait."""
-        if self._limits.timeout is not None:
+        if self._options.timeout is not None:
             return 1  # which of them had taken its time could not be told
         share = math.ceil(len(self._queue) / max(1, sum(not w.alone for w in self._workers.values())))
         return min(share, self._estimates.together(trial))
@@ -358,7 +348,7 @@ class Pool:
         """Try the trial again, or make its failure a result."""
         history = self._history.setdefault(trial.key, [])
         history.append(fault)
-        decision = faults.verdict(history, self._limits.retries)
+        decision = faults.verdict(history, self._options.retries)
         if decision == "fail":
             failed = dataclasses.replace(result, reason=faults.reason(history, result.reason))
             failed = dataclasses.replace(failed, facts={**result.facts, "failure": fault.kind})
@@ -381,11 +371,11 @@ class Pool:
 
     def _expire(self) -> None:
         """End workers whose trial has had its time."""
-        if self._limits.timeout is None:
+        if self._options.timeout is None:
             return
         now = time.monotonic()
-        for worker in [w for w in self._busy() if now - w.since > self._limits.timeout]:
-            self._lost(worker, Fault("timeout", f"no result after {self._limits.timeout:g} s (--timeout)"))
+        for worker in [w for w in self._busy() if now - w.since > self._options.timeout]:
+            self._lost(worker, Fault("timeout", f"no result after {self._options.timeout:g} s (--timeout)"))
 
     # -- what it looks like ----------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import tta_bench
 from tta_bench import __version__
 from tta_bench.code import file_sha256, folder_sha256
 from tta_bench.data.base import CleanImages, Dataset, digest
-from tta_bench.data.cache import Entry, ImageCache, default_root
+from tta_bench.data.cache import Entry, ImageCache
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError
 from tta_bench.models import state_sha256
@@ -34,23 +34,6 @@ def other_code(expected: Mapping[str, str]) -> str:
         return ""
     what = f"{socket.gethostname()} imports another tta_bench ({tta_bench.__file__}, version {found['version']})"
     return f"{what}; install the driver's ({expected['version']}) on every node"
-
-
-@dataclass(frozen=True)
-class CacheChoice:
-    """Where image caches are: a folder of that name on every machine, each machine's own default place, or nowhere.
-
-    Attributes:
-        root: the folder; None: none is used; empty: the default place of each machine.
-    """
-
-    root: str | None = ""
-
-    def here(self) -> ImageCache:
-        """This machine's cache."""
-        if self.root is None:
-            return ImageCache(None)
-        return ImageCache(pathlib.Path(self.root) if self.root else default_root())
 
 
 @dataclass(frozen=True)
@@ -142,18 +125,17 @@ def _files(needed: Requirements) -> Iterator[str]:
             yield f"{path}: {error.strerror}"
 
 
-def prepare(needed: Requirements, cache: CacheChoice) -> list[str]:
+def prepare(needed: Requirements, cache: ImageCache) -> list[str]:
     """Check this machine and make its image cache; what it lacks, a sentence each."""
     if wrong := lacking(needed):
         return wrong
-    here = cache.here()
     entries = [needed.materials.cache_entry(model, stream, shift) for (model, shift), stream in needed.streams.items()]
     unique = list({entry.key: entry for entry in entries}.values())
     try:
-        missing = here.to_build(unique)
-        if missing and (problem := no_room(here, missing)):
+        missing = cache.to_build(unique)
+        if missing and (problem := no_room(cache, missing)):
             return [problem.message]
-        here.build(missing, os.cpu_count() or 1)
+        cache.build(missing, os.cpu_count() or 1)
     except UsageError as error:
         return [str(error).splitlines()[0]]
     return []

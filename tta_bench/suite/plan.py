@@ -31,6 +31,7 @@ from tta_bench.streams import Shift, StreamSpec, subset
 from tta_bench.suite import LoadedSuite, Suite
 from tta_bench.suite.keys import Keys
 from tta_bench.suite.resolve import Row, resolve
+from tta_bench.suite.select import Filter
 from tta_bench.suite.setting import Setting, setting_of
 from tta_bench.suite.sources import Model, open_datasets, open_models
 
@@ -161,7 +162,7 @@ def sources(loaded: LoadedSuite) -> dict[str, tuple[Network, Dataset, Mapping[st
 def make(
     loaded: LoadedSuite,
     limit: int | None = None,
-    wanted: Callable[[str, str, str], bool] = lambda *_: True,
+    only: Filter | None = None,
     digests: Digests | None = None,
 ) -> Plan:
     """Plan a suite.
@@ -169,8 +170,8 @@ def make(
     Args:
         loaded: the suite.
         limit: size of the seeded subset of images, in place of the suite's ``max_images``.
-        wanted: whether a row (label, method, model) is to be run; one that is not, and whose hyperparameters are refused
-            (a checkpoint that is not there), is left out.
+        only: which rows are to be run, all by default; one that is not, and whose hyperparameters are refused (such as a
+            checkpoint that is not there), is left out.
         digests: reads what image files hold, and remembers it; one without progress by default.
 
     Raises:
@@ -179,7 +180,7 @@ def make(
     suite, problems = loaded.suite, list[Problem]()
     models = open_models(loaded, problems)
     datasets = open_datasets(loaded, models, problems)
-    configs = resolve(loaded, wanted, problems)
+    configs = resolve(loaded, only.allows if only else lambda *_: True, problems)
     problems += _too_few_images(loaded, datasets, limit)
     if problems:
         raise UsageError(problems)

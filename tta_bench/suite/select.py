@@ -2,64 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from tta_bench.errors import Problem, UsageError, near_miss
-from tta_bench.suite.plan import Trial
 
-_FILTERS: dict[str, Callable[[Trial], set[str]]] = {
-    "method": lambda t: {t.label, t.label.partition("[")[0], t.method},
-    "model": lambda t: {t.model},
-    "corruption": lambda t: {shift.name for shift in t.stream.shifts},
-    "severity": lambda t: {str(shift.severity or 0) for shift in t.stream.shifts},
-    "seed": lambda t: {str(t.seed)},
-    "adapt_images": lambda t: {str(t.setting.values()["parameters"].get("adapt_images", "all"))},
-}
+if TYPE_CHECKING:
+    from tta_bench.suite.plan import Trial
+
+Values = Mapping[str, set[str]]  # what may be asked for, by field: every value that fits
 
 
-def select(trials: Iterable[Trial], only: Iterable[str]) -> list[Trial]:
+class Filter:
     """The trials that any of the ``--only`` expressions asks for; all where there is none.
 
-    An expression is ``field=value|value,field=value``; ``clean`` has no severity and passes every filter on it.
+    An expression is ``field=value|value,field=value``. A field that a trial has no value of, as clean images have no
+    severity, does not leave it out.
+
+    Args:
+        only: the expressions.
 
     Raises:
-        UsageError: an unknown field, or a value that no trial has (with the nearest).
+        UsageError: an expression is not of that form.
     """
-    trials = list(trials)
-    expressions = [_conditions(text, trials) for text in only]
-    return [t for t in trials if not expressions or any(_matches(t, e) for e in expressions)]
+
+    def __init__(self, only: Iterable[str] = ()):
+        self._expressions = {text: dict(_condition(text, part) for part in text.split(",")) for text in only}
+
+    def allows(self, label: str, method: str, model: str) -> bool:
+        """Whether a trial of this row can be asked for; used before there are trials."""
+        return self._asks(_of_row(label, method, model))
+
+    def select(self, trials: Iterable[Trial]) -> list[Trial]:
+        """The trials that are asked for.
+
+        Raises:
+            UsageError: an unknown field, or a value that no trial has (with the nearest).
+        """
+        trials = list(trials)
+        values = {trial.key: _of_trial(trial) for trial in trials}
+        for text, conditions in self._expressions.items():
+            for name, asked in conditions.items():
+                _check(text, name, asked, values.values())
+        return [trial for trial in trials if self._asks(values[trial.key])]
+
+    def _asks(self, values: Values) -> bool:
+        return not self._expressions or any(
+            all(asked & values[name] for name, asked in conditions.items() if values.get(name))
+            for conditions in self._expressions.values()
+        )
 
 
-def wants(only: Iterable[str], label: str, method: str, model: str) -> bool:
-    """Whether the ``--only`` expressions can ask for a trial of this row; used before there are trials."""
-    rows = {"method": {label, label.partition("[")[0], method}, "model": {model}}
-    expressions = [[condition.partition("=") for condition in text.split(",")] for text in only]
-    return not expressions or any(
-        all(rows[name] & set(values.split("|")) for name, _, values in expression if name in rows)
-        for expression in expressions
-    )
+def _of_row(label: str, method: str, model: str) -> dict[str, set[str]]:
+    return {"method": {label, label.partition("[")[0], method}, "model": {model}}
 
 
-def _conditions(text: str, trials: list[Trial]) -> dict[str, set[str]]:
-    conditions: dict[str, set[str]] = {}
-    for condition in text.split(","):
-        name, equals, values = condition.partition("=")
-        if not equals or name not in _FILTERS:
-            hint = f"for example --only method=tent,severity=4|5; fields: {', '.join(_FILTERS)}"
-            raise UsageError(Problem(f"--only {text}: {condition!r} is not field=value", hint=hint))
-        known = {value for trial in trials for value in _FILTERS[name](trial)}
-        for value in values.split("|"):
-            if value not in known:
-                raise UsageError(
-                    Problem(f"--only {text}: no trial has {name} {value!r}", hint=near_miss(value, sorted(known)))
-                )
-        conditions[name] = set(values.split("|"))
-    return conditions
+def _of_trial(trial: Trial) -> Values:
+    shifts, setting = trial.stream.shifts, trial.setting.values()
+    parameters: Mapping[str, Any] = setting["parameters"]
+    return {
+        **_of_row(trial.label, trial.method, trial.model),
+        "corruption": {shift.name for shift in shifts},
+        "severity": {f"{shift.severity:g}" for shift in shifts if shift.severity is not None},
+        "seed": {str(trial.seed)},
+        **{name: {str(setting[name])} for name in ("batch_size", "precision")},
+        "adapt_images": {str(parameters.get("adapt_images", "all"))},
+        **{name: {str(value)} for name, value in parameters.items()},
+    }
 
 
-def _matches(trial: Trial, conditions: Mapping[str, set[str]]) -> bool:
-    def holds(name: str, values: set[str]) -> bool:
-        found = _FILTERS[name](trial)
-        return bool(found & values) or (name == "severity" and found == {"0"})
+def _condition(text: str, condition: str) -> tuple[str, set[str]]:
+    name, equals, values = condition.partition("=")
+    if not equals:
+        hint = "for example --only method=tent,severity=4|5"
+        raise UsageError(Problem(f"--only {text}: {condition!r} is not field=value", hint=hint))
+    return name, set(values.split("|"))
 
-    return all(holds(name, values) for name, values in conditions.items())
+
+def _check(text: str, name: str, asked: set[str], trials: Iterable[Values]) -> None:
+    known = [values[name] for values in trials if name in values]
+    if not known:
+        fields = sorted({field for values in trials for field in values})
+        hint = f"for example --only method=tent,severity=4|5; fields: {', '.join(fields)}"
+        raise UsageError(Problem(f"--only {text}: {name!r} is no field", hint=hint))
+    for value in sorted(asked - set[str]().union(*known)):
+        near = near_miss(value, sorted(set[str]().union(*known)))
+        raise UsageError(Problem(f"--only {text}: no trial has {name} {value!r}", hint=near))
