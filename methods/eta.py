@@ -12,7 +12,6 @@ mean is over S2 alone, not over the batch. The class's default E0, ln(1000)/2 âˆ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -29,7 +28,7 @@ from tta_bench.methods.functional import (
     use_batch_statistics,
 )
 from tta_bench.models import SourceModel
-from tta_bench.optimizers import OptimizerConfig, checkpoint_origin, optimizer_stats
+from tta_bench.optimizers import OptimizerConfig
 
 _MOMENTUM = 0.9  # of the moving mean probability
 
@@ -108,9 +107,6 @@ class Eta(Adapter):
             self.moving_probability = now if mean is None else _MOMENTUM * mean + (1 - _MOMENTUM) * now
         return reliable
 
-    def stats(self) -> Mapping[str, float | Tensor]:
-        """kept: samples that entered the loss; and what the optimizer says of its last step."""
-        return {"kept": float(self.kept), **optimizer_stats(self.optimizer)}
-
-    def checkpoint_origin(self) -> str:
-        return checkpoint_origin(self.optimizer, self.model)
+    def stats(self) -> dict[str, float]:
+        """kept: samples that entered the loss."""
+        return {"kept": float(self.kept)}

@@ -14,7 +14,7 @@ Networks without a class token are this project's extension. There is one varian
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -30,7 +30,7 @@ from tta_bench.methods.functional import (
 from tta_bench.methods.mgg_optimizer import readable
 from tta_bench.methods.mgg_pretraining import Pretraining, pretrain
 from tta_bench.models import SourceModel
-from tta_bench.optimizers import OptimizerConfig, checkpoint_origin, optimizer_stats
+from tta_bench.optimizers import OptimizerConfig
 from tta_bench.pretraining import PretrainJob
 
 
@@ -110,13 +110,6 @@ class Mgg(Adapter):
         self.optimizer.zero_grad()
         scores: Tensor = logits.detach()
         return scores
-
-    def stats(self) -> Mapping[str, float | Tensor]:
-        """With ``optimizer: mgg``, refused: 1 where the update was not finite and so not taken."""
-        return optimizer_stats(self.optimizer)
-
-    def checkpoint_origin(self) -> str:
-        return checkpoint_origin(self.optimizer, self.model)
 
     Pretraining = Pretraining
 

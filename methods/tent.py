@@ -11,7 +11,6 @@ script was never released: the ImageNet hyperparameters are those of EATA's and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -26,7 +25,7 @@ from tta_bench.methods.functional import (
     use_batch_statistics,
 )
 from tta_bench.models import SourceModel
-from tta_bench.optimizers import OptimizerConfig, checkpoint_origin, optimizer_stats
+from tta_bench.optimizers import OptimizerConfig
 
 
 class Tent(Adapter):
@@ -64,10 +63,3 @@ class Tent(Adapter):
             self.optimizer.zero_grad()
         scores: Tensor = logits.detach()
         return scores
-
-    def stats(self) -> Mapping[str, float | Tensor]:
-        """What the optimizer says of its last step; SGD and Adam say nothing."""
-        return optimizer_stats(self.optimizer)
-
-    def checkpoint_origin(self) -> str:
-        return checkpoint_origin(self.optimizer, self.model)

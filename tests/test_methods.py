@@ -15,6 +15,7 @@ from conftest import SHARED
 from networks import batches, ready, small_model
 
 import tta_bench.torchvision_repair  # noqa: F401
+from tta_bench import optimizers
 from tta_bench.adapter import Adapter
 from tta_bench.methods.eata import Eata
 from tta_bench.methods.eta import Eta
@@ -38,7 +39,7 @@ CASES += [(name, "mgg", "vit_ln") for name in SETS]  # the published code of mgg
 
 def play(
     name: str, method: str, kind: str, dtype: torch.dtype
-) -> tuple[np.ndarray, Adapter, list[dict[str, float]], Any, Any]:
+) -> tuple[np.ndarray, Adapter, list[dict[str, Any]], Any, Any]:
     """(scores, adapter, stats of each batch, the reference, its manifest entry)."""
     import timm
 
@@ -55,12 +56,12 @@ def play(
         values = {"lr": values["lr"], "alignment_weight": values["lam"], "checkpoint": str(folder / "mgg.safetensors")}
     elif method != "tent":
         values["entropy_margin"] = case["entropy_margin"]
-    stats: list[dict[str, float]] = []
+    stats: list[dict[str, Any]] = []
     with np.load(folder / "inputs.npz") as inputs:
         test, source = ([torch.from_numpy(b).to(dtype) for b in inputs[part]] for part in ("test", "source"))
     scores, adapter = replay(
         method, values, net.to(dtype), test, source, manifest["config"]["reset_after"],
-        after_step=lambda a: stats.append(a.stats()),
+        after_step=lambda a: stats.append(optimizers.stats(a)),
     )  # fmt: skip
     return scores, adapter, stats, np.load(folder / f"{method}.{kind}.npz"), case
 

@@ -11,6 +11,7 @@ data paths.
 from __future__ import annotations
 
 import abc
+import dataclasses
 import importlib.resources
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -133,6 +134,18 @@ class Needs:
     min_batch: int = 1
     norm_kinds: tuple[str, ...] = ()
 
+    def __or__(self, other: Needs) -> Needs:
+        """What two parts need together, such as a method and its optimizer."""
+        return Needs(**{f.name: _both(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)})
+
+    def columns(self) -> dict[str, Any]:
+        """Each need as a column of the results, ``needs_<name>``; several words are one text."""
+        return {f"needs_{k}": ",".join(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
+
+def _both(one: Any, other: Any) -> Any:
+    return tuple(dict.fromkeys(one + other)) if isinstance(one, tuple) else max(one, other)
+
 
 @dataclass(frozen=True)
 class SourceRequest:
@@ -235,13 +248,17 @@ class Adapter(abc.ABC):
         self._initial.restore()
 
     def checkpoint_origin(self) -> str:
-        """Where a learned method's checkpoint comes from, in a few words; a column of the results."""
+        """Where the method's checkpoint comes from, in a few words; a column of the results.
+
+        Empty: what its optimizer's checkpoint says of itself (see :mod:`tta_bench.optimizers`).
+        """
         return ""
 
     def stats(self) -> Mapping[str, float | Tensor]:
         """Numbers about the last step, always under the same keys; they become columns ``stat_<key>``.
 
-        A 0-dim tensor is read at the segment's end, so that nothing waits for the device.
+        A 0-dim tensor is read at the segment's end, so that nothing waits for the device. What the method's optimizers
+        say of themselves is added by the harness.
         """
         return {}
 

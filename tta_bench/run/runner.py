@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tta_bench import optimizers
 from tta_bench.adapter import Adapter, SourceRequest, context_for
 from tta_bench.data.base import digest
 from tta_bench.data.cache import Direct, ImageCache, Images
@@ -246,18 +247,14 @@ class _Run:
         adapter.prepared = {name: value.clone() for name, value in prepared.items()}
         self.steps.read()
         self.counter.read()
-        needs = adapter.needs
+        self.needs = optimizers.needs(adapter)
         return {
             **facts,
             "adapted_parameters": sum(p.numel() for p in adapter.model.parameters() if p.requires_grad),
             "batch_statistics": _batch_statistics(adapter),
-            "checkpoint": adapter.checkpoint_origin(),
+            "checkpoint": optimizers.checkpoint_origin(adapter),
             "reset_keeps": ",".join(adapter.reset_keeps),
-            "needs_backward": needs.backward,
-            "needs_source_images": needs.source_images,
-            "needs_checkpoint": needs.checkpoint,
-            "needs_min_batch": needs.min_batch,
-            "needs_norm_kinds": ",".join(needs.norm_kinds),
+            **self.needs.columns(),
         }
 
     # -- one segment -------------------------------------------------------------------------------------------------
@@ -269,12 +266,12 @@ class _Run:
             if batch.reset_before:
                 self.adapter.reset()
             data_ms.append(waited_ms)
-            adapts = batch.adapt and len(batch.image) >= self.adapter.needs.min_batch
+            adapts = batch.adapt and len(batch.image) >= self.needs.min_batch
             with self.watch.timing():
                 scores = self.adapter.step(x) if adapts else self.adapter.predict(x)
             _check_shape(scores, len(x), self.adapter.context.num_classes)
             graded.append(metrics.grade(scores.detach(), self.adapter.outputs))
-            stats.append(_copied(self.adapter.stats()) if adapts else None)
+            stats.append(_copied(optimizers.stats(self.adapter)) if adapts else None)
         return self._measured(segment, graded, np.array(data_ms), stats)
 
     def _batches(self, segment: Segment, images: list[Images | Direct]) -> Iterator[tuple[Batch, Tensor, float]]:
@@ -309,7 +306,7 @@ class _Run:
         correct = predicted == self.dataset.labels[image]
         sizes = np.diff(self.stream.bounds[segment.first : segment.last + 1])
         numbers = np.arange(segment.first, segment.last)
-        kept = {f"stat_{name}": _numbers(name, stats) for name in self.adapter.stats()}
+        kept = {f"stat_{name}": _numbers(name, stats) for name in optimizers.stats(self.adapter)}
         adapted = np.array([s is not None for s in stats])
         cost = {
             **_timing(step_ms, sizes, numbers),

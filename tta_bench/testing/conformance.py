@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tta_bench import optimizers
 from tta_bench.adapter import Adapter, context_for
 from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.data.digits import load_split
@@ -300,7 +301,7 @@ def stats_keep_their_keys(bench: Bench) -> Iterator[str]:
     adapter, seen = bench.adapter(), set[tuple[str, ...]]()
     for x in bench.batches(3):
         adapter.step(x)
-        stats = adapter.stats()
+        stats = optimizers.stats(adapter)
         seen.add(tuple(sorted(stats)))
         if bad := [key for key, value in stats.items() if not _is_number(value)]:
             yield f"stats()[{bad[0]!r}] is no number"
