@@ -12,12 +12,13 @@ mean is over S2 alone, not over the batch. The class's default E0, ln(1000)/2 âˆ
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from tta_bench.adapter import Adapter, Context, Needs, Preset
+from tta_bench.adapter import Adapter, Context, Declared, Needs, Preset
 from tta_bench.methods.functional import (
     adapt_norm_affine,
     default_margin,
@@ -58,15 +59,19 @@ class Eta(Adapter):
         ),
     }
     needs = Needs(backward=True, norm_kinds=("batch", "group", "layer"))
-    reset_keeps: tuple[str, ...] = ("moving_probability",)  # type: ignore[misc]
+    reset_keeps = ("moving_probability",)
+
+    @classmethod
+    def declared(cls, config: Any) -> Declared:
+        """``variant: paper`` forgets everything."""
+        keeps = cls.reset_keeps if config.variant == "official" else ()
+        return dataclasses.replace(super().declared(config), reset_keeps=keeps)
 
     @classmethod
     def skip(cls, model: SourceModel, config: Any, context: Context) -> str | None:
         return super().skip(model, config, context) or no_statistics(model, context)
 
     def setup(self) -> None:
-        if self.config.variant == "paper":
-            self.reset_keeps = ()
         self.model.train()
         use_batch_statistics(self.model)
         self.parameters = adapt_norm_affine(self.model)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from tta_bench.adapter import Adapter, Context, FilePath, Needs, Preset, SourceRequest
+from tta_bench.adapter import Adapter, Context, Declared, FilePath, Needs, Preset, SourceRequest
 from tta_bench.methods import alignment, mgg_checkpoint
 from tta_bench.methods.functional import (
     adapt_norm_affine,
@@ -70,25 +70,25 @@ class Mgg(Adapter):
     example = {"checkpoint": "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors"}
 
     @classmethod
+    def declared(cls, config: Any) -> Declared:
+        """Source images only where the loss needs them; that it needs a checkpoint is the optimizer's to say."""
+        aligns = config.objective == "entropy+alignment"
+        needs = dataclasses.replace(
+            cls.needs, source_images=aligns and config.source_statistics is None, checkpoint=False
+        )
+        return dataclasses.replace(super().declared(config), needs=needs)
+
+    @classmethod
     def skip(cls, model: SourceModel, config: Any, context: Context) -> str | None:
         return super().skip(model, config, context) or no_statistics(model, context)
 
     def setup(self) -> None:
-        self.needs = dataclasses.replace(  # type: ignore[misc]
-            self.needs, source_images=self._asks_for_images(), checkpoint=self.config.optimizer == "mgg"
-        )
         self.model.train()
         use_batch_statistics(self.model)
         self.optimizer = self.config.build(adapt_norm_affine(self.model))
 
-    def _aligns(self) -> bool:
-        return bool(self.config.objective == "entropy+alignment")
-
-    def _asks_for_images(self) -> bool:
-        return self._aligns() and self.config.source_statistics is None
-
     def source_request(self) -> SourceRequest | None:
-        return SourceRequest(self.config.source_images, self.context.batch_size) if self._asks_for_images() else None
+        return SourceRequest(self.config.source_images, self.context.batch_size) if self.needs.source_images else None
 
     def prepare(self, source: Iterator[Tensor]) -> dict[str, Tensor]:
         """The source's feature statistics: ``mean`` (D,) and ``std`` (D,)."""
@@ -96,7 +96,7 @@ class Mgg(Adapter):
         return {"mean": mean, "std": std}
 
     def _source_statistics(self) -> tuple[Tensor, Tensor] | None:
-        if not self._aligns():
+        if self.config.objective == "entropy":
             return None
         if self.config.source_statistics is not None and not self.prepared:
             mean, std = mgg_checkpoint.read_statistics(self.config.source_statistics)

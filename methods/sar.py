@@ -19,6 +19,7 @@ Discrepancies between paper and code (``variant: official`` is the code, ``paper
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tta_bench.adapter import Adapter, Context, Needs, Preset
+from tta_bench.adapter import Adapter, Context, Declared, Needs, Preset
 from tta_bench.methods.functional import (
     adapt_norm_affine,
     default_margin,
@@ -86,7 +87,13 @@ class Sar(Adapter):
         "cifar10": Preset({"lr": 1e-3}, "mariodoebler/test-time-adaptation (cfgs/cifar10_c/sar.yaml), batch 200"),
     }
     needs = Needs(backward=True, norm_kinds=("batch", "group", "layer"))
-    reset_keeps: tuple[str, ...] = ("optimizer.state",)  # type: ignore[misc]
+    reset_keeps = ("optimizer.state",)
+
+    @classmethod
+    def declared(cls, config: Any) -> Declared:
+        """``variant: paper`` forgets everything."""
+        keeps = cls.reset_keeps if config.variant == "official" else ()
+        return dataclasses.replace(super().declared(config), reset_keeps=keeps)
 
     @classmethod
     def skip(cls, model: SourceModel, config: Any, context: Context) -> str | None:
@@ -96,8 +103,6 @@ class Sar(Adapter):
         return reason
 
     def setup(self) -> None:
-        if self.config.variant == "paper":
-            self.reset_keeps = ()
         self.model.train()
         use_batch_statistics(self.model)
         adapt_norm_affine(self.model)

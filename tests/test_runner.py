@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tta_bench import suite
-from tta_bench.adapter import Adapter, Config, Needs, SourceRequest
+from tta_bench.adapter import Adapter, Config, Declared, Needs, SourceRequest
 from tta_bench.data.cache import ImageCache, Images
 from tta_bench.methods.eta import Eta
 from tta_bench.methods.sar import Sar
@@ -396,6 +396,54 @@ def test_a_statistic_that_method_and_optimizer_both_have_is_refused(run: Runner)
             return {"count": 0.0}
 
     assert run(Clashing).reason.startswith("ValueError: Clashing.stats() and its optimizer Speaking both say 'count'")
+
+
+class Choosing(SeesSource):
+    """Everything that it declares is one hyperparameter's doing."""
+
+    class Config(Config):
+        sees: bool = True
+
+    outputs = "probabilities"
+    reset_keeps = ("count",)
+
+    @classmethod
+    def declared(cls, config: Any) -> Declared:
+        return super().declared(config) if config.sees else Declared(Needs(), "logits", ())
+
+    def source_request(self) -> SourceRequest | None:  # type: ignore[override]
+        return super().source_request() if self.config.sees else None
+
+    def step(self, x: Tensor) -> Tensor:
+        scores = torch.full((len(x), 10), 0.05)
+        scores[:, 0] = 0.55
+        return scores
+
+    def stats(self) -> dict[str, Tensor]:
+        return {}
+
+
+class NotChoosing(Choosing):
+    class Config(Choosing.Config):
+        sees: bool = False
+
+
+def test_what_is_declared_may_depend_on_the_hyperparameters(run: Runner) -> None:
+    sees, other = run(Choosing), run(NotChoosing)
+    assert [r.facts["needs_source_images"] for r in (sees, other)] == [True, False]
+    assert [r.facts["reset_keeps"] for r in (sees, other)] == ["count", ""]
+    assert [r.facts.get("source_images") for r in (sees, other)] == [12, None]
+    graded_as = {"probabilities": 0.55, "logits": 1 / (1 + 9 * np.exp(-0.5))}
+    assert sees.images["confidence"] == pytest.approx(graded_as["probabilities"])
+    assert other.images["confidence"] == pytest.approx(graded_as["logits"])
+    assert Choosing.needs.source_images, "a listing says the most"
+
+
+def test_source_images_that_are_not_declared_are_refused(run: Runner) -> None:
+    class Undeclared(SeesSource):
+        needs = Needs()
+
+    assert run(Undeclared).reason.startswith("TypeError: source_request() asks for images, but the method's needs")
 
 
 def test_a_method_may_say_itself_where_its_checkpoint_comes_from(run: Runner) -> None:

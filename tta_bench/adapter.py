@@ -1,8 +1,8 @@
 """The contract that a method implements.
 
 A method adapts a source model online, on unlabelled images, while it predicts. The harness calls, in this order:
-``skip`` (class), the constructor, ``setup``, ``prepare`` (where ``source_request`` asks for images), then for each batch
-``step`` or ``predict``, and ``reset`` where the stream says so.
+``declared`` and ``skip`` (class), the constructor, ``setup``, ``prepare`` (where ``source_request`` asks for images), then
+for each batch ``step`` or ``predict``, and ``reset`` where the stream says so.
 
 A method sees the image batch, its Config, the Context and unlabelled source batches; never labels, corruption names or
 data paths.
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import importlib.resources
+import operator
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from tta_bench.models import PACKAGE_SCHEME, SourceModel
 from tta_bench.registry import Entry
 from tta_bench.snapshot import Snapshot
 
-__all__ = ["Adapter", "Config", "Context", "FilePath", "Needs", "Preset", "SourceRequest", "locate_file"]
+__all__ = ["Adapter", "Config", "Context", "Declared", "FilePath", "Needs", "Preset", "SourceRequest", "locate_file"]
 
 
 def locate_file(path: str) -> pathlib.Path:
@@ -82,6 +84,11 @@ class Config(BaseModel):
         """Other plugins that the values name, by role (``{"optimizer": …}``): their code is in a trial's key."""
         return {}
 
+    def plugin_needs(self) -> Needs:
+        """What those plugins need (their class attribute ``needs``)."""
+        own = (getattr(entry.load(), "needs", Needs()) for entry in self.plugins().values())
+        return functools.reduce(operator.or_, own, Needs())
+
     def keyed(self) -> dict[str, Any]:
         """The values as a trial's key has them: files by content, and no field at its default.
 
@@ -117,7 +124,7 @@ class Preset:
 class Needs:
     """What a method cannot do without; each is a column of the results.
 
-    A class names the most that it can need; ``setup`` may narrow ``self.needs`` to what its hyperparameters leave.
+    A class names the most that it can need; :meth:`Adapter.declared` narrows it to what the hyperparameters leave.
 
     Attributes:
         backward: it takes backward passes.
@@ -145,6 +152,21 @@ class Needs:
 
 def _both(one: Any, other: Any) -> Any:
     return tuple(dict.fromkeys(one + other)) if isinstance(one, tuple) else max(one, other)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a method says of itself with given hyperparameters.
+
+    Attributes:
+        needs: what it cannot do without; what its optimizer needs is added.
+        outputs: what ``step`` and ``predict`` return, "logits" or "probabilities".
+        reset_keeps: dotted paths of attributes that ``reset`` leaves alone.
+    """
+
+    needs: Needs
+    outputs: Literal["logits", "probabilities"]
+    reset_keeps: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -178,31 +200,47 @@ _Config = Config  # inside Adapter, the name Config is the method's own
 
 
 class Adapter(abc.ABC):
-    """Base class of every method. Subclass it, give it a Config, implement ``step``."""
+    """Base class of every method. Subclass it, give it a Config, implement ``step``.
+
+    ``needs``, ``outputs`` and ``reset_keeps`` are constants of the class; where they depend on the hyperparameters, the
+    class names the most, and ``declared`` what is left. An adapter has its own three from there.
+    """
 
     name: ClassVar[str] = ""  # read from plugin files; an installed package's entry point gives the name instead
     Config: ClassVar[type[Config]] = Config
     presets: ClassVar[Mapping[str, Preset]] = {}
-    needs: ClassVar[Needs] = Needs()
-    outputs: ClassVar[Literal["logits", "probabilities"]] = "logits"
-    reset_keeps: ClassVar[tuple[str, ...]] = ()
+    needs: Needs = Needs()
+    outputs: Literal["logits", "probabilities"] = "logits"
+    reset_keeps: tuple[str, ...] = ()
     example: ClassVar[Mapping[str, Any]] = {}  # values of Config's fields that have no default, for ``tta-bench check``
 
     def __init__(self, model: SourceModel, config: _Config, context: Context):
         self.model = model
         self.config: Any = config
         self.context = context
+        declared = self.declared(config)
+        self.needs = declared.needs | config.plugin_needs()
+        self.outputs, self.reset_keeps = declared.outputs, declared.reset_keeps
         self.prepared: dict[str, Tensor] = {}
         self._initial: Snapshot | None = None
 
     @classmethod
+    def declared(cls, config: Any) -> Declared:
+        """``needs``, ``outputs`` and ``reset_keeps`` with these hyperparameters; asked before there is an adapter.
+
+        The default is the class's constants; ``dataclasses.replace(super().declared(config), …)`` changes some.
+        """
+        return Declared(cls.needs, cls.outputs, cls.reset_keeps)
+
+    @classmethod
     def skip(cls, model: SourceModel, config: _Config, context: Context) -> str | None:
-        """Why this method cannot run with this model here, or None. The default checks ``needs.norm_kinds``."""
-        kinds = cls.needs.norm_kinds
+        """Why this method cannot run with this model here, or None. The default checks what is declared."""
+        needs = cls.declared(config).needs | config.plugin_needs()
+        kinds = needs.norm_kinds
         if kinds and not any(model.norm_kind(module) in kinds for module in model.net.modules()):
             return f"the model has no {' or '.join(kinds)} normalisation layer"
-        if context.batch_size < cls.needs.min_batch:
-            return f"batch size {context.batch_size} is below the {cls.needs.min_batch} that the method needs"
+        if context.batch_size < needs.min_batch:
+            return f"batch size {context.batch_size} is below the {needs.min_batch} that the method needs"
         return None
 
     def setup(self) -> None:

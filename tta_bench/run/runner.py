@@ -115,10 +115,16 @@ class Workbench:
     def prepared(
         self, adapter: Adapter, trial: Trial, counter: PassCounter
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(what ``prepare`` returned, facts about it); reused for a method, config, model, source data and seed."""
+        """(what ``prepare`` returned, facts about it); reused for a method, config, model, source data and seed.
+
+        Raises:
+            TypeError: the method asks for source images without declaring it, so that they are not in the trial's key.
+        """
         request = adapter.source_request()
         if request is None:
             return {}, {}
+        if not adapter.needs.source_images:
+            raise TypeError("source_request() asks for images, but the method's needs do not have source_images")
         asked = {k: trial.asked.get(k) for k in ("method", "model", "source", "batch_size", "seed", "precision")}
         place = digest([asked, vars(request)])
         if place not in self._prepared:

@@ -74,7 +74,7 @@ def _row(
         "code_sha256": code(loaded.registry.entry(method.name)),
         **{role: {"name": entry.name, "code_sha256": code(entry)} for role, entry in config.plugins().items()},
     }
-    return Row(method, label, model.name, preset, config, asked, cls.needs.source_images)
+    return Row(method, label, model.name, preset, config, asked, cls.declared(config).needs.source_images)
 
 
 def _named(model: str, value: Any) -> Any:

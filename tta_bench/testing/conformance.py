@@ -216,7 +216,7 @@ def other_batch_sizes(bench: Bench) -> Iterator[str]:
     adapter = bench.adapter()
     adapter.step(bench.batches(1)[0])
     short = bench.batches(1, size=3)[0]
-    act = adapter.step if bench.cls.needs.min_batch <= 3 else adapter.predict
+    act = adapter.step if adapter.needs.min_batch <= 3 else adapter.predict
     yield from (f"a last batch of 3: {wrong}" for wrong in _wrong_scores(act(short), 3))
     if bench.declines(batch_size=1) is None:
         single = bench.adapter(batch_size=1)
@@ -263,7 +263,7 @@ def needs_are_true(bench: Bench) -> Iterator[str]:
         adapter = bench.adapter(model=pristine)
         counter.read(), steps.read()
         _steps(adapter, bench.batches(3))
-    needs = adapter.needs  # setup() may narrow the class's
+    needs = optimizers.needs(adapter)
     (_, backwarded), updates = counter.read(), steps.read()
     if not needs.backward and (backwarded or updates):
         yield f"declared backward-free, but {backwarded} images were backwarded and {updates} updates taken"
