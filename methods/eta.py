@@ -18,23 +18,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tta_bench.adapter import Adapter, Context, Declared, Needs, Preset
-from tta_bench.methods.functional import (
-    adapt_norm_affine,
-    default_margin,
-    no_statistics,
-    small_batch_lr_resnet,
-    small_batch_lr_vit,
-    softmax_entropy,
-    use_batch_statistics,
-)
-from tta_bench.models import SourceModel
+from tta_bench.adapter import Declared, Preset
+from tta_bench.methods.functional import default_margin, small_batch_lr_resnet, small_batch_lr_vit, softmax_entropy
+from tta_bench.methods.norm_layers import NormAdapter
 from tta_bench.optimizers import OptimizerConfig
 
 _MOMENTUM = 0.9  # of the moving mean probability
 
 
-class Eta(Adapter):
+class Eta(NormAdapter):
     """Entropy minimisation on reliable, non-redundant samples."""
 
     class Config(OptimizerConfig):
@@ -58,7 +50,6 @@ class Eta(Adapter):
             "mariodoebler/test-time-adaptation (cfgs/cifar10_c/eata.yaml), batch 200",
         ),
     }
-    needs = Needs(backward=True, norm_kinds=("batch", "group", "layer"))
     reset_keeps = ("moving_probability",)
 
     @classmethod
@@ -67,15 +58,8 @@ class Eta(Adapter):
         keeps = cls.reset_keeps if config.variant == "official" else ()
         return dataclasses.replace(super().declared(config), reset_keeps=keeps)
 
-    @classmethod
-    def skip(cls, model: SourceModel, config: Any, context: Context) -> str | None:
-        return super().skip(model, config, context) or no_statistics(model, context)
-
     def setup(self) -> None:
-        self.model.train()
-        use_batch_statistics(self.model)
-        self.parameters = adapt_norm_affine(self.model)
-        self.optimizer = self.config.build(self.parameters)
+        super().setup()
         self.margin = default_margin(self.model, self.config.entropy_margin)
         self.moving_probability: Tensor | None = None
         self.kept = 0
@@ -92,9 +76,7 @@ class Eta(Adapter):
         if self.kept:
             chosen = entropy[selected]
             weights = torch.exp(self.margin - chosen.detach())
-            ((weights * chosen).mean() + self.regulariser()).backward()
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+            self.update((weights * chosen).mean() + self.regulariser())
         scores: Tensor = logits.detach()
         return scores
 

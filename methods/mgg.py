@@ -20,21 +20,16 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from tta_bench.adapter import Adapter, Context, Declared, FilePath, Needs, Preset, SourceRequest
+from tta_bench.adapter import Declared, FilePath, Needs, Preset, SourceRequest
 from tta_bench.methods import alignment, mgg_checkpoint
-from tta_bench.methods.functional import (
-    adapt_norm_affine,
-    no_statistics,
-    use_batch_statistics,
-)
 from tta_bench.methods.mgg_optimizer import readable
 from tta_bench.methods.mgg_pretraining import Pretraining, pretrain
-from tta_bench.models import SourceModel
+from tta_bench.methods.norm_layers import NormAdapter
 from tta_bench.optimizers import OptimizerConfig
 from tta_bench.pretraining import PretrainJob
 
 
-class Mgg(Adapter):
+class Mgg(NormAdapter):
     """Entropy and feature alignment on the normalisation layers, with an optimizer learned by meta-training."""
 
     class Config(OptimizerConfig):
@@ -64,9 +59,7 @@ class Mgg(Adapter):
             {}, "MGTTA's code (class default and run.sh), batch 64, source statistics of 50,000"
         ),
     }
-    needs = Needs(
-        backward=True, source_images=True, checkpoint=True, min_batch=2, norm_kinds=("batch", "group", "layer")
-    )
+    needs = NormAdapter.needs | Needs(source_images=True, checkpoint=True, min_batch=2)
     example = {"checkpoint": "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors"}
 
     @classmethod
@@ -77,15 +70,6 @@ class Mgg(Adapter):
             cls.needs, source_images=aligns and config.source_statistics is None, checkpoint=False
         )
         return dataclasses.replace(super().declared(config), needs=needs)
-
-    @classmethod
-    def skip(cls, model: SourceModel, config: Any, context: Context) -> str | None:
-        return super().skip(model, config, context) or no_statistics(model, context)
-
-    def setup(self) -> None:
-        self.model.train()
-        use_batch_statistics(self.model)
-        self.optimizer = self.config.build(adapt_norm_affine(self.model))
 
     def source_request(self) -> SourceRequest | None:
         return SourceRequest(self.config.source_images, self.context.batch_size) if self.needs.source_images else None
@@ -105,9 +89,7 @@ class Mgg(Adapter):
 
     def step(self, x: Tensor) -> Tensor:
         logits, loss = alignment.objective(self.model, x, self._source_statistics(), self.config.alignment_weight)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.update(loss)
         scores: Tensor = logits.detach()
         return scores
 

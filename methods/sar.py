@@ -27,17 +27,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tta_bench.adapter import Adapter, Context, Declared, Needs, Preset
+from tta_bench.adapter import Context, Declared, Preset
 from tta_bench.methods.functional import (
-    adapt_norm_affine,
     default_margin,
-    no_statistics,
     norm_layers,
     small_batch_lr_resnet,
     small_batch_lr_vit,
     softmax_entropy,
-    use_batch_statistics,
 )
+from tta_bench.methods.norm_layers import NormAdapter
 from tta_bench.models import SourceModel
 from tta_bench.optimizers import OptimizerConfig
 
@@ -63,7 +61,7 @@ def frozen_norms(model: SourceModel) -> set[nn.Module]:
     return set(modules[modules.index(stages[-last]) :])
 
 
-class Sar(Adapter):
+class Sar(NormAdapter):
     """Entropy minimisation on reliable samples at a sharpness-aware point, with recovery."""
 
     class Config(OptimizerConfig):
@@ -86,7 +84,6 @@ class Sar(Adapter):
         "imagenet_resnet50_bn": Preset({"lr": lr_resnet}, "SAR's code (main.py)"),
         "cifar10": Preset({"lr": 1e-3}, "mariodoebler/test-time-adaptation (cfgs/cifar10_c/sar.yaml), batch 200"),
     }
-    needs = Needs(backward=True, norm_kinds=("batch", "group", "layer"))
     reset_keeps = ("optimizer.state",)
 
     @classmethod
@@ -97,22 +94,22 @@ class Sar(Adapter):
 
     @classmethod
     def skip(cls, model: SourceModel, config: Any, context: Context) -> str | None:
-        reason = super().skip(model, config, context) or no_statistics(model, context)
+        reason = super().skip(model, config, context)
         if reason is None and not any(m not in frozen_norms(model) for m in norm_layers(model)):
             reason = "every normalisation layer belongs to the stages that SAR freezes"
         return reason
 
     def setup(self) -> None:
-        self.model.train()
-        use_batch_statistics(self.model)
-        adapt_norm_affine(self.model)
-        for module in frozen_norms(self.model):
-            module.requires_grad_(False)
-        self.parameters = [p for p in self.model.net.parameters() if p.requires_grad]
-        self.optimizer = self.config.build(self.parameters)
+        super().setup()
         self.margin = default_margin(self.model, self.config.entropy_margin)
         self.moving_loss: float | None = None
         self.kept, self.recovered = 0, False
+
+    def choose_parameters(self) -> list[nn.Parameter]:
+        adapted = super().choose_parameters()
+        for module in frozen_norms(self.model):
+            module.requires_grad_(False)
+        return [parameter for parameter in adapted if parameter.requires_grad]
 
     def step(self, x: Tensor) -> Tensor:
         logits = self.model(x)
