@@ -17,7 +17,7 @@ from networks import batches, ready, small_model
 from torch import Tensor
 
 from tta_bench import suite
-from tta_bench.adapter import Adapter, Config, FilePath
+from tta_bench.adapter import Adapter, Config, FilePath, constant
 from tta_bench.data.cache import ImageCache
 from tta_bench.methods.eta import Eta
 from tta_bench.methods.mgg import Mgg
@@ -130,6 +130,26 @@ def test_reset_restores_buffers_that_a_method_deleted() -> None:
     assert not torch.equal(adapter.step(x), before)
     adapter.reset()
     assert torch.equal(adapter.predict(x), before)
+
+
+def test_a_constant_network_is_neither_kept_nor_restored_but_a_copy_of_it_is() -> None:
+    class Constant(Source):
+        def setup(self) -> None:
+            self.frozen = [constant(copy.deepcopy(self.model))]
+            self.teacher = copy.deepcopy(self.frozen[0])
+
+    adapter: Any = ready(Constant, small_model("batch"))
+    networks = [*adapter.frozen, adapter.teacher]
+    assert [n.training or any(p.requires_grad for p in n.parameters()) for n in networks] == [False, False]
+    biases = [n.classifier().bias for n in networks]
+    seen = adapter._initial._seen
+    assert [id(bias) in seen for bias in biases] == [False, True], "no copy is made"
+    before = biases[1].clone()
+    for bias in biases:
+        bias.data.add_(1)
+    adapter.reset()
+    assert torch.equal(biases[0], before + 1)
+    assert torch.equal(biases[1], before)
 
 
 @pytest.mark.parametrize(("cls", "kind", "config"), METHODS)

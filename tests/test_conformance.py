@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from conftest import Outcome
 from torch import Tensor
 
-from tta_bench.adapter import Adapter, Config, Needs
+from tta_bench.adapter import Adapter, Config, Needs, constant
 from tta_bench.errors import UsageError
 from tta_bench.methods.functional import adapt_norm_affine
 from tta_bench.methods.source import Source
@@ -152,6 +153,15 @@ class ChangesTheFrozen(Source):
         return self.predict(x)
 
 
+class ChangesTheConstant(Source):
+    def setup(self) -> None:
+        self.frozen = constant(copy.deepcopy(self.model))
+
+    def step(self, x: Tensor) -> Tensor:
+        self.frozen.classifier().bias.data.add_(0.01)
+        return self.predict(x)
+
+
 class KnowsTheCorruptions(Source):
     def setup(self) -> None:
         self.rates = {"gaussian_noise": 0.1, "other": 0.2}
@@ -187,6 +197,7 @@ BROKEN: dict[type[Adapter], tuple[str, str]] = {
     SecretlyBackward: ("needs_are_true", "24 images were backwarded and 3 updates"),
     AsksWithoutSaying: ("needs_are_true", "source_request() asks for some"),
     ChangesTheFrozen: ("only_declared_parameters_change", "yet changed by"),
+    ChangesTheConstant: ("only_declared_parameters_change", "frozen.net.fc.bias requires no gradient, yet changed by"),
     KnowsTheCorruptions: ("no_secret_in_reach", "shift name 'gaussian_noise'"),
     ChangesItsStats: ("stats_keep_their_keys", "changed its keys"),
     DeclinesAll: ("runs_somewhere", "declined everywhere"),

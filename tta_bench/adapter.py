@@ -2,7 +2,8 @@
 
 A method adapts a source model online, on unlabelled images, while it predicts. The harness calls, in this order:
 ``declared`` and ``skip`` (class), the constructor, ``setup``, ``prepare`` (where ``source_request`` asks for images), then
-for each batch ``step`` or ``predict``, and ``reset`` where the stream says so.
+for each batch ``step`` or ``predict``, and ``reset`` where the stream says so. ``reset`` restores what is found on the
+adapter; a network that never changes is declared :func:`constant`, which saves the copy.
 
 A method sees the image batch, its Config, the Context and unlabelled source batches; never labels, corruption names or
 data paths.
@@ -18,7 +19,7 @@ import operator
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict
@@ -27,9 +28,14 @@ from torch import Tensor
 from tta_bench.code import file_sha256
 from tta_bench.models import PACKAGE_SCHEME, SourceModel
 from tta_bench.registry import Entry
-from tta_bench.snapshot import Snapshot
+from tta_bench.snapshot import Snapshot, Untouched
 
-__all__ = ["Adapter", "Config", "Context", "Declared", "FilePath", "Needs", "Preset", "SourceRequest", "locate_file"]
+__all__ = [
+    "Adapter", "Config", "Context", "Declared", "FilePath", "Needs", "Preset", "SourceRequest", "constant", "locate_file",
+]  # fmt: skip
+
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 def locate_file(path: str) -> pathlib.Path:
@@ -194,6 +200,16 @@ class Context:
     image_size: int
     device: torch.device
     generator: torch.Generator
+
+
+def constant(network: Network) -> Network:
+    """Declare that a network never changes, such as a frozen copy of the source model; returns it, in eval mode, frozen.
+
+    ``reset`` neither copies nor restores it; its passes are counted as any copy's. A deep copy of it may change again.
+    """
+    network.eval().requires_grad_(False)
+    network.survives_reset = Untouched()  # type: ignore[assignment]
+    return network
 
 
 _Config = Config  # inside Adapter, the name Config is the method's own

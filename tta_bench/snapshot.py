@@ -23,8 +23,18 @@ _OPAQUE = (
 )  # fmt: skip
 
 
+class Untouched:
+    """The value of an attribute ``survives_reset``: no snapshot looks into its object. A deep copy of that has it not."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> bool:
+        return False
+
+
 class Snapshot:
-    """The state of an object graph. Build one with :meth:`of`; :meth:`restore` may be called any number of times."""
+    """The state of an object graph. Build one with :meth:`of`; :meth:`restore` may be called any number of times.
+
+    An object whose attribute ``survives_reset`` is true is left alone, with all that is reached only through it.
+    """
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], object]] = []
@@ -52,7 +62,7 @@ class Snapshot:
     # -- walking -----------------------------------------------------------------------------------------------------
 
     def _visit(self, value: Any, path: str, stop: frozenset[str]) -> None:
-        if isinstance(value, _OPAQUE) or id(value) in self._seen or getattr(type(value), "survives_reset", False):
+        if isinstance(value, _OPAQUE) or id(value) in self._seen or getattr(value, "survives_reset", False):
             return
         self._seen[id(value)] = value
         if isinstance(value, torch.Tensor):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tta_bench import optimizers
 from tta_bench.adapter import Adapter, context_for
@@ -274,16 +274,23 @@ def needs_are_true(bench: Bench) -> Iterator[str]:
 
 
 def only_declared_parameters_change(bench: Bench) -> Iterator[str]:
-    """Parameters that require no gradient after setup() keep their values."""
+    """Parameters that require no gradient after setup(), and all tensors of constant networks, keep their values."""
     adapter = bench.adapter()
-    frozen = {n: p.detach().clone() for n, p in adapter.model.named_parameters() if not p.requires_grad}
+    now = {name: p for name, p in adapter.model.named_parameters() if not p.requires_grad} | _constant(adapter)
+    frozen = {name: value.detach().clone() for name, value in now.items()}
     _steps(adapter, bench.batches(3))
-    now = dict(adapter.model.named_parameters())
     for name, before in frozen.items():
         if not torch.equal(before, now[name].detach()):
             change = float((before - now[name].detach()).abs().max())
             yield f"{name} requires no gradient, yet changed by {change:.3g}"
             return
+
+
+def _constant(adapter: Adapter) -> dict[str, Tensor]:
+    networks = {
+        k: v for k, v in vars(adapter).items() if isinstance(v, nn.Module) and getattr(v, "survives_reset", False)
+    }
+    return {f"{place}.{name}": value for place, net in networks.items() for name, value in net.state_dict().items()}
 
 
 def no_secret_in_reach(bench: Bench) -> Iterator[str]:
