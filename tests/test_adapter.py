@@ -104,8 +104,10 @@ def test_reset_restores_every_kind_of_state_but_what_it_keeps() -> None:
     used, fresh = (ready(Hoarder, small_model("batch")) for _ in range(2))
     parameters = [id(p) for p in used.model.parameters()]
     for _ in range(2):  # a second reset works as the first did
+        used.context.generator.manual_seed(0)
         first = [used.step(x) for x in batches(3)]
         used.reset()
+    used.context.generator.manual_seed(0)
     assert all(torch.equal(a, used.step(x)) for a, x in zip(first, batches(3), strict=True))
     used.reset()
     assert (used.kept, used.nested.kept) == (9, 9)  # type: ignore[attr-defined]
@@ -115,7 +117,31 @@ def test_reset_restores_every_kind_of_state_but_what_it_keeps() -> None:
     assert used.optimizer.state == {}  # type: ignore[attr-defined]
     assert used.optimizer.param_groups[0]["lr"] == 0.1  # type: ignore[attr-defined]
     assert [id(p) for p in used.model.parameters()] == parameters, "in place"
+    used.context.generator.manual_seed(0)
     assert torch.equal(used.step(batches(1)[0]), fresh.step(batches(1)[0]))
+
+
+def test_reset_leaves_the_contexts_generator_under_any_name_and_restores_a_methods_own() -> None:
+    class Random(Source):
+        def setup(self) -> None:
+            generator = self.context.generator
+            self.rng, self.nested = generator, {"list": [generator, (generator,)]}
+            self.draws = [
+                functools.partial(torch.rand, 1, generator=generator),
+                lambda: torch.rand(1, generator=generator),
+            ]
+            self.own = torch.Generator().manual_seed(3)
+            self.spare = np.random.default_rng(3)
+
+    adapter: Any = ready(Random, small_model("batch"))
+    expected = torch.rand(6, generator=torch.Generator().manual_seed(adapter.context.generator.initial_seed()))
+    found, own = [], []
+    for draw in [lambda: torch.rand(1, generator=adapter.rng), *adapter.draws] * 2:
+        found.append(draw())
+        own.append((float(torch.rand(1, generator=adapter.own)), adapter.spare.random()))
+        adapter.reset()
+    assert torch.equal(torch.cat(found), expected), "it goes on"
+    assert len(set(own)) == 1, "they go back"
 
 
 def test_reset_restores_buffers_that_a_method_deleted() -> None:

@@ -90,6 +90,29 @@ class KeepsInSecret(Learns):
         self.seen = 0
 
 
+class RewindsTheGenerator(Source):
+    def step(self, x: Tensor) -> Tensor:
+        return self.predict(x) + torch.rand(1, generator=self.context.generator)
+
+    def reset(self) -> None:
+        super().reset()
+        self.context.generator.manual_seed(7)
+
+
+class Draws(Source):
+    """Sound: draws in setup, in every step and in predict, under a name of its own."""
+
+    def setup(self) -> None:
+        self.rng = self.context.generator
+        self.start = torch.rand(1, generator=self.rng)
+
+    def step(self, x: Tensor) -> Tensor:
+        return self.predict(x) + self.start
+
+    def predict(self, x: Tensor) -> Tensor:
+        return super().predict(x) + torch.rand(1, generator=self.rng)
+
+
 class PredictAdapts(Learns):
     def predict(self, x: Tensor) -> Tensor:
         return self.step(x)
@@ -188,6 +211,7 @@ BROKEN: dict[type[Adapter], tuple[str, str]] = {
     GlobalRandomness: ("deterministic", "draw from context.generator"),
     ForgetsToReset: ("reset_restores", "differ from a fresh adapter's by"),
     KeepsInSecret: ("reset_restores", "reset_keeps names 'seen', but reset() changed it"),
+    RewindsTheGenerator: ("reset_restores", "reset() rewound context.generator"),
     PredictAdapts: ("predict_changes_nothing", "predict() changed"),
     ReusesItsBuffer: ("no_look_ahead", "return a copy"),
     NeedsFullBatches: ("other_batch_sizes", "RuntimeError"),
@@ -213,6 +237,7 @@ def test_a_broken_method_is_caught_by_its_rule_with_the_numbers(cls: type[Adapte
 
 def test_the_sound_base_of_the_broken_ones_passes() -> None:
     assert check_method(Learns).findings == []
+    assert check_method(Draws).findings == []
 
 
 def test_required_fields_can_be_given(run_cli: Callable[..., Outcome], tmp_path: pathlib.Path) -> None:

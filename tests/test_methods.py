@@ -21,6 +21,7 @@ from tta_bench.methods.eata import Eata
 from tta_bench.methods.eta import Eta
 from tta_bench.methods.norm import Norm
 from tta_bench.methods.sar import Sar, frozen_norms, lr_resnet, lr_vit
+from tta_bench.methods.source import Source
 from tta_bench.methods.tent import Tent
 from tta_bench.models import SourceModel
 from tta_bench.testing import replay
@@ -266,6 +267,18 @@ def test_running_statistics_move_a_tenth_and_are_graded_in_evaluation_mode() -> 
     assert torch.equal(scores, adapter.predict(x))
     adapter.reset()
     assert torch.equal(adapter.step(x), scores)
+
+
+def test_replay_seeds_the_generator() -> None:
+    class Noise(Source):
+        def step(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.rand(len(x), 10, generator=self.context.generator)
+
+    net = small_model("layer").net
+    for seed in (0, 3):
+        expected = torch.rand(8, 10, generator=torch.Generator().manual_seed(seed)).numpy()
+        options = {"seed": seed} if seed else {}
+        assert np.array_equal(replay(Noise, {}, net, batches(1), [], **options)[0][0], expected)
 
 
 def test_replay_refuses_what_a_method_does_not_have() -> None:

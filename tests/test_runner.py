@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -249,6 +249,46 @@ def test_prepare_is_reused_and_leaves_nothing_but_what_it_returned(run: Runner) 
     assert np.array_equal(first.images["confidence"], run(Plain, trial=1).images["confidence"])
 
 
+class DrawsInPrepare(Prepared):
+    """Draws in setup, prepare and step, from its generator and from the global one; writes down each draw."""
+
+    drawn: ClassVar[list[tuple[str, float, float]]] = []
+
+    def draw(self, where: str) -> None:
+        own = float(torch.rand(1, generator=self.context.generator))
+        self.drawn.append((where, own, float(torch.rand(1))))
+
+    def setup(self) -> None:
+        self.draw("setup")
+
+    def prepare(self, source: Iterator[Tensor]) -> dict[str, Tensor]:
+        self.draw("prepare")
+        return super().prepare(source)
+
+    def step(self, x: Tensor) -> Tensor:
+        self.draw("step")
+        return super().step(x)
+
+
+def test_what_prepare_draws_is_the_same_for_all_streams_and_moves_no_later_draw(run: Runner) -> None:
+    together: dict[str, Any] = {}
+    for trial in (0, 1):
+        run(DrawsInPrepare, trial=trial, bench=together)
+    shared = DrawsInPrepare.drawn.copy()
+    DrawsInPrepare.drawn.clear()
+    for trial in (0, 1):
+        run(DrawsInPrepare, trial=trial)
+    alone = DrawsInPrepare.drawn.copy()
+    prepared = [draw for draw in alone if draw[0] == "prepare"]
+    assert len(prepared) == 2
+    assert prepared[0] == prepared[1]
+    again = alone.index(prepared[1], alone.index(prepared[1]) + 1)
+    assert shared == alone[:again] + alone[again + 1 :], "the second trial steps alike whether prepare() ran or not"
+    first, second = ({d for d in part if d[0] == "step"} for part in (alone[: again - 1], alone[again:]))
+    assert len(first) == 3
+    assert not first & second, "streams draw apart"
+
+
 def test_a_continual_stream_is_one_trial_of_many_segments(run: Runner) -> None:
     resets = []
 
@@ -317,8 +357,10 @@ def test_a_methods_seed_is_that_of_its_trial_and_stream(
     class Seeded(Plain):
         seeds: list[tuple[int, int]] = []
 
-        def setup(self) -> None:
-            self.seeds.append((self.context.generator.initial_seed(), torch.initial_seed()))
+        def step(self, x: Tensor) -> Tensor:
+            if self.context.generator.initial_seed() not in [seed for seed, _ in self.seeds]:
+                self.seeds.append((self.context.generator.initial_seed(), torch.initial_seed()))
+            return self.predict(x)
 
     made = plan.make(suite.load(str(suite_file(("seeds: [0]", "seeds: [0, 1]"), ("[source, tent]", "[source]")))))
     setting = dataclasses.replace(made.setting, methods={"source": _Entry(Seeded)})  # type: ignore[dict-item]

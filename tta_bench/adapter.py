@@ -192,7 +192,8 @@ class Context:
         batch_size: nominal batch size; a segment's last batch may be smaller.
         image_size: height and width of the images in pixels.
         device: where images arrive and the model lives.
-        generator: a CPU generator, the method's only source of randomness.
+        generator: a CPU generator, the method's only source of randomness. In ``setup`` and ``prepare`` its seed is that
+            of the trial alone, so that streams share what ``prepare`` returned; after that also that of the stream.
     """
 
     num_classes: int
@@ -288,17 +289,22 @@ class Adapter(abc.ABC):
         return scores
 
     def remember(self) -> None:
-        """Take the state that ``reset`` goes back to. The harness calls it once, after ``prepare``."""
-        self._initial = Snapshot.of(self, keep=self.reset_keeps, leave=("_initial", "config", "prepared"))
+        """Take the state that ``reset`` goes back to. The harness calls it once, between ``setup`` and ``prepare``."""
+        self._initial = Snapshot.of(
+            self, self.reset_keeps, leave=("_initial", "config", "prepared"), alone=[self.context.generator]
+        )
 
     def reset(self) -> None:
-        """Go back, in place, to the state after ``prepare``: model, optimizer, plain attributes; but for ``reset_keeps``.
+        """Go back, in place, to the state after ``setup``: model, optimizer, plain attributes; but for ``reset_keeps``.
+
+        What ``prepare`` returned stays in ``self.prepared``. ``context.generator`` goes on, under whatever name a method
+        has it: else every shift would meet the same draws. Generators of the method's own go back.
 
         Raises:
             RuntimeError: ``remember`` was never called.
         """
         if self._initial is None:
-            raise RuntimeError("reset() before remember(): the harness takes the state after prepare()")
+            raise RuntimeError("reset() before remember(): the harness takes the state after setup()")
         self._initial.restore()
 
     def checkpoint_origin(self) -> str:

@@ -41,15 +41,19 @@ class Snapshot:
         self._seen: dict[int, Any] = {}  # holds the objects, so that an id is not used again
 
     @classmethod
-    def of(cls, root: object, keep: Iterable[str] = (), leave: Iterable[str] = ()) -> Snapshot:
+    def of(
+        cls, root: object, keep: Iterable[str] = (), leave: Iterable[str] = (), alone: Iterable[object] = ()
+    ) -> Snapshot:
         """Take the state of everything reachable from ``root``'s attributes.
 
         Args:
             root: an object with a ``__dict__``.
             keep: dotted attribute paths below ``root`` whose present value survives a restore, with all below it.
             leave: names of attributes of ``root`` that are not looked into at all.
+            alone: objects that are not looked into, wherever they are found.
         """
         snapshot = cls()
+        snapshot._seen = {id(value): value for value in alone}
         snapshot._visit(root, "", frozenset(keep) | frozenset(leave))
         return snapshot
 

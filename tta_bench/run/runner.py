@@ -216,7 +216,7 @@ class _Run:
         self.dataset = bench.setting.datasets[trial.model]
         pristine, self.counter = bench.pristine(trial)
         # a method's own randomness is Context.generator; a stray global draw at least does not depend on what ran before
-        seed = derived_seed("method", trial.seed, self.stream.sha256)
+        seed = derived_seed("prepare", trial.seed)  # of no stream: what prepare() returned is reused by others
         torch.manual_seed(seed)
         self.counter.read()
         cls: type[Adapter] = bench.setting.methods[trial.method].load()
@@ -251,6 +251,7 @@ class _Run:
         prepared, facts = self.bench.prepared(adapter, self.trial, self.counter)
         adapter.reset()  # prepare() leaves nothing behind but what it returned, so that it may be reused
         adapter.prepared = {name: value.clone() for name, value in prepared.items()}
+        self._seed(derived_seed("method", self.trial.seed, self.stream.sha256))
         self.steps.read()
         self.counter.read()
         self.needs = optimizers.needs(adapter)
@@ -262,6 +263,10 @@ class _Run:
             "reset_keeps": ",".join(adapter.reset_keeps),
             **self.needs.columns(),
         }
+
+    def _seed(self, seed: int) -> None:
+        self.adapter.context.generator.manual_seed(seed)
+        torch.manual_seed(seed)
 
     # -- one segment -------------------------------------------------------------------------------------------------
 

@@ -109,6 +109,8 @@ def _difference(one: list[Tensor], other: list[Tensor]) -> float:
 
 
 def _steps(adapter: Adapter, batches: list[Tensor]) -> list[Tensor]:
+    """Scores of each batch; runs that are compared start from equal states of the generator."""
+    adapter.context.generator.manual_seed(0)
     return [adapter.step(x.clone()).detach().clone() for x in batches]
 
 
@@ -142,7 +144,10 @@ def reset_restores(bench: Bench) -> Iterator[str]:
 def _reset_as_fresh(bench: Bench, used: Adapter) -> Iterator[str]:
     fresh = bench.adapter()
     kept = {path: copy.deepcopy(_at(used, path)) for path in used.reset_keeps}
+    state = used.context.generator.get_state()
     used.reset()
+    if not torch.equal(state, used.context.generator.get_state()):
+        yield "reset() rewound context.generator: every shift would meet the same draws"
     for path, before in kept.items():
         if not _same(before, _at(used, path)):
             yield f"reset_keeps names {path!r}, but reset() changed it"
