@@ -190,6 +190,12 @@ def test_methods_lists_origin_needs_and_hyperparameters(run_cli: Cli) -> None:
     shown = run_cli("methods", "tent").out
     for part in ("arXiv 2006.10726", "lr", "0.00025", "imagenet_vit_b16", "0.001", "Tent's code", "backward"):
         assert part in shown
+    pathlib.Path("needy.py").write_text(
+        "from tta_bench.adapter import Adapter, Needs\nclass Needy(Adapter):\n    name = 'needy'\n"
+        "    needs = Needs(class_token=True, linear_head=True, packages=('peft', 'clip'))\n    def step(self, x): return x\n"
+    )
+    needy = run_cli("methods", "needy", "--plugin", "needy.py").out
+    assert "class token, linear head, package peft, package clip" in needy
     wrong = run_cli("methods", "tnet")
     assert wrong.code == 2
     assert "did you mean 'tent'?" in wrong.err

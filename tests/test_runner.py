@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from networks import small_model
 from torch import Tensor
 
 from tta_bench import suite
@@ -213,6 +214,31 @@ def test_a_batch_size_below_min_batch_is_declined(run: Runner, min_batch: int, s
     result = run(Needy)
     assert result.status == status
     assert result.reason == ("" if status == "ok" else "batch size 40 is below the 41 that the method needs")
+
+
+@pytest.mark.parametrize(
+    ("needs", "reason"),
+    [(Needs(class_token=True), "the model has no class token"), (Needs(linear_head=True), ""), (Needs(packages=("torch",)), ""),
+     (Needs(packages=("torch", "tta-none", "tta-no.ne")), "not installed: pip install tta-none tta-no.ne")],
+)  # fmt: skip
+def test_what_a_method_needs_and_lacks_is_its_reason_to_be_skipped(run: Runner, needs: Needs, reason: str) -> None:
+    class Needing(Plain):
+        pass
+
+    Needing.needs = needs
+    result = run(Needing)
+    assert (result.status, result.reason) == ("skipped" if reason else "ok", reason)
+    if not reason:
+        assert result.facts["needs_packages"] == ",".join(needs.packages)
+        assert (result.facts["needs_class_token"], result.facts["needs_linear_head"]) == (False, needs.linear_head)
+
+
+def test_class_tokens_and_linear_heads_are_recognised() -> None:
+    vit, resnet = small_model("layer"), small_model("batch")
+    assert [Needs(class_token=True).lacking(m, 8) for m in (vit, resnet)] == [None, "the model has no class token"]
+    vit.net.reset_classifier(0)  # type: ignore[operator]
+    assert Needs(linear_head=True).lacking(resnet, 8) is None
+    assert Needs(linear_head=True).lacking(vit, 8) == "the model's classifier is no linear layer but Identity"
 
 
 class Prepared(Plain):

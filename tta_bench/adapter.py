@@ -14,6 +14,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.resources
 import operator
 import pathlib
@@ -139,6 +140,9 @@ class Needs:
         min_batch: the smallest batch it can adapt on; smaller ones are predicted with ``predict``.
         norm_kinds: normalisation layers of which the model must have at least one ("batch", "group", "layer");
             empty: any model.
+        class_token: the model must be a transformer with a class token.
+        linear_head: the model's classifier must be a linear layer.
+        packages: distributions, as ``pip install`` names them, that must be installed.
     """
 
     backward: bool = False
@@ -146,6 +150,23 @@ class Needs:
     checkpoint: bool = False
     min_batch: int = 1
     norm_kinds: tuple[str, ...] = ()
+    class_token: bool = False
+    linear_head: bool = False
+    packages: tuple[str, ...] = ()
+
+    def lacking(self, model: SourceModel, batch_size: int) -> str | None:
+        """What of it is not there, as a reason to skip; None where nothing lacks."""
+        if self.norm_kinds and not any(model.norm_kind(module) in self.norm_kinds for module in model.net.modules()):
+            return f"the model has no {' or '.join(self.norm_kinds)} normalisation layer"
+        if self.class_token and not model.has_class_token:
+            return "the model has no class token"
+        if self.linear_head and not isinstance(model.classifier(), torch.nn.Linear):
+            return f"the model's classifier is no linear layer but {type(model.classifier()).__name__}"
+        if batch_size < self.min_batch:
+            return f"batch size {batch_size} is below the {self.min_batch} that the method needs"
+        if absent := [name for name in self.packages if not _installed(name)]:
+            return f"not installed: pip install {' '.join(absent)}"
+        return None
 
     def __or__(self, other: Needs) -> Needs:
         """What two parts need together, such as a method and its optimizer."""
@@ -154,6 +175,14 @@ class Needs:
     def columns(self) -> dict[str, Any]:
         """Each need as a column of the results, ``needs_<name>``; several words are one text."""
         return {f"needs_{k}": ",".join(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _both(one: Any, other: Any) -> Any:
@@ -252,13 +281,7 @@ class Adapter(abc.ABC):
     @classmethod
     def skip(cls, model: SourceModel, config: _Config, context: Context) -> str | None:
         """Why this method cannot run with this model here, or None. The default checks what is declared."""
-        needs = cls.declared(config).needs | config.plugin_needs()
-        kinds = needs.norm_kinds
-        if kinds and not any(model.norm_kind(module) in kinds for module in model.net.modules()):
-            return f"the model has no {' or '.join(kinds)} normalisation layer"
-        if context.batch_size < needs.min_batch:
-            return f"batch size {context.batch_size} is below the {needs.min_batch} that the method needs"
-        return None
+        return (cls.declared(config).needs | config.plugin_needs()).lacking(model, context.batch_size)
 
     def setup(self) -> None:
         """Choose what is adapted, set modes, build the optimizer. The model arrives in eval mode, all frozen."""
