@@ -158,6 +158,16 @@ def test_reset_restores_buffers_that_a_method_deleted() -> None:
     assert torch.equal(adapter.predict(x), before)
 
 
+@pytest.mark.parametrize(("outputs", "sums_to_1"), [("probabilities", True), ("logits", False)])
+def test_the_default_predict_returns_what_outputs_says(outputs: Any, sums_to_1: bool) -> None:
+    class Returns(Source):
+        pass
+
+    Returns.outputs = outputs
+    rows = ready(Returns, small_model("layer")).predict(batches(1)[0]).sum(1)
+    assert torch.allclose(rows, torch.ones(8)) is sums_to_1
+
+
 def test_a_constant_network_is_neither_kept_nor_restored_but_a_copy_of_it_is() -> None:
     class Constant(Source):
         def setup(self) -> None:

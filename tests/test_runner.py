@@ -132,8 +132,12 @@ def test_probabilities_are_not_softmaxed_again(run: Runner) -> None:
         outputs = "probabilities"
 
         def step(self, x: Tensor) -> Tensor:
-            return self.predict(x).softmax(1)
+            return self.model(x).softmax(1)  # type: ignore[no-any-return]
 
+    class Predicted(Plain):
+        outputs = "probabilities"
+
+    assert np.array_equal(run(Predicted).images["confidence"], run(Probabilities).images["confidence"])
     assert np.allclose(run(Probabilities).images["confidence"], run(Plain).images["confidence"], atol=1e-6)
 
 

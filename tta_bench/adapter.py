@@ -307,9 +307,12 @@ class Adapter(abc.ABC):
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
-        """Scores (B, C) for ``x`` (B, 3, H, W) in [0, 1] with the present state; changes nothing."""
-        scores: Tensor = self.model(x)
-        return scores
+        """Scores (B, C) for ``x`` (B, 3, H, W) in [0, 1] with the present state; changes nothing.
+
+        The default is the model's logits, or their softmax where ``outputs`` says "probabilities".
+        """
+        logits: Tensor = self.model(x)
+        return logits.softmax(1) if self.outputs == "probabilities" else logits
 
     def remember(self) -> None:
         """Take the state that ``reset`` goes back to. The harness calls it once, between ``setup`` and ``prepare``."""
