@@ -81,6 +81,13 @@ class Hoarder(Adapter):
             return self.model(x) + self.running.sum() + self.parameter.sum().detach() + self.scalars[0]
 
 
+class Holder:
+    """An object that holds a generator."""
+
+    def __init__(self, rng: np.random.Generator):
+        self.rng = rng
+
+
 class Nested:
     """An object of a method's own."""
 
@@ -142,6 +149,32 @@ def test_reset_leaves_the_contexts_generator_under_any_name_and_restores_a_metho
         adapter.reset()
     assert torch.equal(torch.cat(found), expected), "it goes on"
     assert len(set(own)) == 1, "they go back"
+
+
+def test_reset_restores_numpys_generators_and_copes_with_read_only_arrays() -> None:
+    class Numpy(Source):
+        def setup(self) -> None:
+            self.state = np.random.RandomState(1)
+            self.nested = {"list": [np.random.default_rng(2), (np.random.PCG64(3), Holder(np.random.default_rng(4)))]}
+            self.table = np.arange(3.0)
+            self.fixed = np.broadcast_to(self.table, (2, 3))
+
+    adapter: Any = ready(Numpy, small_model("batch"))
+    first, (bits, holder) = adapter.nested["list"]
+    fixed = adapter.fixed
+
+    def draws() -> list[float]:  # an odd number of normal draws, of which RandomState holds one back
+        return [*adapter.state.randn(3), first.random(), float(bits.random_raw()), holder.rng.normal()]
+
+    before = draws()
+    assert draws() != before
+    adapter.reset()
+    assert draws() == before
+    adapter.table += 1
+    adapter.fixed = None
+    adapter.reset()
+    assert adapter.fixed is fixed
+    assert fixed.tolist() == [[0, 1, 2]] * 2
 
 
 def test_reset_restores_buffers_that_a_method_deleted() -> None:

@@ -75,11 +75,15 @@ class Snapshot:
             state = value.get_state()
             self._undo.append(functools.partial(value.set_state, state))
         elif isinstance(value, np.ndarray):
-            array = value.copy()
-            self._undo.append(lambda: np.copyto(value, array))
+            self._array(value)
         elif isinstance(value, np.random.Generator):
-            bits = copy.deepcopy(value.bit_generator.state)
-            self._undo.append(lambda: setattr(value.bit_generator, "state", copy.deepcopy(bits)))
+            self._visit(value.bit_generator, path, stop)
+        elif isinstance(value, np.random.BitGenerator):
+            bits = copy.deepcopy(value.state)
+            self._undo.append(lambda: setattr(value, "state", copy.deepcopy(bits)))
+        elif isinstance(value, np.random.RandomState):
+            whole = copy.deepcopy(value.get_state(legacy=False))  # with the normal draw that it may hold back
+            self._undo.append(lambda: value.set_state(copy.deepcopy(whole)))
         elif isinstance(value, dict):
             self._mapping(value, path, stop)
         elif isinstance(value, list | deque | set):
@@ -102,6 +106,11 @@ class Snapshot:
                 tensor.grad = None if gradient is None else gradient.clone()
 
         self._undo.append(undo)
+
+    def _array(self, array: np.ndarray) -> None:
+        if array.flags.writeable:  # one that is not cannot have changed in place
+            data = array.copy()
+            self._undo.append(lambda: np.copyto(array, data))
 
     def _mapping(self, mapping: dict[Any, Any], path: str, stop: frozenset[str]) -> None:
         kept = {key for key in mapping if _join(path, key) in stop}
