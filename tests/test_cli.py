@@ -184,6 +184,25 @@ def test_ctrl_c_keeps_what_finished_and_prints_how_to_go_on(
     assert outcome.code == 0
 
 
+def test_a_preset_that_a_method_lacks_is_said_at_the_start_and_in_its_rows(
+    run_cli: Cli, suite_file: Callable[..., pathlib.Path]
+) -> None:
+    changes = (
+        ("stem: cifar", "stem: cifar\n    preset: cifar10"),
+        ("[source, tent]", "[source, norm, tent, {name: norm, label: n2}]"),
+    )
+    file = suite_file(*changes, ("[clean, contrast]", "[contrast]"))
+    said = "  norm has no preset 'cifar10' for model 'resnet_bn': its defaults are used"
+    for more in (["--dry-run"], ["--out", "out", "--only", "method=norm"]):
+        lines = run_cli("run", file, "--executor", "local", *more).err.splitlines()
+        assert [line for line in lines if "no preset" in line] == [said], (
+            "once, and not of source, which has nothing to set"
+        )
+    rows = results.load(pathlib.Path("out")).segments.set_index("label")
+    assert rows["preset_missing"].to_dict() == {"source": "", "norm": "cifar10", "tent": "", "n2": "cifar10"}
+    assert rows["preset"].to_dict() == {"source": "", "norm": "", "tent": "cifar10", "n2": ""}
+
+
 def test_methods_lists_origin_needs_and_hyperparameters(run_cli: Cli) -> None:
     listed = run_cli("methods").out
     assert all(name in listed for name in ("source", "norm", "tent", "tta-bench 0.1.0", "batch norm"))

@@ -173,6 +173,7 @@ def _planned(trial: Trial, dataset: str) -> dict[str, Any]:
         "method": trial.method,
         "variant": trial.variant,
         "preset": trial.preset,
+        "preset_missing": trial.preset_missing,
         "config": dict(trial.config),
         "model": trial.model,
         "dataset": dataset,

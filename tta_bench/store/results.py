@@ -102,6 +102,7 @@ COLUMNS = [
     Column("trial_s", "cost", "wall time of the whole trial, s", "float64"),
     Column("source_images", "origin", "clean unlabelled source images that the method saw", "Int64"),
     Column("reset_keeps", "origin", "state that the published reset() leaves alone"),
+    Column("preset_missing", "origin", "the preset that the model names and the method lacks: its defaults were used"),
     Column("needs_backward", "origin", "the method takes backward passes", "boolean"),
     Column("needs_source_images", "origin", "it sees source images", "boolean"),
     Column("needs_checkpoint", "origin", "it needs a learned checkpoint", "boolean"),
