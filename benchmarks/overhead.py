@@ -23,7 +23,6 @@ from tta_bench import suite
 from tta_bench.data.cache import ImageCache, default_root
 from tta_bench.models import SourceModel
 from tta_bench.run.runner import Workbench, run_trial, to_tensor
-from tta_bench.streams import build
 from tta_bench.suite import plan
 from tta_bench.suite.plan import Trial
 
@@ -70,7 +69,7 @@ def timed(function: Callable[[], float]) -> tuple[float, float]:
 
 def compare(trial: Trial, bench: Workbench, pairs: int) -> float:
     """Print one line for a trial; returns the median cost of the harness in per cent of the bare loop."""
-    stream, data = build(trial.stream), bench.setting.datasets[trial.model]
+    stream, data = bench.streams.build(trial.model, trial.stream), bench.materials.datasets[trial.model]
     [images] = bench.images(trial)
     numbers = [stream.batch(i).image for i in range(len(stream.bounds) - 1)]
     batches = [to_tensor(images.take(n), bench.device, trial.precision) for n in numbers]
@@ -113,7 +112,7 @@ def main() -> int:
     made = plan.make(suite.load("cifar10_c", sets=sets), limit=2000)
     cache = ImageCache(default_root())
     cache.build(cache.to_build(made.cache_entries()), processes=THREADS)
-    bench = Workbench(made.setting, cache, torch.device("cpu"), THREADS)
+    bench = Workbench(made.materials, cache, torch.device("cpu"), THREADS)
     print(f"{options.model}, 2,000 images, batch 100, {THREADS} threads, warm cache, {options.pairs} pairs")
     costs = [compare(trial, bench, options.pairs) for trial in made.trials if trial.model == options.model]
     return int(options.check is not None and max(costs) > options.check)

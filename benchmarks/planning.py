@@ -51,13 +51,13 @@ def make(root: pathlib.Path, files: int) -> pathlib.Path:
     """Write images, weights and the suite below ``root``; returns the suite's file."""
     import safetensors.torch
 
-    from tta_bench.models import ModelSpec, build_network
+    from tta_bench.networks.from_timm import ModelSpec, build_network
 
     for number in range(files):
         folder = root / "images" / "contrast" / "5" / f"n{number % CLASSES:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number:08d}.JPEG").write_bytes(os.urandom(BYTES))
-    net = build_network(ModelSpec("resnet18", architecture="resnet18"))
+    net = build_network(ModelSpec(name="resnet18", architecture="resnet18"))
     safetensors.torch.save_file(net.state_dict(), root / "resnet18.safetensors")
     (root / "suite.yaml").write_text(SUITE.format(root=root))
     return root / "suite.yaml"

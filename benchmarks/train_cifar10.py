@@ -30,9 +30,11 @@ from PIL import Image
 from torch import Tensor
 from training import as_tensor, lr_factor, make_optimizer, write_weights
 
-from tta_bench.data.arrays import ArrayImages, read_archive
+from tta_bench.data.images import ArrayImages
+from tta_bench.data.kinds.cifar_c import read_archive
 from tta_bench.errors import Problem, UsageError
-from tta_bench.models import ModelSpec, SourceModel, build_network
+from tta_bench.models import SourceModel
+from tta_bench.networks.from_timm import ModelSpec, build_network
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # as published beside the archive
@@ -67,7 +69,7 @@ class Recipe:
 
 
 def _spec(name: str, architecture: str, options: dict[str, object], stem: str | None) -> ModelSpec:
-    return ModelSpec(f"cifar10_{name}", architecture=architecture, options=options, stem=stem, mean=MEAN, std=STD)
+    return ModelSpec(name=f"cifar10_{name}", architecture=architecture, options=options, stem=stem, mean=MEAN, std=STD)
 
 
 RECIPES = {

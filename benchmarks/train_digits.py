@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training import as_tensor, lr_factor, make_optimizer, write_weights
 
-from tta_bench.data.digits import load_split
-from tta_bench.models import ModelSpec, SourceModel, build_network, load_weights, read_state
+from tta_bench.data.kinds.digits import load_split
+from tta_bench.models import SourceModel, load_weights, read_state
+from tta_bench.networks.from_timm import ModelSpec, build_network
 
 WEIGHTS = pathlib.Path(__file__).resolve().parent.parent / "tta_bench" / "data" / "kinds" / "weights"
 MEAN = (0.3, 0.3, 0.3)  # of the training digits, rounded; a suite repeats both

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from tta_bench.models import ModelSpec
+from tta_bench.networks.from_timm import ModelSpec
 
 METADATA_KEY = "source_model"
 

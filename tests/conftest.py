@@ -18,7 +18,7 @@ from PIL import Image
 
 import tta_bench.torchvision_repair  # noqa: F401
 from tta_bench import cli
-from tta_bench.data.digits import load_split
+from tta_bench.data.kinds.digits import load_split
 
 SHARED = pathlib.Path(__file__).resolve().parent.parent.parent / "shared"
 

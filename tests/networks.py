@@ -9,15 +9,16 @@ from typing import Any
 import torch
 
 from tta_bench.adapter import Adapter, context_for
-from tta_bench.models import ModelSpec, SourceModel, build_network
+from tta_bench.models import SourceModel
+from tta_bench.networks.from_timm import ModelSpec, build_network
 
 NORM = (0.5, 0.5, 0.5)
 RESNET = {"num_classes": 10, "layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]}
 SPECS = {
-    "batch": ModelSpec("batch", architecture="resnet18", options=RESNET, stem="cifar"),
-    "group": ModelSpec("group", architecture="resnet18", options={**RESNET, "channels": [32, 32, 64, 64],
+    "batch": ModelSpec(name="batch", architecture="resnet18", options=RESNET, stem="cifar"),
+    "group": ModelSpec(name="group", architecture="resnet18", options={**RESNET, "channels": [32, 32, 64, 64],
                                                                  "norm_layer": "groupnorm"}, stem="cifar"),
-    "layer": ModelSpec("layer", architecture="vit_tiny_patch16_224", options={
+    "layer": ModelSpec(name="layer", architecture="vit_tiny_patch16_224", options={
         "num_classes": 10, "img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}),
 }  # fmt: skip
 

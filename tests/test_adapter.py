@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from networks import batches, ready, small_model
+from plugins import Replaced
 from torch import Tensor
 
 from tta_bench import suite
@@ -27,7 +28,6 @@ from tta_bench.methods.source import Source
 from tta_bench.methods.tent import Tent
 from tta_bench.registry import Registry
 from tta_bench.run.runner import Workbench, run_trial
-from tta_bench.streams import build
 from tta_bench.suite import plan
 from tta_bench.testing import Secrets, find_leaks
 
@@ -300,12 +300,12 @@ def trial(cache: pathlib.Path, tmp_path: pathlib.Path, digit_folder: pathlib.Pat
                                 "preprocess: none, strengths: cifar}").replace("batch_size: 40", "batch_size: 12")  # fmt: skip
     (tmp_path / "s.yaml").write_text(text)
     made = plan.make(suite.load(str(tmp_path / "s.yaml")))
-    chosen = next(t for t in made.trials if t.method == "tent" and t.stream.shifts[0].corruption == "contrast")
-    return chosen, Workbench(made.setting, ImageCache(cache), torch.device("cpu"), 1)
+    chosen = next(t for t in made.trials if t.method == "tent" and t.stream.shifts[0].name == "contrast")
+    return chosen, Workbench(made.materials, ImageCache(cache), torch.device("cpu"), 1)
 
 
 def secrets_of(trial: plan.Trial, bench: Workbench) -> Secrets:
-    data, stream = bench.setting.datasets[trial.model], build(trial.stream)
+    data, stream = bench.materials.datasets[trial.model], bench.streams.build(trial.model, trial.stream)
     [images] = bench.images(trial)
     order = data.labels[stream.image]
     return Secrets(
@@ -316,19 +316,9 @@ def secrets_of(trial: plan.Trial, bench: Workbench) -> Secrets:
     )
 
 
-class _SpyRegistryEntry:
-    """Stands in for a registry entry that loads :class:`Spy`."""
-
-    def __init__(self, cls: type[Adapter]):
-        self._cls = cls
-
-    def load(self) -> type[Adapter]:
-        return self._cls
-
-
 def run_with(cls: type[Adapter], trial: tuple[plan.Trial, Workbench]) -> None:
     wanted, bench = trial
-    bench.setting = dataclasses.replace(bench.setting, methods={"tent": _SpyRegistryEntry(cls)})  # type: ignore[dict-item]
+    bench.materials = dataclasses.replace(bench.materials, registry=Replaced(tent=cls))
     result = run_trial(wanted, bench)
     assert result.status == "ok", result.traceback
 

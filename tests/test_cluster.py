@@ -48,7 +48,9 @@ def test_a_worker_a_node_and_the_driver_are_lost_and_nothing_else(
 
 
 PATIENCE_S = 30  # in place of five minutes: enough to start a node in
-IMPATIENT = f"from tta_bench import cli, pool; pool.PATIENCE_S = {PATIENCE_S}; cli.main()"
+IMPATIENT = (
+    f"from tta_bench import cli; from tta_bench.schedule import pool; pool.PATIENCE_S = {PATIENCE_S}; cli.main()"
+)
 
 
 class Nodes:
@@ -142,12 +144,12 @@ def test_the_only_usable_node_is_lost_and_another_comes_or_none(
 def needed(suite_file: SuiteFile, tmp_path: pathlib.Path, digit_folder: pathlib.Path) -> preflight.Requirements:
     data = f'data: {{kind: folder, root: "{digit_folder}", preprocess: none, strengths: cifar}}'
     checkpoint = tmp_path / "phi.safetensors"
-    shipped = ROOT / "tta_bench" / "weights" / "digits_c" / "mgg-resnet_bn.safetensors"
+    shipped = ROOT / "methods" / "weights" / "digits_c" / "mgg-resnet_bn.safetensors"
     checkpoint.write_bytes(shipped.read_bytes())
     file = suite_file(("data: {kind: digits, max_images: 100}", data), ("batch_size: 40", "batch_size: 30"),
                       ("[source, tent]", f"[{{name: mgg, config: {{objective: entropy, checkpoint: {checkpoint}}}}}]"))  # fmt: skip
     made = plan.make(suite.load(str(file)))
-    return requirements(made.setting, made.trials)
+    return requirements(made.materials, made.trials)
 
 
 def test_a_node_like_the_driver_lacks_nothing_and_makes_its_cache(
@@ -177,7 +179,7 @@ def test_what_a_node_lacks_is_named(needed: preflight.Requirements, tmp_path: pa
         raise OSError("no such folder: /nowhere")
 
     assert "data: no such folder: /nowhere" in lacks(
-        setting=dataclasses.replace(needed.setting, reopen={"resnet_bn": gone})
+        materials=dataclasses.replace(needed.materials, reopen={"resnet_bn": gone})
     )
 
 
@@ -186,7 +188,7 @@ def test_relative_paths_mean_the_same_in_workers(
 ) -> None:
     """Ray starts workers elsewhere; images, source images and a checkpoint are named from the driver's folder."""
     (tmp_path / "images").symlink_to(digit_folder)
-    shutil.copy(ROOT / "tta_bench" / "weights" / "digits_c" / "mgg-resnet_bn.safetensors", tmp_path / "phi.safetensors")
+    shutil.copy(ROOT / "methods" / "weights" / "digits_c" / "mgg-resnet_bn.safetensors", tmp_path / "phi.safetensors")
     data = "data: {kind: folder, root: images, source: images, preprocess: none, strengths: cifar}"
     file = suite_file(("data: {kind: digits, max_images: 100}", data), ("batch_size: 40", "batch_size: 30"),
                       ("[source, tent]", "[{name: mgg, config: {checkpoint: phi.safetensors}}]"), ("[clean, contrast]", "[contrast]"))  # fmt: skip

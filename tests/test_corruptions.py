@@ -16,7 +16,7 @@ from PIL import Image
 
 from tta_bench.data.corrupt.corruptions import BENCHMARK, EXTRA, GROUPS, NAMES, corrupt, image_seed, library_versions
 from tta_bench.data.corrupt.small_tools import from_hsv, to_hsv
-from tta_bench.data.digits import load_split
+from tta_bench.data.kinds.digits import load_split
 
 DIGIT = load_split().test_images[3]
 GREY = np.full((32, 32, 3), 128, dtype=np.uint8)
@@ -26,7 +26,7 @@ import hashlib, json, sys
 import numpy as np
 from sklearn.datasets import load_sample_image
 from tta_bench.data.corrupt.corruptions import NAMES, corrupt, image_seed
-from tta_bench.data.digits import load_split
+from tta_bench.data.kinds.digits import load_split
 photo = np.ascontiguousarray(load_sample_image("china.jpg")[100:324, 200:424])
 images = {"imagenet": [photo, photo[::-1].copy()], "cifar": list(load_split().test_images[:2])}
 jobs = [(s, n, v, i) for s in images for n in NAMES for v in (1, 5) for i in range(2)]

@@ -9,6 +9,8 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,17 +18,25 @@ from conftest import clean_environment
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from tta_bench.data import arrays, open_data
-from tta_bench.data.arrays import CifarCPart, DigitsPart
+from tta_bench.data import DataRequest, Dataset, open_data
 from tta_bench.data.base import IMAGENET_C_GEOMETRY, IMAGENET_GEOMETRY, Geometry
 from tta_bench.data.cache import Direct, Entry, ImageCache, Images, entry_of
 from tta_bench.data.digests import Digests
-from tta_bench.data.folder import FolderPart, ImageNetCPart, listing
+from tta_bench.data.images import listing
+from tta_bench.data.kinds.cifar_c import read_archive
 from tta_bench.errors import UsageError
+from tta_bench.registry import DATASETS, installed
 from tta_bench.streams import CLEAN, Shift
+from tta_bench.suite.loader import configured
 
 CONTRAST = Shift("contrast", 5)
 ROWS = np.arange(6, dtype=np.int32)
+
+
+def opened(kind: str, shifts: Iterable[Shift] = (), **values: object) -> Dataset:
+    """The data set that a suite with these values would have."""
+    config: Any = configured(DATASETS, {"kind": kind, **values}, installed())
+    return open_data(config, DataRequest(tuple(shifts)), installed())
 
 
 @pytest.fixture
@@ -44,8 +54,7 @@ def tree(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_imagenet_c_is_cropped_and_clean_images_are_resized(tree: pathlib.Path) -> None:
-    part = ImageNetCPart(kind="imagenet_c", root=str(tree / "c"), source=str(tree / "val"))
-    data = open_data(part, [CONTRAST])
+    data = opened("imagenet_c", [CONTRAST], root=str(tree / "c"), source=str(tree / "val"))
     assert (data.num_classes, data.side, data.labels.tolist()) == (2, 224, [0, 0, 1, 1])
     stored = np.asarray(Image.open(tree / "c" / "contrast" / "5" / "n02" / "ILSVRC2012_val_0.JPEG"))
     assert np.array_equal(data.read(CONTRAST, np.array([2]))[0], stored[16:240, 16:240]), "centre crop, no resize"
@@ -65,7 +74,7 @@ def test_geometry_is_torchvisions(shared: pathlib.Path) -> None:
 def test_a_tree_that_lacks_images_of_a_shift_names_the_first(tree: pathlib.Path) -> None:
     (tree / "c" / "fog" / "3" / "n02" / "ILSVRC2012_val_1.JPEG").unlink()
     listing.cache_clear()
-    data = open_data(ImageNetCPart(kind="imagenet_c", root=str(tree / "c")), [CONTRAST])
+    data = opened("imagenet_c", [CONTRAST], root=str(tree / "c"))
     assert data.missing(CONTRAST) is None
     problem = data.missing(Shift("fog", 3))
     assert problem is not None
@@ -77,7 +86,7 @@ def test_a_tree_that_lacks_images_of_a_shift_names_the_first(tree: pathlib.Path)
 def test_fingerprints_do_not_depend_on_where_the_data_lie(tree: pathlib.Path, tmp_path: pathlib.Path) -> None:
     def fingerprint(folder: pathlib.Path) -> object:
         listing.cache_clear()
-        data = open_data(ImageNetCPart(kind="imagenet_c", root=str(folder)), [CONTRAST])
+        data = opened("imagenet_c", [CONTRAST], root=str(folder))
         return data.fingerprint(CONTRAST, np.arange(4), Digests())
 
     shutil.copytree(tree / "c", tmp_path / "moved")
@@ -91,8 +100,8 @@ def test_fingerprints_do_not_depend_on_where_the_data_lie(tree: pathlib.Path, tm
 
 def test_a_generated_shift_is_identified_by_all_that_makes_it(digit_folder: pathlib.Path) -> None:
     def fingerprint(**options: object) -> object:
-        part = FolderPart(kind="folder", root=str(digit_folder), preprocess="none", **{"strengths": "cifar", **options})
-        return open_data(part, []).fingerprint(CONTRAST, ROWS, Digests())
+        part = {"root": str(digit_folder), "preprocess": "none", "strengths": "cifar", **options}
+        return opened("folder", **part).fingerprint(CONTRAST, ROWS, Digests())
 
     assert fingerprint() == fingerprint()
     for change in ({"seed": 1}, {"strengths": "imagenet"}, {"recompress_jpeg": 85}):
@@ -100,9 +109,9 @@ def test_a_generated_shift_is_identified_by_all_that_makes_it(digit_folder: path
 
 
 def test_recompression_is_a_jpeg_round_trip_of_corrupted_images_only(digit_folder: pathlib.Path) -> None:
-    part = {"kind": "folder", "root": str(digit_folder), "preprocess": "none", "strengths": "cifar"}
-    plain = open_data(FolderPart(**part), [])
-    pressed = open_data(FolderPart(**part, recompress_jpeg=10), [])
+    part = {"root": str(digit_folder), "preprocess": "none", "strengths": "cifar"}
+    plain = opened("folder", **part)
+    pressed = opened("folder", **part, recompress_jpeg=10)
     assert not np.array_equal(plain.read(CONTRAST, ROWS), pressed.read(CONTRAST, ROWS))
     assert np.array_equal(plain.read(CLEAN, ROWS), pressed.read(CLEAN, ROWS))
 
@@ -113,7 +122,7 @@ def test_cifar_arrays_are_read_by_severity(tmp_path: pathlib.Path) -> None:
     images[:, 0, 0, 1] = np.tile(np.arange(10_000) % 251, 5)
     images.flush()
     np.save(tmp_path / "labels.npy", np.tile(np.arange(10_000) % 10, 5))
-    data = open_data(CifarCPart(kind="cifar_c", root=str(tmp_path)), [])
+    data = opened("cifar_c", root=str(tmp_path))
     taken = data.read(Shift("fog", 4), np.array([0, 300]))
     assert taken[:, 0, 0, 0].tolist() == [4, 4]
     assert taken[:, 0, 0, 1].tolist() == [0, 49]
@@ -132,17 +141,19 @@ def test_cifars_binary_archive_gives_clean_and_source_images(tmp_path: pathlib.P
     records = np.concatenate([labels[:, None], planes.reshape(20, -1)], axis=1)
     (tmp_path / "test_batch.bin").write_bytes(records[:15].tobytes())
     (tmp_path / "data_batch_1.bin").write_bytes(records[15:].tobytes())
-    test = arrays.read_archive(str(tmp_path), 10, "test")
+    test = read_archive(str(tmp_path), 10, "test")
     assert np.array_equal(test.decode(3), planes[3].transpose(1, 2, 0))
     assert test.labels.tolist() == labels[:15].tolist()
-    assert len(arrays.read_archive(str(tmp_path), 10, "train").ids) == 5
+    assert len(read_archive(str(tmp_path), 10, "train").ids) == 5
     (tmp_path / "test_batch.bin").write_bytes(b"short")
     with pytest.raises(UsageError, match="damaged"):
-        arrays.read_archive(str(tmp_path), 10, "test")
+        read_archive(str(tmp_path), 10, "test")
 
 
 def test_the_digits_split_is_disjoint_and_whole() -> None:
-    test, source = arrays.embedded_digits()
+    test = opened("digits")
+    source = test.source
+    assert source is not None
     assert (len(test.ids), len(source.ids)) == (1000, 797)
     assert not set(test.ids) & set(source.ids)
 
@@ -151,7 +162,7 @@ def test_images_of_another_size_are_named(digit_folder: pathlib.Path, tmp_path: 
     shutil.copytree(digit_folder, tmp_path / "mixed")
     odd = sorted((tmp_path / "mixed" / "digit_1").iterdir())[0]
     Image.new("RGB", (40, 40)).save(odd)
-    data = open_data(FolderPart(kind="folder", root=str(tmp_path / "mixed"), preprocess="none", strengths="cifar"), [])
+    data = opened("folder", root=str(tmp_path / "mixed"), preprocess="none", strengths="cifar")
     with pytest.raises(UsageError, match="image is 40x40 pixels, the others are 32x32") as caught:
         data.read(CLEAN, np.arange(30))
     assert caught.value.problems[0].where == str(odd)
@@ -169,7 +180,7 @@ def test_geometries() -> None:
 @pytest.fixture
 def entry() -> Entry:
     rows = np.array([3, 5, 8], dtype=np.int32)
-    return entry_of(open_data(DigitsPart(kind="digits"), []), CONTRAST, rows, Digests())
+    return entry_of(opened("digits"), CONTRAST, rows, Digests())
 
 
 def test_a_cached_image_is_the_image_that_was_made(entry: Entry, tmp_path: pathlib.Path) -> None:
@@ -218,8 +229,8 @@ def test_a_damaged_entry_is_made_again_and_never_used(entry: Entry, tmp_path: pa
 def test_an_entry_is_stale_when_a_file_was_replaced(digit_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     def key() -> str:
         listing.cache_clear()
-        part = FolderPart(kind="folder", root=str(tmp_path / "copy"), preprocess="none", strengths="cifar")
-        return entry_of(open_data(part, []), CONTRAST, ROWS, Digests()).key
+        data = opened("folder", root=str(tmp_path / "copy"), preprocess="none", strengths="cifar")
+        return entry_of(data, CONTRAST, ROWS, Digests()).key
 
     shutil.copytree(digit_folder, tmp_path / "copy")
     before = key()
@@ -247,7 +258,7 @@ def test_processes_may_make_one_entry_at_the_same_time(entry: Entry, tmp_path: p
 
 
 def test_several_processes_make_the_same_pixels_as_one(tmp_path: pathlib.Path) -> None:
-    data = open_data(DigitsPart(kind="digits"), [])
+    data = opened("digits")
     rows = np.arange(1000, dtype=np.int32)
     entries = [entry_of(data, Shift("impulse_noise", s), rows, Digests()) for s in (1, 2)]
     for folder, processes in (("one", 1), ("two", 2)):

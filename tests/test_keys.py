@@ -19,9 +19,8 @@ from runs import reseal
 
 import tta_bench
 from tta_bench import suite
-from tta_bench.data.arrays import ArrayImages
 from tta_bench.data.digests import Digests
-from tta_bench.data.folder import listing
+from tta_bench.data.images import ArrayImages, listing
 from tta_bench.run import metrics
 from tta_bench.store import records, results
 from tta_bench.suite import plan
@@ -124,7 +123,10 @@ def test_an_image_that_is_not_used_changes_nothing(
     root = shutil.copytree(digit_folder, tmp_path / "images")
     file = suite_file(("{kind: digits, max_images: 100}", FOLDER.format(root=root).replace("}", ", max_images: 5}")))
     made = plan.make(suite.load(str(file)))
-    used = {str(made.setting.datasets["resnet_bn"].ids[i]) for i in plan.build(made.trials[0].stream).image}
+    used = {
+        str(made.materials.datasets["resnet_bn"].ids[i])
+        for i in made.materials.streams().build("resnet_bn", made.trials[0].stream).image
+    }
     before = planned(file)
     unused = next(path for path in sorted(root.glob("*/*")) if f"{path.parent.name}/{path.name}" not in used)
     unused.write_bytes(b"")
@@ -145,7 +147,8 @@ def test_reading_files_is_told_once(
 
 _EDITS = """
 import json, pathlib, sys
-from tta_bench import plan, suite
+from tta_bench import suite
+from tta_bench.suite import plan
 import tta_bench
 root = pathlib.Path(tta_bench.__file__).parent
 assert root.parent == pathlib.Path(sys.argv[1]), root
@@ -171,7 +174,7 @@ def default(old, new):
 before = keys()
 print(json.dumps([
     stale("methods/another.py", lambda text: "raise ImportError"),
-    stale("report/grids.py", lambda text: text + "# edited"),
+    stale("report/render/grids.py", lambda text: text + "# edited"),
     stale("streams.py", lambda text: text + "# edited"),
     stale("methods/sar.py", lambda text: text + "# edited"),
     stale("methods/eta.py", lambda text: text + "# edited"),

@@ -218,7 +218,7 @@ def test_batch_statistics_of_one_value_are_declined_before_they_run(cls: type[Ad
     from networks import SPECS
 
     from tta_bench.adapter import context_for
-    from tta_bench.models import build_network
+    from tta_bench.networks.from_timm import build_network
 
     deep = dataclasses.replace(SPECS["batch"], stem=None)  # 32x32 images end in 1x1 maps
     model = SourceModel(build_network(deep), (0.5,) * 3, (0.5,) * 3).eval()

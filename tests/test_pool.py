@@ -120,7 +120,7 @@ def failed(trial: Trial, failure: str) -> TrialResult:
 
 def pool(made: Plan, cluster: Workers, timeout: float | None = None) -> Pool:
     """One worker."""
-    limits, estimates = Limits(retries=2, timeout=timeout, workers=1), Estimates(made.setting)
+    limits, estimates = Limits(retries=2, timeout=timeout, workers=1), Estimates(made.materials)
     arguments, cache = (None, CacheChoice(None), 1, {}), CacheChoice(None)
     return Pool(cluster, Slot(1, 0.0), limits, arguments, None, cache, estimates, checked=True)  # type: ignore[arg-type]
 

@@ -17,7 +17,6 @@ from networks import state_digest
 from tta_bench import suite
 from tta_bench.methods import mgg_checkpoint, mgg_pretraining
 from tta_bench.methods.mgg_pretraining import MetaTrainer
-from tta_bench.models import load
 from tta_bench.suite import plan
 
 Cli = Callable[..., Outcome]
@@ -62,8 +61,8 @@ def test_a_checkpoint_says_how_it_was_made_and_is_made_once(run_cli: Cli, suite_
     known = said()
     assert known["source_model"] == "resnet_bn"
     assert known["source_model_tag"]
-    spec = plan.make(suite.load("small.yaml")).setting.models["resnet_bn"]
-    assert known["weights_sha256"] == state_digest(load(spec).net.state_dict())
+    network = plan.make(suite.load("small.yaml")).materials.models["resnet_bn"]
+    assert known["weights_sha256"] == state_digest(network.load().net.state_dict())
     assert known["source_data"]
     assert known["seed"] == "0"
     assert known["epochs"] == "2 of 2"
@@ -192,14 +191,14 @@ def test_one_folder_is_split_and_only_the_rest_is_tested(
 ) -> None:
     text = FOLDER_SUITE.replace('"ROOT"', f'"{digit_folder}", source_fraction: 0.4')
     file = suite_file(text=text)
-    dataset = plan.make(suite.load(str(file))).setting.datasets["resnet_bn"]
+    dataset = plan.make(suite.load(str(file))).materials.datasets["resnet_bn"]
     assert dataset.source is not None
     apart, tested = set(dataset.source.ids), set(dataset.ids)
     assert (len(apart), len(tested)) == (12, 18)
     assert not apart & tested
-    again = plan.make(suite.load(str(file))).setting.datasets["resnet_bn"]
+    again = plan.make(suite.load(str(file))).materials.datasets["resnet_bn"]
     assert np.array_equal(again.ids, dataset.ids)
-    other = plan.make(suite.load(str(file), sets=["data.seed=1"])).setting.datasets["resnet_bn"]
+    other = plan.make(suite.load(str(file), sets=["data.seed=1"])).materials.datasets["resnet_bn"]
     assert set(other.ids) != tested
     assert pretrain(run_cli, file, epochs=1).code == 0
     assert said()["source_images"] == "12, a seeded part (0.4) of the folder whose rest is tested on"

@@ -87,7 +87,7 @@ def test_a_plugin_file_cannot_take_a_built_ins_name(plugin: pathlib.Path) -> Non
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("x = 1\n", "defines no method"), (PLUGIN.replace('    name = "mine"\n', ""), "class Mine has no 'name'"),
+    [("x = 1\n", "defines no plugin"), (PLUGIN.replace('    name = "mine"\n', ""), "class Mine has no 'name'"),
      ("import not_there\n", "cannot be imported: ModuleNotFoundError"), ("1/0\n", "ZeroDivisionError")],
 )  # fmt: skip
 def test_bad_plugin_files_say_what_to_mend(tmp_path: pathlib.Path, text: str, message: str) -> None:

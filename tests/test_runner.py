@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from networks import small_model
+from plugins import Replaced
 from torch import Tensor
 
 from tta_bench import suite
@@ -21,20 +22,10 @@ from tta_bench.methods.sar import Sar
 from tta_bench.methods.tent import Tent
 from tta_bench.run.meters import Stopwatch
 from tta_bench.run.runner import TrialResult, Workbench, _take, _timing, run_trial
-from tta_bench.streams import build, derived_seed
+from tta_bench.streams import derived_seed
 from tta_bench.suite import plan
 
 Runner = Callable[..., TrialResult]
-
-
-class _Entry:
-    """Stands in for a registry entry."""
-
-    def __init__(self, cls: type[Adapter]):
-        self._cls = cls
-
-    def load(self) -> type[Adapter]:
-        return self._cls
 
 
 @pytest.fixture
@@ -45,11 +36,11 @@ def run(suite_file: Callable[..., pathlib.Path], cache: pathlib.Path) -> Runner:
         cls: type[Adapter], *replacements: tuple[str, str], trial: int = 1, bench: dict[str, Any] | None = None
     ) -> TrialResult:
         made = plan.make(suite.load(str(suite_file(*replacements))))
-        setting = dataclasses.replace(made.setting, methods={"source": _Entry(cls)})  # type: ignore[dict-item]
+        materials = dataclasses.replace(made.materials, registry=Replaced(source=cls))
         store = bench if bench is not None else {}
         if "bench" not in store:
-            store["bench"] = Workbench(setting, ImageCache(cache), torch.device("cpu"), 1)
-        store["bench"].setting = setting
+            store["bench"] = Workbench(materials, ImageCache(cache), torch.device("cpu"), 1)
+        store["bench"].materials = materials
         store["trial"] = made.trials[trial]
         return run_trial(made.trials[trial], store["bench"])
 
@@ -102,8 +93,8 @@ def test_a_row_says_what_was_measured(run: Runner, monkeypatch: pytest.MonkeyPat
     [row] = result.segments
     assert row["shift"] == "contrast-5"
     assert (row["images"], row["batches"], row["images_forwarded"], row["updates"]) == (100, 3, 100, 0)
-    images, labels = result.images, store["bench"].setting.datasets["resnet_bn"].labels
-    stream = build(store["trial"].stream)
+    images, labels = result.images, store["bench"].materials.datasets["resnet_bn"].labels
+    stream = store["bench"].streams.build(store["trial"].model, store["trial"].stream)
     assert np.array_equal(images["image"], stream.image), "in stream order"
     assert np.array_equal(images["correct"], images["predicted"] == labels[stream.image])
     assert row["correct"] == images["correct"].sum()
@@ -121,7 +112,7 @@ def test_scores_are_the_models_own(run: Runner) -> None:
     bench = store["bench"]
     model, _ = bench.pristine(store["trial"])
     [images] = bench.images(store["trial"])
-    stream = build(store["trial"].stream)
+    stream = store["bench"].streams.build(store["trial"].model, store["trial"].stream)
     x = torch.from_numpy(images.take(stream.image[:40])).permute(0, 3, 1, 2).contiguous().float() / 255
     with torch.no_grad():
         assert np.array_equal(model(x).argmax(1).numpy(), result.images["predicted"][:40])
@@ -369,11 +360,10 @@ def test_prepared_statistics_belong_to_one_seed_and_one_method(
     suite_file: Callable[..., pathlib.Path], cache: pathlib.Path
 ) -> None:
     made = plan.make(suite.load(str(suite_file(("seeds: [0]", "seeds: [0, 1]"), ("[clean, contrast]", "[contrast]")))))
-    methods = {"source": _Entry(SeesSource), "tent": _Entry(SeesSourceTwice)}
-    setting = dataclasses.replace(made.setting, methods=methods)  # type: ignore[arg-type]
-    bench = Workbench(setting, ImageCache(cache), torch.device("cpu"), 1)
+    materials = dataclasses.replace(made.materials, registry=Replaced(source=SeesSource, tent=SeesSourceTwice))
+    bench = Workbench(materials, ImageCache(cache), torch.device("cpu"), 1)
     seen = {(t.method, t.seed): run_trial(t, bench).batches["stat_seen"][0] for t in made.trials}
-    source = made.setting.datasets["resnet_bn"].source
+    source = made.materials.datasets["resnet_bn"].source
     assert source is not None
     for (method, seed), found in seen.items():
         order = np.random.default_rng(derived_seed("source", seed)).permutation(len(source.ids))[:12]
@@ -393,11 +383,13 @@ def test_a_methods_seed_is_that_of_its_trial_and_stream(
             return self.predict(x)
 
     made = plan.make(suite.load(str(suite_file(("seeds: [0]", "seeds: [0, 1]"), ("[source, tent]", "[source]")))))
-    setting = dataclasses.replace(made.setting, methods={"source": _Entry(Seeded)})  # type: ignore[dict-item]
-    bench = Workbench(setting, ImageCache(cache), torch.device("cpu"), 1)
+    materials = dataclasses.replace(made.materials, registry=Replaced(source=Seeded))
+    bench = Workbench(materials, ImageCache(cache), torch.device("cpu"), 1)
     for trial in made.trials:
         run_trial(trial, bench)
-    expected = [derived_seed("method", t.seed, build(t.stream).sha256) for t in made.trials]
+    expected = [
+        derived_seed("method", t.seed, made.materials.streams().build(t.model, t.stream).sha256) for t in made.trials
+    ]
     assert Seeded.seeds == [(seed, seed) for seed in expected]
 
 

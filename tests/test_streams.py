@@ -4,19 +4,54 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tta_bench.streams import CLEAN, Shift, StreamSpec, build, derived_seed, specs, subset
+from tta_bench.errors import UsageError
+from tta_bench.protocols import Streams, assembled
+from tta_bench.protocols.base import Part, Protocol, ProtocolConfig, Source
+from tta_bench.protocols.continual import Continual
+from tta_bench.protocols.mixed import Mixed
+from tta_bench.protocols.reset import Reset
+from tta_bench.registry import installed
+from tta_bench.streams import CLEAN, Segment, Shift, Stream, StreamSpec, derived_seed, shift_of, subset
+from tta_bench.testing import stream as stream_of
 
 SHIFTS = (CLEAN, Shift("contrast", 5), Shift("fog", 3))
-SPEC = StreamSpec("continual", SHIFTS, images=23, subset=None, batch_size=5, seed=0, data_seed=0)
-COMMON = {"images": 23, "subset": None, "batch_size": 5, "seed": 0, "data_seed": 0}
+SPEC = StreamSpec('{"kind":"continual"}', SHIFTS, subset=None, data_seed=0, batch_size=5, seed=0)
+LABELS = {CLEAN: np.arange(23) % 4, Shift("contrast", 5): np.arange(23) % 4, Shift("fog", 3): np.arange(23) % 4}
+
+
+def made(**changes: Any) -> Stream:
+    """The whole stream of ``SPEC`` with ``changes``; ``protocol`` gives keys of the suite."""
+    return _streams().build("a model", _spec(**changes))
+
+
+def pieces(**changes: Any) -> list[tuple[StreamSpec, Stream]]:
+    return list(_streams().specs("a model", _spec(**changes)))
+
+
+def _streams() -> Streams:
+    return Streams(installed(), lambda _, shift: LABELS[shift])
+
+
+def _spec(**changes: Any) -> StreamSpec:
+    if "protocol" in changes:
+        changes["protocol"] = ProtocolConfig(**changes["protocol"]).canonical()
+    return dataclasses.replace(SPEC, **changes)
+
+
+def whole(cls: type[Protocol], **values: Any) -> Stream:
+    source = Source(SHIFTS, tuple(LABELS[s] for s in SHIFTS), 5, 0)
+    return assembled(cls(cls.Config(kind=cls.name, **values)), source)
 
 
 def test_continual_visits_every_image_of_every_shift_once_and_never_resets() -> None:
-    stream = build(SPEC)
+    stream = made()
     for number, segment in enumerate(stream.segments):
         batches = [stream.batch(i) for i in range(segment.first, segment.last)]
         assert segment.name == SHIFTS[number].id
@@ -27,54 +62,115 @@ def test_continual_visits_every_image_of_every_shift_once_and_never_resets() -> 
     assert stream.adapt.all()
 
 
-def test_reset_makes_a_stream_for_each_shift_with_the_same_order_as_continual() -> None:
-    whole = build(SPEC)
-    for number, spec in enumerate(specs("reset", SHIFTS, **COMMON)):
-        alone = build(spec)
+def test_reset_is_run_in_a_piece_for_each_shift_with_the_same_order_as_continual() -> None:
+    continual = made()
+    found = pieces(protocol={"kind": "reset"})
+    assert [(spec.piece, spec.shifts, spec.length) for spec, _ in found] == [
+        (i, (s,), 23) for i, s in enumerate(SHIFTS)
+    ]
+    for number, (spec, alone) in enumerate(found):
         assert alone.shifts == (SHIFTS[number],)
-        assert np.array_equal(alone.image, whole.image[whole.shift == number])
+        assert alone.segments == (Segment(SHIFTS[number].id, 0, 0, 5),)
+        assert np.array_equal(alone.image, continual.image[continual.shift == number])
+        assert not alone.reset_before.any()
+        assert _streams().build("a model", spec).sha256 == alone.sha256
 
 
 def test_one_reset_stream_of_several_shifts_resets_between_them_only() -> None:
-    stream = build(dataclasses.replace(SPEC, protocol="reset"))
-    assert np.flatnonzero(stream.reset_before).tolist() == [5, 10]
+    assert np.flatnonzero(whole(Reset).reset_before).tolist() == [5, 10]
+    assert not whole(Continual).reset_before.any()
+
+
+def test_mixed_is_one_segment_whose_batches_mix_shifts() -> None:
+    stream = whole(Mixed)
+    assert stream.segments == (Segment("mixed", 0, 0, 14),)
+    assert stream.bounds.tolist() == [*range(0, 69, 5), 69], "cut across shifts, the last batch is short"
+    order = np.random.default_rng(derived_seed("order", 0, "mixed", 0)).permutation(69)
+    assert np.array_equal(stream.shift, order // 23)
+    assert np.array_equal(stream.image, order % 23)
+    assert {len(set(stream.batch(i).shift)) for i in range(13)} > {1}
+    assert not stream.reset_before.any()
+    assert (stream.visit == 0).all()
 
 
 def test_adapt_images_freezes_each_segment_after_so_many_images_and_keeps_their_order() -> None:
-    whole = build(dataclasses.replace(SPEC, protocol="reset"))
-    stream = build(dataclasses.replace(SPEC, protocol="reset", adapt_images=10, graded_after=15))
+    stream = whole(Reset, adapt_images=10)
     assert stream.adapt.tolist() == [True, True, False, False, False] * 3
-    assert np.array_equal(stream.image, whole.image)
-    assert stream.graded_after == 15
+    assert np.array_equal(stream.image, whole(Reset).image)
+    assert made(graded_after=15).graded_after == 15
+
+
+class Twice(Protocol):
+    """Every shift twice; its images' visits are as a test wants them."""
+
+    visits: np.ndarray | None = None
+
+    def parts(self, source: Source) -> Any:
+        for visit in (0, 1):
+            for number, shift in enumerate(source.shifts[1:], 1):
+                yield dataclasses.replace(source.shuffled(shift.id, visit, [number]), visits=self.visits)
+
+
+def test_visits_are_those_of_segments_unless_a_protocol_counts_them_itself() -> None:
+    source = Source(SHIFTS, tuple(LABELS[s] for s in SHIFTS), 5, 0)
+    plain = assembled(Twice(ProtocolConfig(kind="twice")), source)
+    assert plain.visit.tolist() == [0] * 46 + [1] * 46
+    assert plain.visits is None
+    assert [(s.name, s.visit) for s in plain.segments] == [(n, v) for v in (0, 1) for n in ("contrast-5", "fog-3")]
+    assert not np.array_equal(plain.image[:23], plain.image[46:69]), "each visit has its own order"
+    counted = type("Counted", (Twice,), {"visits": np.arange(23)})(ProtocolConfig(kind="twice"))
+    assert assembled(counted, source).visit.tolist() == list(range(23)) * 4
+    assert assembled(counted, source).sha256 != plain.sha256
+
+
+def test_a_protocol_without_images_is_refused() -> None:
+    class Nothing(Protocol):
+        def parts(self, source: Source) -> Any:
+            yield Part("empty", 0, np.zeros(0, dtype=np.int16), np.zeros(0, dtype=np.int32))
+
+    with pytest.raises(UsageError, match="without images"):
+        assembled(Nothing(ProtocolConfig(kind="nothing")), Source(SHIFTS, tuple(LABELS.values()), 5, 0))
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"seed": 1}, {"batch_size": 6}, {"subset": 10}, {"protocol": "reset"}, {"shifts": SHIFTS[:2]},
-        {"adapt_images": 5}, {"graded_after": 5},
+        {"seed": 1}, {"batch_size": 6}, {"subset": 10}, {"protocol": {"kind": "mixed"}}, {"given": SHIFTS[:2]},
+        {"protocol": {"kind": "continual", "adapt_images": 5}}, {"graded_after": 5},
     ],
 )  # fmt: skip
-def test_the_hash_changes_with_everything_in_the_stream(change: dict[str, object]) -> None:
-    other = dataclasses.replace(SPEC, **change)
-    assert build(other).sha256 != build(SPEC).sha256
-    first = build(SPEC).sha256
-    build.cache_clear()
-    assert build(SPEC).sha256 == first
+def test_the_hash_changes_with_everything_in_the_stream(change: dict[str, Any]) -> None:
+    assert made(**change).sha256 != made().sha256
+    assert made().sha256 == made().sha256
+
+
+def test_only_graded_images_that_are_not_all_are_in_the_hash() -> None:
+    stream = made()
+    context = dataclasses.replace(stream, grades=np.arange(69) > 3)
+    assert context.sha256 != stream.sha256
+    assert stream.graded.all()
+    assert context.graded.tolist() == [False] * 4 + [True] * 65
+
+
+def test_hashes_are_those_of_earlier_versions() -> None:
+    """Else every finished trial would run again."""
+    assert made().sha256 == "050882bf60942132c89d99cdfee28c8ef280aca3a545908a8eedf6dcf90a690f"
+    [(_, first), *_] = pieces(protocol={"kind": "reset", "adapt_images": 10}, graded_after=15, subset=20, seed=3)
+    assert first.sha256 == "90b2c370504a79a8a56730ddc15138ae0fcbf4cd2ab9e3ea156db3f15159e104"
 
 
 def test_subsets_are_nested_and_drawn_by_the_data_seed_alone() -> None:
     small, large = subset(1000, 50, 0), subset(1000, 200, 0)
     assert set(small) <= set(large)
     assert set(small) != set(subset(1000, 50, 1))
-    used = [set(build(dataclasses.replace(SPEC, subset=10, seed=seed)).image) for seed in (0, 1)]
-    assert used[0] == used[1], "seeds share the subset"
+    used = [set(made(subset=10, seed=seed).image) for seed in (0, 1)]
+    assert used[0] == used[1] == set(subset(23, 10, 0)), "seeds share the subset"
 
 
 def test_the_order_of_each_shift_is_drawn_from_the_seed_and_the_shift() -> None:
     orders = {}
     for seed in (0, 1):
-        stream = build(dataclasses.replace(SPEC, seed=seed))
+        stream = made(seed=seed)
         for number, shift in enumerate(SHIFTS):
             order = stream.image[stream.shift == number]
             rng = np.random.default_rng(derived_seed("order", seed, shift.id, 0))
@@ -86,3 +182,52 @@ def test_the_order_of_each_shift_is_drawn_from_the_seed_and_the_shift() -> None:
 def test_a_derived_seed_is_the_head_of_the_digest_of_its_axes() -> None:
     text = b'["order",3,"fog-5",0]'
     assert derived_seed("order", 3, "fog-5", 0) == int.from_bytes(hashlib.sha256(text).digest()[:8], "big") // 2
+
+
+def test_shifts_have_ids() -> None:
+    pair = Shift.compound(Shift("gaussian_noise", 2.25), Shift("fog", 1.5))
+    assert pair.id == "gaussian_noise-2.25+fog-1.5"
+    assert (Shift("contrast", 5).id, CLEAN.id, Shift("sketch", None, "variant").id) == ("contrast-5", "clean", "sketch")
+    assert [shift_of(name).id for name in ("clean", "motion-blur-3", "sketch")] == ["clean", "motion-blur-3", "sketch"]
+    assert shift_of("motion-blur-3") == Shift("motion-blur", 3)
+
+
+# -- given streams -----------------------------------------------------------------------------------------------------
+
+
+def _plain(case: dict[str, Any]) -> bool:
+    """Whether a given stream needs nothing but a kind that there is, and ``adapt_images``."""
+    return case["protocol"]["kind"] in ("reset", "continual", "mixed") and set(case["protocol"]) <= {
+        "kind",
+        "adapt_images",
+    }
+
+
+def test_given_streams_are_equal(shared: pathlib.Path) -> None:
+    folder = shared / "golden" / "streams"
+    cases = [case for case in json.loads((folder / "manifest.json").read_text())["cases"] if _plain(case)]
+    assert len(cases) >= 11
+    for case in cases:
+        stored, labels = np.load(folder / f"{case['name']}.npz"), np.load(folder / f"labels_{case['labels']}.npz")
+        given = {name: labels[name] for name in case["label_shifts"]}
+        stream = stream_of(case["protocol"], given, case["batch_size"], case["seed"])
+        assert [stream.shifts[k].id for k in stream.shift] == [case["shifts"][k] for k in stored["shift"]], case["name"]
+        for name in ("image", "visit", "bounds", "reset_before", "adapt", "graded"):
+            assert np.array_equal(getattr(stream, name), stored[name]), (case["name"], name)
+        assert [[s.name, s.visit, s.first, s.last] for s in stream.segments] == case["segments"], case["name"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "said"),
+    [
+        ({"kind": "continuall"}, "unknown protocol 'continuall'"),
+        ({"kind": "mixed", "variannt": 1}, "unknown key 'variannt'"),
+        ({"kind": "mixed", "adapt_images": 0}, "give a number of images, or all"),
+        ({"kind": "mixed", "adapt_images": [5, 5]}, "5 is listed twice"),
+        ({"kind": "mixed", "adapt_images": [5, "all"]}, "give single values, not lists: adapt_images"),
+        ({}, "missing key 'kind'"),
+    ],
+)
+def test_wrong_protocols_are_refused(protocol: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        stream_of(protocol, {"clean": np.arange(4)}, 2, 0)

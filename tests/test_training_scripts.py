@@ -21,10 +21,11 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from tta_bench.data.arrays import read_archive
-from tta_bench.data.digits import load_split
+from tta_bench.data.kinds.cifar_c import read_archive
+from tta_bench.data.kinds.digits import load_split
 from tta_bench.errors import UsageError
-from tta_bench.models import ModelSpec, build_network, load, load_weights, read_state
+from tta_bench.models import load_weights, read_state
+from tta_bench.networks.from_timm import ModelSpec, build_network, load
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ARCHIVE = "cifar-10-binary.tar.gz"
@@ -244,7 +245,9 @@ def test_shipped_weights_say_how_to_use_them() -> None:
             about = json.loads(file.metadata()["source_model"])
         assert about["options"] == recipe.spec.options
         assert (tuple(about["mean"]), tuple(about["std"])) == (recipe.spec.mean, recipe.spec.std)
-        model = load(ModelSpec("from metadata", weights=f"package:tta_bench.data.kinds/weights/{path.name}", **about))
+        model = load(
+            ModelSpec(name="from-metadata", weights=f"package:tta_bench.data.kinds/weights/{path.name}", **about)
+        )
         assert model.num_classes == 10
 
 

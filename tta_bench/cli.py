@@ -52,7 +52,7 @@ def cli() -> None:
 @click.option("--retry-failed", is_flag=True, help="Run trials again that failed by the method's own error.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Use a seeded subset of N images.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, run nothing.")
-@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file that defines methods.")
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file that defines plugins.")
 def run(**options: Any) -> None:
     """Run SUITE, a YAML file or the name of a shipped suite; finished trials are skipped."""
     from tta_bench.commands import run as sweep
@@ -107,12 +107,21 @@ def merge(runs: tuple[str, ...], out: str, keep: str | None, suite: str | None) 
 
 @cli.command()
 @click.argument("name", required=False)
-@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file that defines methods.")
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file that defines plugins.")
 def methods(name: str | None, plugins: tuple[str, ...]) -> None:
     """List the methods, or show one's origin, hyperparameters, presets and needs."""
     from tta_bench.commands import methods as listing
 
     listing.show(name, plugins) if name else listing.list_all(plugins)
+
+
+@cli.command()
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file that defines plugins.")
+def plugins(plugins: tuple[str, ...]) -> None:
+    """List the methods, optimizers, protocols, kinds of data and kinds of models that a suite can name."""
+    from tta_bench.commands import plugins as listing
+
+    listing.list_all(plugins)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})
@@ -127,7 +136,7 @@ def methods(name: str | None, plugins: tuple[str, ...]) -> None:
 @click.option("--out", metavar="DIR", help="Where checkpoints go.  [default: checkpoints/<suite name>]")
 @click.option("--cache", metavar="DIR|off", help="Image cache.  [default: $TTA_BENCH_CACHE or the user's cache folder]")
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, …  [default: a GPU where there is one]")
-@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file that defines methods.")
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file that defines plugins.")
 def pretrain(**options: Any) -> None:
     """Pre-train what method NAME learns, for the source models of SUITE, on its source images.
 
@@ -140,7 +149,7 @@ def pretrain(**options: Any) -> None:
 
 @cli.command()
 @click.argument("name")
-@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file that defines methods.")
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file that defines plugins.")
 @click.option("--config", "values", multiple=True, metavar="KEY=VALUE", help="A field of the method's Config.")
 def check(name: str, plugins: tuple[str, ...], values: tuple[str, ...]) -> None:
     """Check that a method keeps the rules that every method must keep; exit 3 where it does not."""

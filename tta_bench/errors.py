@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 
 @dataclass(frozen=True)
@@ -67,3 +70,17 @@ def near_miss(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, names, n=1)
     listing = ("known: " + ", ".join(names)) if names else "none is known"
     return f"did you mean {near[0]!r}? {listing}" if near else listing
+
+
+def refused(kind: str, message: str, place: tuple[str, ...], value: Any, hint: str = "") -> ValidationError:
+    """A validation error at ``place`` below the model in whose validator it is raised.
+
+    Args:
+        kind: pydantic's type of the error; where it begins with "unknown_", the message speaks for itself.
+        message: what is wrong.
+        place: field names.
+        value: that was given.
+        hint: how to mend it.
+    """
+    said = PydanticCustomError(kind, "{message}", {"message": message, "hint": hint})  # type: ignore[arg-type]
+    return ValidationError.from_exception_data("suite", [InitErrorDetails(type=said, loc=place, input=value)])

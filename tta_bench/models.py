@@ -1,22 +1,26 @@
-"""Source models: a timm network, its normalisation, its features, and the digest of its weights.
+"""Source models: a network, its normalisation, its features, and the digest of its weights.
 
-``SourceModel`` is the only wrapper around a network. Methods use its parts and never look at an architecture's name.
+``SourceModel`` is the only wrapper around a network. Methods use its parts and never look at an architecture's name. A
+kind of network is a plugin, a :class:`Network`; timm's are one of them (:mod:`tta_bench.networks.from_timm`).
 """
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import importlib.resources
 import pathlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-import tta_bench.torchvision_repair  # noqa: F401  (before timm)
-from tta_bench.errors import Problem, UsageError, near_miss
+import tta_bench.torchvision_repair  # noqa: F401  (a network may import timm)
+from tta_bench.data.base import Geometry
+from tta_bench.errors import Problem, UsageError
+from tta_bench.registry import MODELS, Portable, Registry, installed
 
 PACKAGE_SCHEME = "package:"
 _NORM_KINDS = {
@@ -26,25 +30,71 @@ _NORM_KINDS = {
 }
 
 
+class Structure:
+    """Where a network's parts are; the defaults are those of timm's networks. ``net`` is the network throughout."""
+
+    def num_classes(self, net: nn.Module) -> int:
+        """The number of classes C."""
+        return int(net.num_classes)  # type: ignore[arg-type]
+
+    def features(self, net: nn.Module, x: Tensor) -> Tensor:
+        """What the network hands to its head, for normalised images (B, 3, H, W): maps (B, D, h, w), or (B, tokens, D)."""
+        features: Tensor = net.forward_features(x)  # type: ignore[operator]
+        return features
+
+    def head(self, net: nn.Module, features: Tensor) -> Tensor:
+        """Logits (B, C) from what :meth:`features` returned."""
+        logits: Tensor = net.forward_head(features)  # type: ignore[operator]
+        return logits
+
+    def classifier(self, net: nn.Module) -> nn.Module:
+        """The last linear layer, whose input is the pooled features (B, D); gradients are counted there.
+
+        Raises:
+            TypeError: it is not where timm has it.
+        """
+        if not hasattr(net, "get_classifier"):
+            raise TypeError(f"{type(net).__name__} has no get_classifier(): override classifier() in its plugin")
+        module: nn.Module = net.get_classifier()  # type: ignore[operator]
+        return module
+
+    def stages(self, net: nn.Module) -> list[nn.Module]:
+        """The network's stages in order: a ResNet's layers, a ViT's blocks.
+
+        Raises:
+            TypeError: the network has no such structure.
+        """
+        for name in ("blocks", "stages", "layers"):
+            container = getattr(net, name, None)
+            if isinstance(container, nn.Sequential | nn.ModuleList):
+                return list(container.children())
+        layers = [module for name, module in net.named_children() if name.startswith("layer") and name[5:].isdigit()]
+        if not layers:
+            raise TypeError(f"{type(net).__name__} has neither blocks nor stages")
+        return layers
+
+
 class SourceModel(nn.Module):
     """A classifier that takes images in [0, 1].
 
     Args:
-        net: the timm network; its module names are unchanged under ``.net``.
+        net: the network; its module names are unchanged under ``.net``.
         mean: per-channel mean that the weights were trained with, 3 values in [0, 1].
         std: per-channel standard deviation, 3 values.
+        structure: where its parts are, if not where timm has them.
     """
 
     mean: Tensor
     std: Tensor
     weights_sha256: str = ""  # digest of the pristine weights, where it is known
 
-    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float], structure: Structure | None = None):
         super().__init__()
         self.net = net
+        self.structure = structure or Structure()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-        self.num_classes: int = net.num_classes  # type: ignore[assignment]
+        self.num_classes = self.structure.num_classes(net)
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x − mean) / std, (B, 3, H, W)."""
@@ -57,13 +107,11 @@ class SourceModel(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What the network hands to its head: (B, D, h, w) maps, or (B, tokens, D)."""
-        features: Tensor = self.net.forward_features(self.normalise(x))  # type: ignore[operator]
-        return features
+        return self.structure.features(self.net, self.normalise(x))
 
     def head(self, features: Tensor) -> Tensor:
         """Logits (B, C) from what :meth:`features` returned: pooling, the final norm where it has one, the classifier."""
-        logits: Tensor = self.net.forward_head(features)  # type: ignore[operator]
-        return logits
+        return self.structure.head(self.net, features)
 
     def token_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (B, C), and the class token (B, D) after each block, before any later norm; one forward pass.
@@ -108,21 +156,11 @@ class SourceModel(nn.Module):
         Raises:
             TypeError: the network has no such structure.
         """
-        for name in ("blocks", "stages", "layers"):
-            container = getattr(self.net, name, None)
-            if isinstance(container, nn.Sequential | nn.ModuleList):
-                return list(container.children())
-        layers = [
-            module for name, module in self.net.named_children() if name.startswith("layer") and name[5:].isdigit()
-        ]
-        if not layers:
-            raise TypeError(f"{type(self.net).__name__} has neither blocks nor stages")
-        return layers
+        return self.structure.stages(self.net)
 
     def classifier(self) -> nn.Module:
         """The last linear layer, whose input is the pooled features (B, D)."""
-        module: nn.Module = self.net.get_classifier()  # type: ignore[operator]
-        return module
+        return self.structure.classifier(self.net)
 
     @staticmethod
     def norm_kind(module: nn.Module) -> str | None:
@@ -130,83 +168,82 @@ class SourceModel(nn.Module):
         return next((kind for kind, types in _NORM_KINDS.items() if isinstance(module, types)), None)
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """What a suite says of a source model.
+class ModelConfig(Portable, BaseModel):
+    """What a suite says of a source model; every kind adds what it needs. Unknown keys are refused.
 
     Attributes:
         name: the suite's name for it.
-        timm: full timm name with its tag, whose published weights and normalisation are used.
-        architecture: timm architecture without weights, for weights of one's own (then ``mean`` and ``std`` are given).
-        weights: None (timm's hub), a file, or ``package:<installed package>/<file inside it>``.
-        options: further keyword arguments of ``timm.create_model``.
-        stem: "cifar": a 3×3 stride-1 first convolution and no max-pooling, as ResNets for 32×32 images have.
-        mean, std: per-channel normalisation where the weights' own configuration does not say it.
-        image_size: side in pixels that the network needs, or None where any will do.
+        kind: the registered name of the kind.
         preset: name of the published hyperparameters that methods use with this model.
     """
 
-    name: str
-    timm: str | None = None
-    architecture: str | None = None
-    weights: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    stem: str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    image_size: int | None = None
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$")]
+    kind: str
     preset: str | None = None
+
+
+class Network(Portable, Structure, abc.ABC):
+    """A kind of network. Subclass it with a ``name``, a ``Config``, ``build`` and ``normalisation``.
+
+    Where the network's parts are not where timm has them, override the methods of :class:`Structure`.
+    """
+
+    name: ClassVar[str] = ""
+    Config: ClassVar[type[ModelConfig]] = ModelConfig
+    place: ClassVar[Sequence[str]] = ("kind",)  # the keys of a suite at which a problem with the network is shown
+
+    def __init__(self, config: ModelConfig):
+        self.config: Any = config
 
     @property
     def tag(self) -> str:
-        """The full timm tag, or the architecture."""
-        return self.timm or str(self.architecture)
+        """How keys and tables call the network."""
+        return str(self.config.kind)
+
+    @abc.abstractmethod
+    def build(self) -> nn.Module:
+        """The network with its weights, always the same ones.
+
+        Raises:
+            UsageError: it cannot be built, or its weights cannot be had or do not fit.
+        """
+
+    @abc.abstractmethod
+    def normalisation(self, net: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
+        """(mean, standard deviation) of each channel, in [0, 1], that the weights were trained with."""
+
+    def image_size(self, net: nn.Module) -> int | None:
+        """Side in pixels that the network needs, or None where any will do."""
+        return None
+
+    def geometry(self, net: nn.Module) -> Geometry | None:
+        """Size and crop of test images as published with the weights, or None."""
+        return None
+
+    def asked(self) -> dict[str, Any]:
+        """What a trial's key says of the network besides its weights: by default the Config, but for name and preset."""
+        values = self.config.model_dump(mode="json", exclude_defaults=True, exclude={"name", "kind", "preset"})
+        return {"options": values} if values else {}
+
+    def load(self) -> SourceModel:
+        """The pristine source model: float32 on the CPU, eval mode, no parameter requiring a gradient.
+
+        Raises:
+            UsageError: it cannot be built, or its weights cannot be had or do not fit.
+        """
+        net = self.build().float().requires_grad_(False)
+        try:
+            self.num_classes(net), self.classifier(net)
+        except (TypeError, AttributeError) as error:
+            raise UsageError(Problem(f"the network's parts are not found: {error}")) from error
+        return SourceModel(net, *self.normalisation(net), self).eval()
 
 
-def check_timm_name(name: str) -> tuple[str, str] | None:
-    """(message, hint) where ``name`` is no full timm tag, None where it is one."""
-    import timm
-
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        return f"timm has no model {architecture!r}", near_miss(architecture, timm.list_models())[:400]
-    tags = timm.list_pretrained(f"{architecture}.*")
-    if not tag:
-        return (
-            f"{name!r} does not name its weights: timm moves such aliases from one release to the next",
-            f"write the full tag, one of: {', '.join(tags) or 'none (use architecture: and weights:)'}",
-        )
-    if name not in tags:
-        return f"timm has no weights {tag!r} for {architecture}", near_miss(name, tags)
-    return None
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def build_network(spec: ModelSpec, *, pretrained: bool = False) -> nn.Module:
-    """The network of ``spec``, in eval mode; random weights unless ``pretrained`` fetches timm's.
-
-    Raises:
-        UsageError: timm cannot build it from these options, or the weights cannot be fetched.
-    """
-    import timm
-
-    try:
-        options = {key: _tuples(value) for key, value in spec.options.items()}
-        net: nn.Module = timm.create_model(spec.tag, pretrained=pretrained, **options)
-    except Exception as error:  # timm raises whatever the architecture's constructor or the hub's client raises
-        what = "its weights cannot be fetched" if pretrained else "timm cannot build it"
-        hint = "with no network, give a local file: weights: PATH" if pretrained else "look at its options"
-        raise UsageError(
-            Problem(f"{what}: {type(error).__name__}: {error}", f"model {spec.name!r}", hint=hint)
-        ) from error
-    if spec.stem == "cifar":
-        first = net.conv1
-        net.conv1 = nn.Conv2d(3, first.out_channels, 3, stride=1, padding=1, bias=False)  # type: ignore[union-attr,arg-type]
-        net.maxpool = nn.Identity()
-    return net.eval()
+def open_network(config: ModelConfig, registry: Registry | None = None) -> Network:
+    """The network that a suite describes; nothing is built yet."""
+    network: Network = (registry or installed()).load(config.kind, MODELS)(config)
+    return network
 
 
 def locate_weights(weights: str) -> pathlib.Path:
@@ -299,37 +336,3 @@ def state_sha256(net: nn.Module) -> str:
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def load(spec: ModelSpec) -> SourceModel:
-    """The pristine source model of ``spec``: float32 on the CPU, eval mode, no parameter requiring a gradient.
-
-    Raises:
-        UsageError: it cannot be built, or its weights cannot be had or do not fit.
-    """
-    net = build_network(spec, pretrained=spec.weights is None and spec.timm is not None)
-    if spec.weights is not None:
-        path = locate_weights(spec.weights)
-        load_weights(net, read_state(path), f"model {spec.name!r} ({path.name})")
-    net.float().requires_grad_(False)
-    mean, std = normalisation(spec, net)
-    return SourceModel(net, mean, std).eval()
-
-
-def normalisation(spec: ModelSpec, net: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std): the suite's where it gives them, else those of the weights' own configuration."""
-    published: Mapping[str, Any] = getattr(net, "pretrained_cfg", None) or {}
-    return tuple(spec.mean or published["mean"]), tuple(spec.std or published["std"])
-
-
-def needed_image_size(spec: ModelSpec, net: nn.Module) -> int | None:
-    """Side in pixels that the network's weights were made for, or None where the suite leaves it open."""
-    if spec.image_size is not None:
-        return spec.image_size
-    if "img_size" in spec.options:
-        size = spec.options["img_size"]
-        return int(size[0] if isinstance(size, list | tuple) else size)
-    if spec.timm is None:
-        return None
-    published: Mapping[str, Any] = getattr(net, "pretrained_cfg", None) or {}
-    return int(published["input_size"][-1])

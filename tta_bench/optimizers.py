@@ -16,30 +16,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, model_validator
 from torch import Tensor
 
 from tta_bench.adapter import Adapter, Config, Needs
-from tta_bench.errors import UsageError
+from tta_bench.errors import UsageError, refused
 from tta_bench.models import SourceModel
-from tta_bench.registry import OPTIMIZERS, Entry, Registry
-
-
-@functools.cache
-def _registry() -> Registry:
-    return Registry(OPTIMIZERS)
-
-
-def optimizer_class(name: str) -> Any:
-    """The optimizer class registered as ``name``.
-
-    Raises:
-        ValueError: there is none; the message names the nearest.
-    """
-    try:
-        return _registry().load(name)
-    except UsageError as error:
-        raise ValueError(str(error)) from error
+from tta_bench.registry import OPTIMIZERS, Entry, Registry, installed
 
 
 class OptimizerConfig(Config):
@@ -55,9 +38,17 @@ class OptimizerConfig(Config):
     optimizer: str = "sgd"
     lr: float = Field(gt=0)
     optimizer_options: dict[str, Any] = {}
+    _entry: Entry = PrivateAttr()
 
     @model_validator(mode="after")
-    def _fill_up(self) -> OptimizerConfig:
+    def _fill_up(self, info: ValidationInfo) -> OptimizerConfig:
+        registry: Registry = (info.context or {}).get("registry") or installed()
+        try:
+            self._entry = registry.entry(self.optimizer, OPTIMIZERS)
+            self._entry.load()
+        except UsageError as error:
+            [problem] = error.problems
+            raise refused("unknown_plugin", problem.message, ("optimizer",), self.optimizer, problem.hint) from error
         try:
             options = self._full().model_dump(exclude=set(type(self).model_fields))
         except ValidationError as error:
@@ -69,7 +60,7 @@ class OptimizerConfig(Config):
 
     def _full(self) -> Config:
         """The optimizer's hyperparameters; those that the method's Config has too (``lr``) are the method's."""
-        cls: type[Config] = optimizer_class(self.optimizer).Config
+        cls: type[Config] = self.optimizer_class().Config
         own = {name: getattr(self, name) for name in cls.model_fields if name in type(self).model_fields}
         return cls(**{**self.optimizer_options, **own})
 
@@ -78,7 +69,11 @@ class OptimizerConfig(Config):
         return super().files() | {f"optimizer_options.{k}": v for k, v in self._full().files().items() if k not in own}
 
     def plugins(self) -> dict[str, Entry]:
-        return {"optimizer": _registry().entry(self.optimizer)}
+        return {"optimizer": self._entry}
+
+    def optimizer_class(self) -> Any:
+        """The class that is registered as ``optimizer``."""
+        return self._entry.load()
 
     def keyed(self) -> dict[str, Any]:
         own = type(self).model_fields
@@ -88,7 +83,7 @@ class OptimizerConfig(Config):
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer over ``parameters``."""
-        optimizer: torch.optim.Optimizer = optimizer_class(self.optimizer)(parameters, **self._full().model_dump())
+        optimizer: torch.optim.Optimizer = self.optimizer_class()(parameters, **self._full().model_dump())
         return optimizer
 
 

@@ -63,4 +63,4 @@ class PretrainJob:
     def images(self, shift: Shift, rows: np.ndarray) -> Callable[[np.ndarray], Tensor]:
         """Source images ``rows`` under ``shift``: a function from image indices (B,) to (B, 3, H, W) in [0, 1]."""
         held = self._cache.images(entry_of(self._source, shift, np.unique(rows).astype(np.int32), Digests()))
-        return lambda index: to_tensor(held.take(index), self.device, "float32")
+        return lambda index: to_tensor(held.take(index), self.device, torch.float32)

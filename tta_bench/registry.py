@@ -1,8 +1,8 @@
-"""Names to classes: built-in methods, installed plugins and plugin files, loaded only when asked for.
+"""Names to classes: built-in plugins, installed ones and plugin files, loaded only when asked for.
 
-Built-in methods stand in the same entry-point groups as a stranger's package does: ``tta_bench.methods`` and
-``tta_bench.optimizers``. Listing names imports nothing, and a plugin that cannot be imported breaks only the run that
-asks for it.
+There are five kinds: methods, optimizers, protocols, data sets and source models. Built-in ones stand in the same
+entry-point groups as a stranger's package does. Listing names imports nothing, and a plugin that cannot be imported breaks
+only the run that asks for it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import functools
 import importlib.util
+import operator
 import pathlib
 import shutil
 import sys
@@ -23,8 +24,30 @@ from typing import Any
 from tta_bench.code import closure_sha256, file_sha256, package_closure, plugin_closure, siblings
 from tta_bench.errors import Problem, UsageError, near_miss
 
-METHODS = "tta_bench.methods"
-OPTIMIZERS = "tta_bench.optimizers"
+_PREFIX = "tta_bench_plugin_"  # of the names of modules that are plugin files
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of plugin.
+
+    Attributes:
+        group: its entry-point group.
+        noun: how messages call one.
+        base: ``module:Class`` that its classes inherit from.
+    """
+
+    group: str
+    noun: str
+    base: str
+
+
+METHODS = Kind("tta_bench.methods", "method", "tta_bench.adapter:Adapter")
+OPTIMIZERS = Kind("tta_bench.optimizers", "optimizer", "torch.optim:Optimizer")
+PROTOCOLS = Kind("tta_bench.protocols", "protocol", "tta_bench.protocols.base:Protocol")
+DATASETS = Kind("tta_bench.datasets", "kind of data", "tta_bench.data.base:Dataset")
+MODELS = Kind("tta_bench.models", "kind of model", "tta_bench.models:Network")
+KINDS = (METHODS, OPTIMIZERS, PROTOCOLS, DATASETS, MODELS)
 
 
 @dataclass(frozen=True)
@@ -36,15 +59,18 @@ class Entry:
         origin: the distribution with its version, or the plugin file's name.
         target: ``module:Class`` of an installed package, or the class name in a plugin file.
         file: the plugin file's path, or None.
+        kind: what the class is.
     """
 
     name: str
     origin: str
     target: str
     file: pathlib.Path | None = None
+    kind: Kind = METHODS
 
     def __reduce__(self) -> Any:
-        return _received, (self.name, self.origin, self.target, self.file, _contents(self.file) if self.file else ())
+        contents = _contents(self.file) if self.file else ()
+        return _received, (self.name, self.origin, self.target, self.file, self.kind, contents)
 
     def load(self) -> type:
         """Import the class.
@@ -77,11 +103,15 @@ def _contents(file: pathlib.Path) -> _Contents:
     return tuple((path.relative_to(file.parent).as_posix(), path.read_bytes()) for path in files)
 
 
-def _received(name: str, origin: str, target: str, file: pathlib.Path | None, contents: _Contents) -> Entry:
+def _received(name: str, origin: str, target: str, file: pathlib.Path | None, kind: Kind, contents: _Contents) -> Entry:
     """An entry in the process that it was sent to: a plugin's files travel with it, for machines without them."""
-    if file is not None and any(_differs(file.parent / path, content) for path, content in contents):
-        file = _unpacked(contents)
-    return Entry(name, origin, target, file)
+    return Entry(name, origin, target, _here(file, contents) if file else None, kind)
+
+
+def _here(file: pathlib.Path, contents: _Contents) -> pathlib.Path:
+    """A plugin's file on this machine, written out where it is not there or is another one."""
+    differs = any(_differs(file.parent / path, content) for path, content in contents)
+    return _unpacked(contents) if differs else file
 
 
 def _differs(path: pathlib.Path, content: bytes) -> bool:
@@ -96,6 +126,24 @@ def _unpacked(contents: _Contents) -> pathlib.Path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
     return folder / contents[0][0]
+
+
+class Portable:
+    """Base of what is sent to other processes and may be of a class in a plugin file, which then travels with it."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(2)
+        module = type(self).__module__
+        if not module.startswith(_PREFIX):
+            return reduced
+        _, (cls, *arguments), *state = reduced
+        file = pathlib.Path(str(sys.modules[module].__file__))
+        return (_revived, (file, _contents(file), cls.__qualname__, arguments), *state)
+
+
+def _revived(file: pathlib.Path, contents: _Contents, name: str, arguments: list[Any]) -> Any:
+    cls = operator.attrgetter(name)(_plugin_module(_here(file, contents)))
+    return cls.__new__(cls, *arguments)
 
 
 def _load(entry: Entry) -> type:
@@ -122,7 +170,7 @@ def _plugin_module(file: pathlib.Path) -> Any:
 
     if not file.is_file():
         raise UsageError(Problem("no such plugin file", where=str(file)))
-    name = f"tta_bench_plugin_{file_sha256(file)[:16]}"
+    name = f"{_PREFIX}{file_sha256(file)[:16]}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise UsageError(Problem("a plugin must be a Python file, its name ending in .py", where=str(file)))
@@ -155,79 +203,93 @@ def _check_siblings(file: pathlib.Path, beside: Mapping[str, pathlib.Path]) -> N
             raise UsageError(Problem(what, where=str(file), hint=f"give {path.name} another name"))
 
 
+def _base(kind: Kind) -> type:
+    module, _, name = kind.base.partition(":")
+    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+
+
 def plugin_entries(file: pathlib.Path) -> list[Entry]:
-    """The methods that a plugin file defines: every concrete Adapter subclass in it, under its ``name``.
+    """The plugins that a file defines: every concrete subclass in it of a kind's base, under its ``name``.
 
     Raises:
-        UsageError: the file cannot be imported, defines no method, or a method in it has no ``name``.
+        UsageError: the file cannot be imported, defines no plugin, or one without ``name`` or ``Config``.
     """
-    from tta_bench.adapter import Adapter
-
     file = file.resolve()
     module = _plugin_module(file)
     classes = [
         value
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Adapter) and value.__module__ == module.__name__
+        if isinstance(value, type) and value.__module__ == module.__name__
         and not getattr(value, "__abstractmethods__", None)
     ]  # fmt: skip
-    if not classes:
-        raise UsageError(
-            Problem("the plugin file defines no method", str(file), hint="subclass tta_bench.adapter.Adapter in it")
-        )
-    for cls in classes:
-        if not cls.name:
-            hint = f"write: name = {cls.__name__.lower()!r}"
-            raise UsageError(Problem(f"class {cls.__name__} has no 'name' attribute", str(file), hint=hint))
-    return [Entry(cls.name, f"file {file.name}", cls.__name__, file) for cls in classes]
+    found = [(kind, cls) for cls in classes for kind in KINDS if issubclass(cls, _base(kind))]
+    if not found:
+        bases = ", ".join(kind.base.replace(":", ".") for kind in KINDS)
+        raise UsageError(Problem("the file defines no plugin", str(file), hint=f"subclass one of {bases} in it"))
+    for _, cls in found:
+        for attribute, example in (("name", f"name = {cls.__name__.lower()!r}"), ("Config", "class Config(…): …")):
+            if not getattr(cls, attribute, None):
+                what = f"class {cls.__name__} has no {attribute!r} attribute"
+                raise UsageError(Problem(what, str(file), hint=f"write: {example}"))
+    return [Entry(cls.name, f"file {file.name}", cls.__name__, file, kind) for kind, cls in found]  # type: ignore[attr-defined]
 
 
 class Registry:
-    """The names of one group. Looking a name up is cheap; loading its class is left to :meth:`load`."""
+    """The names of all kinds of plugins. Looking a name up is cheap; loading its class is left to :meth:`load`.
 
-    def __init__(self, group: str = METHODS, plugins: Iterable[pathlib.Path] = ()):
-        self.group = group
-        self._entries: dict[str, list[Entry]] = {}
-        for point in metadata.entry_points(group=group):
-            dist = point.dist
-            origin = f"{dist.name} {dist.version}" if dist else "unknown distribution"
-            self._add(Entry(point.name, origin, point.value))
+    Args:
+        plugins: plugin files, besides what is installed.
+    """
+
+    def __init__(self, plugins: Iterable[pathlib.Path] = ()):
+        self._entries: dict[tuple[str, str], list[Entry]] = {}  # by group and name
+        points = metadata.entry_points()
+        for kind in KINDS:
+            for point in points.select(group=kind.group):
+                dist = point.dist
+                origin = f"{dist.name} {dist.version}" if dist else "unknown distribution"
+                self._add(Entry(point.name, origin, point.value, kind=kind))
         for file in dict.fromkeys(pathlib.Path(p).resolve() for p in plugins):
             for entry in plugin_entries(file):
                 self._add(entry)
 
     def _add(self, entry: Entry) -> None:
-        found = self._entries.setdefault(entry.name, [])
+        found = self._entries.setdefault((entry.kind.group, entry.name), [])
         if entry not in found:  # an editable install can list its own entry points twice
             found.append(entry)
 
-    def names(self) -> list[str]:
-        """All names, sorted; imports nothing."""
-        return sorted(self._entries)
+    def names(self, kind: Kind = METHODS) -> list[str]:
+        """All names of a kind, sorted; imports nothing."""
+        return sorted(name for group, name in self._entries if group == kind.group)
 
-    def entries(self) -> list[Entry]:
-        """All entries, colliding ones included, sorted by name."""
-        return [entry for name in self.names() for entry in self._entries[name]]
+    def entries(self, kind: Kind = METHODS) -> list[Entry]:
+        """All entries of a kind, colliding ones included, sorted by name."""
+        return [entry for name in self.names(kind) for entry in self._entries[kind.group, name]]
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str, kind: Kind = METHODS) -> Entry:
         """The entry of a name.
 
         Raises:
             UsageError: the name is unknown (with the nearest known one), or two plugins have it (both are named).
         """
-        found = self._entries.get(name, [])
-        noun = "method" if self.group == METHODS else "optimizer"
+        found = self._entries.get((kind.group, name), [])
         if not found:
-            raise UsageError(Problem(f"unknown {noun} {name!r}", hint=near_miss(name, self.names())))
+            raise UsageError(Problem(f"unknown {kind.noun} {name!r}", hint=near_miss(name, self.names(kind))))
         if len(found) > 1:
             both = " and ".join(f"{e.origin} ({e.file or e.target})" for e in found)
-            hint = "uninstall one of them, or give the method in the plugin file another name"
+            hint = f"uninstall one of them, or give the {kind.noun} in the plugin file another name"
             raise UsageError(Problem(f"two plugins have the name {name!r}: {both}", hint=hint))
         return found[0]
 
-    def load(self, name: str) -> type:
+    def load(self, name: str, kind: Kind = METHODS) -> Any:
         """The class of a name; see :meth:`entry` and :meth:`Entry.load` for what is raised."""
-        return self.entry(name).load()
+        return self.entry(name, kind).load()
+
+
+@functools.cache
+def installed() -> Registry:
+    """What is installed, without any plugin file; read once a process."""
+    return Registry()
 
 
 def code_sha256(entry: Entry) -> str:
@@ -240,3 +302,9 @@ def code_sha256(entry: Entry) -> str:
     if entry.file is not None:
         return closure_sha256(plugin_closure(entry.file))
     return closure_sha256(package_closure([entry.target.partition(":")[0], cls.__module__]))
+
+
+def foreign_code(entry: Entry) -> str:
+    """``code_sha256`` of a plugin that is no part of the harness, and is therefore in keys; empty for one that is."""
+    own = entry.file is None and entry.target.startswith("tta_bench.")
+    return "" if own else code_sha256(entry)

@@ -16,18 +16,42 @@ import numpy as np
 
 @dataclass(frozen=True, order=True)
 class Shift:
-    """What was done to the images: a corruption at a severity, or nothing ("clean", severity 0)."""
+    """What was done to the images: nothing ("clean"), a corruption at a severity, a natural variant, or a compound.
 
-    corruption: str
-    severity: int
+    Attributes:
+        name: of the corruption or variant.
+        severity: 1 to 5, in quarters within a compound; None where the shift has none.
+        family: "clean", "corruption", "compound", or what a kind of data calls its own.
+        parts: of a compound, in the order in which they are applied.
+    """
+
+    name: str
+    severity: int | float | None = None
+    family: str = "corruption"
+    parts: tuple[Shift, ...] = ()
+
+    @classmethod
+    def compound(cls, *parts: Shift) -> Shift:
+        """Several corruptions, one after another."""
+        return cls("+".join(part.name for part in parts), None, "compound", parts)
 
     @property
     def id(self) -> str:
-        """``clean``, or for example ``contrast-5``."""
-        return self.corruption if self.severity == 0 else f"{self.corruption}-{self.severity}"
+        """``clean``, or for example ``contrast-5``, or ``gaussian_noise-2.25+fog-1.5``."""
+        if self.parts:
+            return "+".join(part.id for part in self.parts)
+        return self.name if self.severity is None else f"{self.name}-{self.severity:g}"
 
 
-CLEAN = Shift("clean", 0)
+CLEAN = Shift("clean", None, "clean")
+
+
+def shift_of(id: str) -> Shift:
+    """The shift that an id names: what follows its last ``-`` is the severity, where it is a number."""
+    if id == CLEAN.id:
+        return CLEAN
+    name, _, severity = id.rpartition("-")
+    return Shift(name, int(severity)) if name and severity.isdigit() else Shift(id, None, "variant")
 
 
 def derived_seed(*axes: object) -> int:
@@ -38,30 +62,32 @@ def derived_seed(*axes: object) -> int:
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """How a stream is made; the stream itself is :func:`build`.
+    """How a stream is made; :class:`tta_bench.protocols.Streams` makes it.
 
     Attributes:
-        protocol: "reset" (one segment a shift, reset between shifts) or "continual" (never reset).
-        shifts: in the order in which they come.
-        images: number of images of the data set.
-        subset: how many of them are used, or None for all; drawn by ``data_seed``, so that trial seeds share them.
+        protocol: canonical JSON of the protocol's Config, of which ``kind`` names the plugin.
+        given: the shifts that the protocol gets, in order.
+        subset: how many images of each shift are used, or None for all; drawn by ``data_seed``, so that trial seeds share
+            them.
+        data_seed: the data's seed.
         batch_size: images in a batch; a segment's last may be smaller.
         seed: the trial's seed, which orders the images.
-        data_seed: the data's seed.
-        adapt_images: how many images of a segment are adapted on, in whole batches, before the rest is predicted with the
-            frozen state; None for all.
         graded_after: images of a segment before the part that ``error_after_pct`` is over; None where there is none.
+        piece: which stretch between two resets of the protocol's whole stream.
+        shifts: those that occur, in the order of their numbers in the stream.
+        length: images in the stream.
     """
 
     protocol: str
-    shifts: tuple[Shift, ...]
-    images: int
+    given: tuple[Shift, ...]
     subset: int | None
+    data_seed: int
     batch_size: int
     seed: int
-    data_seed: int
-    adapt_images: int | None = None
     graded_after: int | None = None
+    piece: int = 0
+    shifts: tuple[Shift, ...] = ()
+    length: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +122,8 @@ class Stream:
         reset_before, adapt: (batches,) bool.
         segments: in order, covering all batches.
         graded_after: as in the spec.
+        visits: as ``visit``, or None where each image's is that of its segment.
+        grades: as ``graded``, or None where all are true.
     """
 
     shifts: tuple[Shift, ...]
@@ -106,6 +134,21 @@ class Stream:
     adapt: np.ndarray
     segments: tuple[Segment, ...]
     graded_after: int | None = None
+    visits: np.ndarray | None = None
+    grades: np.ndarray | None = None
+
+    @property
+    def visit(self) -> np.ndarray:
+        """(N,) int16, how often each image's shift was entered before, as the protocol counts it."""
+        if self.visits is not None:
+            return self.visits
+        lengths = [int(self.bounds[s.last] - self.bounds[s.first]) for s in self.segments]
+        return np.repeat(np.array([s.visit for s in self.segments], dtype=np.int16), lengths)
+
+    @property
+    def graded(self) -> np.ndarray:
+        """(N,) bool, false for images that are only context, such as the older ones of a sliding window."""
+        return np.ones(len(self.image), dtype=bool) if self.grades is None else self.grades
 
     def batch(self, index: int) -> Batch:
         """Batch number ``index``."""
@@ -122,6 +165,9 @@ class Stream:
         digest.update(json.dumps([names, segments, *graded], separators=(",", ":")).encode())
         for array in (self.shift, self.image, self.bounds, self.reset_before, self.adapt):
             digest.update(np.ascontiguousarray(array).tobytes())
+        for name, further in (("visit", self.visits), ("graded", self.grades)):
+            if further is not None:
+                digest.update(name.encode() + np.ascontiguousarray(further).tobytes())
         return digest.hexdigest()
 
 
@@ -132,36 +178,3 @@ def subset(images: int, size: int | None, data_seed: int) -> np.ndarray:
         return np.arange(images, dtype=np.int32)
     order = np.random.default_rng(derived_seed("subset", data_seed)).permutation(images)
     return np.sort(order[:size]).astype(np.int32)
-
-
-@functools.lru_cache(maxsize=256)
-def build(spec: StreamSpec) -> Stream:
-    """The stream of a spec: for each shift the same images, shuffled by (seed, shift), in batches."""
-    chosen = subset(spec.images, spec.subset, spec.data_seed)
-    orders = [
-        np.random.default_rng(derived_seed("order", spec.seed, shift.id, 0)).permutation(chosen)
-        for shift in spec.shifts
-    ]
-    starts = np.arange(0, len(chosen), spec.batch_size)
-    per_shift = len(starts)
-    batches = per_shift * len(spec.shifts)
-    bounds = np.concatenate(
-        [starts + i * len(chosen) for i in range(len(spec.shifts))] + [[len(chosen) * len(spec.shifts)]]
-    )
-    first_of_shift = np.arange(batches) % per_shift == 0
-    return Stream(
-        shifts=spec.shifts,
-        shift=np.repeat(np.arange(len(spec.shifts), dtype=np.int16), len(chosen)),
-        image=np.concatenate(orders).astype(np.int32),
-        bounds=bounds.astype(np.int64),
-        reset_before=first_of_shift & (np.arange(batches) > 0) & (spec.protocol == "reset"),
-        adapt=np.tile(starts < (spec.adapt_images or len(chosen)), len(spec.shifts)),
-        segments=tuple(Segment(shift.id, 0, i * per_shift, (i + 1) * per_shift) for i, shift in enumerate(spec.shifts)),
-        graded_after=spec.graded_after,
-    )
-
-
-def specs(protocol: str, shifts: tuple[Shift, ...], **common: int | None) -> list[StreamSpec]:
-    """One stream a shift under "reset", so that they spread over devices; one stream of all under "continual"."""
-    groups = [(shift,) for shift in shifts] if protocol == "reset" else [shifts]
-    return [StreamSpec(protocol, group, **common) for group in groups]  # type: ignore[arg-type]

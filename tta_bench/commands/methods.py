@@ -1,4 +1,4 @@
-"""``tta-bench methods`` and ``check``: what is registered, what it needs, whether it keeps the rules."""
+"""``tta-bench methods``: what methods there are, and what one of them takes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tta_bench.adapter import Adapter, Needs
+from tta_bench.commands.plugins import what_it_is
 from tta_bench.errors import UsageError
 from tta_bench.registry import Registry
 
@@ -24,11 +25,10 @@ def list_all(plugins: Iterable[str] = ()) -> None:
     table = Table("method", "origin", "needs", "what it is", box=None, pad_edge=False)
     for entry in registry.entries():
         try:
-            cls: type[Adapter] = registry.load(entry.name)
-        except UsageError as error:
-            table.add_row(entry.name, entry.origin, "", f"[red]broken[/red]: {error.problems[0].message}")
-            continue
-        table.add_row(entry.name, entry.origin, _needs(cls.needs), _first_line(cls))
+            needs = _needs(entry.load().needs)  # type: ignore[attr-defined]
+        except UsageError:
+            needs = ""
+        table.add_row(entry.name, entry.origin, needs, what_it_is(entry))
     Console().print(table)
 
 
@@ -94,7 +94,3 @@ def _needs(needs: Needs) -> str:
     parts += [f"{' or '.join(needs.norm_kinds)} norm"] if needs.norm_kinds else []
     parts += [f"package {name}" for name in needs.packages]
     return ", ".join(parts) or "nothing"
-
-
-def _first_line(cls: type) -> str:
-    return (inspect.getdoc(cls) or "").partition("\n")[0]

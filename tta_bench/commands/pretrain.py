@@ -19,7 +19,7 @@ from tta_bench.data.base import digest
 from tta_bench.data.cache import ImageCache, default_root
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError, near_miss
-from tta_bench.models import ModelSpec, load
+from tta_bench.models import Network
 from tta_bench.pretraining import PretrainJob, Stopped
 from tta_bench.registry import code_sha256
 from tta_bench.suite import plan
@@ -112,24 +112,22 @@ def _chosen(models: Sequence[str], known: Iterable[str]) -> list[str]:
 
 def _job(
     options: Options, settings: Config, loaded: suite.LoadedSuite, code: str, folder: pathlib.Path,
-    cache: ImageCache, name: str, spec: ModelSpec, dataset: Dataset, asked: Mapping[str, Any],
+    cache: ImageCache, name: str, network: Network, dataset: Dataset, asked: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> PretrainJob:  # fmt: skip
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     source = corrupted_source(dataset, loaded.suite.data.seed)
-    pristine = load(spec).to(device)
+    pristine = network.load().to(device)
     pristine.weights_sha256 = asked["weights_sha256"]
     assert dataset.source is not None
-    fraction = getattr(loaded.suite.data, "source_fraction", None)
     provenance = {
         "method": options.name,
         "suite": loaded.suite.name,
         "source_model": name,
-        "source_model_tag": spec.tag,
+        "source_model_tag": network.tag,
         "weights_sha256": asked["weights_sha256"],
         "source_data": digest(dataset.source.fingerprint(dataset.source.all_rows(), Digests())),
-        "source_images": f"{len(dataset.source.ids)}"
-        + (f", a seeded part ({fraction}) of the folder whose rest is tested on" if fraction else ""),
+        "source_images": f"{len(dataset.source.ids)}" + (f", {dataset.source_note}" if dataset.source_note else ""),
         "seed": str(options.seed),
         "options": settings.model_dump_json(),
         "tta_bench": __version__,

@@ -179,8 +179,8 @@ def _finished(record: dict[str, Any], retry_failed: bool) -> bool:
 
 def _recall(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retry_failed: bool) -> _Past:
     """Take in the trials of earlier sessions, one after another: thousands of records take much memory."""
-    tally = Tally((t.label, t.model, [s.corruption for s in t.stream.shifts]) for t in plan.trials)
-    estimates, finished, chosen = Estimates(plan.setting), set[str](), {trial.key for trial in selected}
+    tally = Tally((t.label, t.model, [s.name for s in t.stream.shifts]) for t in plan.trials)
+    estimates, finished, chosen = Estimates(plan.materials), set[str](), {trial.key for trial in selected}
     damaged: dict[str, None] = {}
     for trial in plan.trials:
         stored = records.look(out, trial.key)
@@ -204,12 +204,12 @@ def _summary(
     resources: scheduler.Resources, out: pathlib.Path,
 ) -> str:  # fmt: skip
     distinct = len(_distinct(selected))
-    first = next(iter(plan.setting.datasets.values()))
-    images = plan.trials[0].stream.subset
+    first = next(iter(plan.materials.datasets.values()))
+    images = plan.materials.images_a_shift(plan.trials[0])
     methods = len({t.label for t in plan.trials})
     lines = [
-        f"{plan.name}: {first.name}, {images} images a shift",
-        f"  {distinct} trials of {methods} methods × {len(plan.setting.models)} models: "
+        f"{plan.name}: {first.title}, {images} images a shift",
+        f"  {distinct} trials of {methods} methods × {len(plan.materials.models)} models: "
         f"{distinct - len(waiting)} finished, {len(waiting)} to run",
         f"  {scheduler.describe(resources, len(waiting))}",
         f"  results in {out}",
@@ -253,7 +253,7 @@ def _run(
     with TrialProgress(console, past.tally, len(past.waiting)) as progress:
         keeper = _Keeper(out, session, progress, interrupts)
         try:
-            scheduler.run(plan.setting, past.waiting, resources, cache, out, past.estimates, keeper)
+            scheduler.run(plan.materials, past.waiting, resources, cache, out, past.estimates, keeper)
             keeper.status.update(state="finished", now=True)
         except KeyboardInterrupt:
             keeper.status.update(state="interrupted", now=True)

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError
+from tta_bench.registry import Portable
 from tta_bench.streams import Shift
 
 
@@ -26,20 +27,27 @@ def _existing_folder(path: str) -> str:
     return path
 
 
-Folder = Annotated[str, AfterValidator(_existing_folder)]
+FolderPath = Annotated[str, AfterValidator(_existing_folder)]
 
 
-class DataPart(BaseModel):
-    """Base of every kind of data in a suite.
+class DataConfig(Portable, BaseModel):
+    """What a suite says of its data; every kind of data adds what it needs.
 
     Attributes:
-        max_images: size of the seeded subset that is used, or None for all images.
+        kind: the registered name.
+        max_images: size of the seeded subset that is used of each shift's images, or None for all.
         seed: draws the subset and seeds every generated corruption; a trial's seed never does.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: str
     max_images: Annotated[int, Field(ge=1)] | None = None
     seed: int = 0
+
+    @property
+    def by_weights(self) -> bool:
+        """Whether images are made in the size and crop that are published with a model's weights."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ IMAGENET_C_GEOMETRY = Geometry(crop=224)
 IMAGENET_GEOMETRY = Geometry(resize=256, crop=224)
 
 
-class CleanImages(abc.ABC):
+class CleanImages(Portable, abc.ABC):
     """A list of labelled images without any corruption, all of one size.
 
     Attributes:
@@ -126,23 +134,48 @@ class SomeImages(CleanImages):
         return self.clean.fingerprint(self.rows[rows], digests)
 
 
-class Dataset(abc.ABC):
-    """Labelled images under every shift that a suite may ask for.
+@dataclass(frozen=True)
+class DataRequest:
+    """What a kind of data is opened for.
 
     Attributes:
-        name: how tables call it.
+        shifts: those that will be asked for.
+        geometry: size and crop published with a model's weights, where ``Config.by_weights`` asks for them.
+    """
+
+    shifts: tuple[Shift, ...]
+    geometry: Geometry | None = None
+
+
+class Dataset(Portable, abc.ABC):
+    """Labelled images under every shift that a suite may ask for; opening one lists files and decodes nothing.
+
+    Subclass it with a ``name``, a ``Config`` and ``__init__(self, config, request)``, which raises UsageError where the
+    data are not there or not of the expected form.
+
+    Attributes:
+        name: the registered name, which a suite gives as ``kind``.
+        title: how tables call it.
+        source_note: how its source images were set apart, in words, or empty.
         note: what a reader of the table must know ("generated, not ImageNet-C"), or empty.
         source: clean unlabelled images for methods that ask for some, or None.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
+    Config: ClassVar[type[DataConfig]] = DataConfig
+    title: str
     strengths: Literal["imagenet", "cifar"] = "imagenet"  # of corruptions made of its source images
     note: str = ""
+    source_note: str = ""
     ids: Sequence[str]
     labels: np.ndarray
     num_classes: int
     side: int
     source: CleanImages | None = None
+
+    def labels_of(self, shift: Shift) -> np.ndarray:
+        """The labels (n,) int64 of the images under ``shift``, in data order; the same for all by default."""
+        return self.labels
 
     @abc.abstractmethod
     def missing(self, shift: Shift) -> Problem | None:

@@ -9,8 +9,7 @@ import numpy as np
 from tta_bench.data.base import CleanImages, Dataset, recompress
 from tta_bench.data.corrupt import corruptions
 from tta_bench.data.digests import Digests
-from tta_bench.data.folder import corruption_known
-from tta_bench.errors import Problem
+from tta_bench.errors import Problem, near_miss
 from tta_bench.streams import CLEAN, Shift
 
 
@@ -22,7 +21,7 @@ class Generated(Dataset):
         source: clean images for methods that ask for some, or None.
         strengths: "imagenet" or "cifar".
         seed: the data seed.
-        name: how tables call the data set.
+        title: how tables call the data set.
         recompress_jpeg: JPEG quality of a round trip after the corruption, or None.
     """
 
@@ -33,12 +32,12 @@ class Generated(Dataset):
         *,
         strengths: corruptions.Strengths,
         seed: int,
-        name: str,
+        title: str,
         recompress_jpeg: int | None = None,
     ):
         self.clean, self.source = clean, source
         self.strengths, self.seed, self.recompress_jpeg = strengths, seed, recompress_jpeg
-        self.name = name  # type: ignore[misc]
+        self.title = title
         self.ids, self.labels = clean.ids, clean.labels
         self.num_classes, self.side = clean.num_classes, clean.side
         self.note = f"generated, not {'ImageNet-C' if strengths == 'imagenet' else 'CIFAR-10-C'}"
@@ -59,7 +58,7 @@ class Generated(Dataset):
             **clean,
             "strengths": self.strengths,
             "seed": self.seed,
-            "libraries": corruptions.library_versions(self.strengths, shift.corruption),
+            "libraries": corruptions.library_versions(self.strengths, shift.name),
             **({"recompress_jpeg": self.recompress_jpeg} if self.recompress_jpeg else {}),
         }
 
@@ -70,6 +69,13 @@ class Generated(Dataset):
         pixels = self.clean.decode(index)
         if shift == CLEAN:
             return pixels
-        seed = corruptions.image_seed(self.ids[index], shift.corruption, shift.severity, self.seed)
-        pixels = corruptions.corrupt(pixels, shift.corruption, shift.severity, strengths=self.strengths, seed=seed)
+        seed = corruptions.image_seed(self.ids[index], shift.name, int(shift.severity or 0), self.seed)
+        pixels = corruptions.corrupt(pixels, shift.name, int(shift.severity or 0), strengths=self.strengths, seed=seed)
         return recompress(pixels, self.recompress_jpeg) if self.recompress_jpeg else pixels
+
+
+def corruption_known(shift: Shift) -> Problem | None:
+    """A problem where ``shift`` is none of the 19 corruptions, nor clean."""
+    if shift == CLEAN or shift.name in corruptions.NAMES:
+        return None
+    return Problem(f"unknown corruption {shift.name!r}", hint=near_miss(shift.name, ["clean", *corruptions.NAMES]))

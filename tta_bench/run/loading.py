@@ -67,10 +67,10 @@ class _Early:
         return batch, x, (time.perf_counter() - start) * 1e3
 
 
-def to_tensor(pixels: np.ndarray, device: torch.device, precision: str) -> Tensor:
+def to_tensor(pixels: np.ndarray, device: torch.device, dtype: torch.dtype) -> Tensor:
     """uint8 (B, H, W, 3) to a fresh tensor (B, 3, H, W) in [0, 1] on ``device``."""
     held = torch.from_numpy(pixels)
     if device.type == "cuda":
         held = held.pin_memory()  # else the copy would make the host wait
     planes = held.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
-    return planes.to(getattr(torch, precision)).div_(255)
+    return planes.to(dtype).div_(255)

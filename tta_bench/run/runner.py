@@ -23,13 +23,14 @@ from tta_bench.adapter import Adapter, SourceRequest, context_for
 from tta_bench.data.base import digest
 from tta_bench.data.cache import Direct, ImageCache, Images
 from tta_bench.errors import UsageError
-from tta_bench.models import SourceModel, load, state_sha256
+from tta_bench.models import SourceModel, state_sha256
 from tta_bench.run import metrics
 from tta_bench.run.loading import loaded, to_tensor
 from tta_bench.run.meters import PassCounter, StepCounter, Stopwatch, peak_memory_mib, reset_peak_memory
+from tta_bench.run.precision import PRECISIONS
 from tta_bench.schedule.faults import DataFault, kind_of, ruins_device
-from tta_bench.streams import Batch, Segment, Stream, build, derived_seed
-from tta_bench.suite.plan import Setting, Trial
+from tta_bench.streams import Batch, Segment, Shift, derived_seed
+from tta_bench.suite.plan import Materials, Trial
 
 WARMUP_BATCHES = 2  # a trial's first batches: kernels are chosen and memory is claimed in them, so they are timed apart
 _KEPT = 4  # pristine models, and prepared statistics, that a worker holds
@@ -70,14 +71,15 @@ class Workbench:
     """What a worker keeps between trials: pristine source models with their counters, mapped images, prepared statistics.
 
     Args:
-        setting: what all trials share.
+        materials: what all trials share.
         cache: the image cache.
         device: where models live.
         threads: CPU threads for torch; the same number gives the same bits.
     """
 
-    def __init__(self, setting: Setting, cache: ImageCache, device: torch.device, threads: int):
-        self.setting, self.cache, self.device, self.threads = setting, cache, device, threads
+    def __init__(self, materials: Materials, cache: ImageCache, device: torch.device, threads: int):
+        self.materials, self.cache, self.device, self.threads = materials, cache, device, threads
+        self.streams = materials.streams()
         torch.set_num_threads(threads)
         torch.backends.cudnn.benchmark = False  # it would choose kernels by the clock
         torch.backends.cudnn.deterministic = True
@@ -95,10 +97,10 @@ class Workbench:
         place = (trial.model, trial.precision)
         if place not in self._models:
             with _reading():
-                model = load(self.setting.models[trial.model])
+                model = self.materials.models[trial.model].load()
             if state_sha256(model.net) != trial.asked["model"]["weights_sha256"]:
                 raise DataFault(f"the weights of {trial.model} are others than those that the run was planned with")
-            model = model.to(self.device, getattr(torch, trial.precision))
+            model = model.to(self.device, PRECISIONS[trial.precision].dtype)
             _remember(self._models, place, (model, PassCounter(model)))
         return self._models[place]
 
@@ -109,7 +111,7 @@ class Workbench:
             DataFault: they cannot be read.
         """
         with _reading():
-            entries = [self.setting.cache_entry(trial.model, trial.stream, s) for s in trial.stream.shifts]
+            entries = [self.materials.cache_entry(trial.model, trial.stream, s) for s in trial.stream.shifts]
             return [self.cache.images(entry) for entry in entries]
 
     def prepared(
@@ -134,7 +136,7 @@ class Workbench:
     def _prepare(
         self, adapter: Adapter, trial: Trial, counter: PassCounter, request: SourceRequest
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        source = self.setting.datasets[trial.model].source
+        source = self.materials.datasets[trial.model].source
         if source is None:
             raise _Skip("the suite names no source images")
         count = min(request.images, len(source.ids))
@@ -146,7 +148,7 @@ class Workbench:
             for first in range(0, count, request.batch_size):
                 with _reading():
                     pixels = np.stack([source.decode(int(i)) for i in order[first : first + request.batch_size]])
-                yield to_tensor(pixels, self.device, trial.precision)
+                yield to_tensor(pixels, self.device, PRECISIONS[trial.precision].dtype)
 
         returned = adapter.prepare(batches())
         forwarded, backwarded = counter.read()
@@ -212,15 +214,15 @@ class _Run:
 
     def __init__(self, trial: Trial, bench: Workbench):
         self.trial, self.bench = trial, bench
-        self.stream: Stream = build(trial.stream)
-        self.dataset = bench.setting.datasets[trial.model]
+        self.stream = bench.streams.build(trial.model, trial.stream)
+        self.dataset = bench.materials.datasets[trial.model]
         pristine, self.counter = bench.pristine(trial)
         # a method's own randomness is Context.generator; a stray global draw at least does not depend on what ran before
         seed = derived_seed("prepare", trial.seed)  # of no stream: what prepare() returned is reused by others
         torch.manual_seed(seed)
         self.counter.read()
-        cls: type[Adapter] = bench.setting.methods[trial.method].load()
-        model, config = copy.deepcopy(pristine), cls.Config.model_validate(trial.config)
+        cls: type[Adapter] = bench.materials.registry.load(trial.method)
+        model, config = copy.deepcopy(pristine), bench.materials.config(trial)
         model.weights_sha256 = trial.asked["model"]["weights_sha256"]
         context = context_for(model, trial.stream.batch_size, self.dataset.side, bench.device, seed)
         if reason := cls.skip(model, config, context):
@@ -291,12 +293,20 @@ class _Run:
         def fetch(batch: Batch) -> Tensor:
             with _reading():
                 pixels = _take(images, batch.shift, batch.image)
-            return to_tensor(pixels, self.bench.device, self.trial.precision)
+            return to_tensor(pixels, self.bench.device, PRECISIONS[self.trial.precision].dtype)
 
         # corruptions draw from the process's global state, which the method may use: those are never made in a thread
         ahead = self.bench.device.type == "cuda" and all(isinstance(i, Images) for i in images)
         batches = (self.stream.batch(number) for number in range(segment.first, segment.last))
         return loaded(batches, fetch, self.bench.device, ahead)
+
+    def _labels(self, shift: np.ndarray, image: np.ndarray) -> np.ndarray:
+        """The labels (N,) of images, given by their shift's number and their index."""
+        labels = np.empty(len(image), dtype=np.int64)
+        for number in np.unique(shift):
+            of_shift = shift == number
+            labels[of_shift] = self.dataset.labels_of(self.stream.shifts[number])[image[of_shift]]
+        return labels
 
     def _measured(
         self,
@@ -314,7 +324,7 @@ class _Run:
             raise FloatingPointError(f"the scores of batch {bad} (segment {segment.name}) are not finite")
         where = slice(int(self.stream.bounds[segment.first]), int(self.stream.bounds[segment.last]))
         shift, image = self.stream.shift[where], self.stream.image[where]
-        correct = predicted == self.dataset.labels[image]
+        correct = predicted == self._labels(shift, image)
         sizes = np.diff(self.stream.bounds[segment.first : segment.last + 1])
         numbers = np.arange(segment.first, segment.last)
         kept = {f"stat_{name}": _numbers(name, stats) for name in optimizers.stats(self.adapter)}
@@ -406,8 +416,8 @@ def _timing(step_ms: np.ndarray, sizes: np.ndarray, numbers: np.ndarray) -> dict
     }
 
 
-def _shift_columns(shift: Any) -> dict[str, Any]:
-    return {"shift": shift.id, "corruption": shift.corruption, "severity": shift.severity}
+def _shift_columns(shift: Shift) -> dict[str, Any]:
+    return {"shift": shift.id, "corruption": shift.name, "severity": shift.severity or 0}
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

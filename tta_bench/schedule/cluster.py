@@ -165,7 +165,7 @@ class Cluster:
 
 
 def _prepare(needed: Requirements, cache: CacheChoice) -> list[str]:
-    needed.setting.enter()
+    needed.materials.enter()
     return prepare(needed, cache)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tta_bench.models import SourceModel, load
+from tta_bench.models import SourceModel
 from tta_bench.schedule.queue import Estimates
 from tta_bench.schedule.tally import duration
 from tta_bench.suite.plan import Plan, Trial
@@ -73,7 +73,7 @@ def forecast(plan: Plan, trials: Sequence[Trial], estimates: Estimates, threads:
     torch.set_num_threads(threads)
     costs = {}
     for name in dict.fromkeys(t.model for t in trials):
-        costs[name] = measure(load(plan.setting.models[name]), plan.setting.datasets[name].side, device)
+        costs[name] = measure(plan.materials.models[name].load(), plan.materials.datasets[name].side, device)
         estimates.measured(name, costs[name].seconds)
     torch.set_num_threads(before)
     total = sum(estimates.seconds(t) for t in trials)

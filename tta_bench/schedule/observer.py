@@ -31,5 +31,5 @@ class Observer(Protocol):
 def title(trial: Trial) -> str:
     """A trial in a few words, for those who watch."""
     shifts = trial.stream.shifts
-    shown = shifts[0].id if len(shifts) == 1 else f"{len(shifts)} shifts, {trial.stream.protocol}"
+    shown = shifts[0].id if len(shifts) == 1 else f"{len(shifts)} shifts, {trial.setting.protocol}"
     return f"{trial.label} · {trial.model} · {shown} · seed {trial.seed}"

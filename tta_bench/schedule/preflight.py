@@ -11,15 +11,14 @@ from dataclasses import dataclass
 
 import tta_bench
 from tta_bench import __version__
-from tta_bench.adapter import Config
 from tta_bench.code import file_sha256, folder_sha256
 from tta_bench.data.base import CleanImages, Dataset, digest
 from tta_bench.data.cache import Entry, ImageCache, default_root
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError
-from tta_bench.models import load, state_sha256
-from tta_bench.streams import Shift, StreamSpec, subset
-from tta_bench.suite.plan import Setting, Trial
+from tta_bench.models import state_sha256
+from tta_bench.streams import Shift, StreamSpec
+from tta_bench.suite.plan import Materials, Trial, content_of, used_images
 
 
 def identity() -> dict[str, str]:
@@ -60,7 +59,7 @@ class Requirements:
 
     Attributes:
         code: the driver's identity.
-        setting: models and data.
+        materials: models and data.
         data: for each model and shift, the digest of the images' fingerprint.
         sources: for each model whose trials prepare on source images, the digest of their fingerprint.
         weights: for each model, the SHA-256 of its weights.
@@ -69,7 +68,7 @@ class Requirements:
     """
 
     code: Mapping[str, str]
-    setting: Setting
+    materials: Materials
     data: Mapping[tuple[str, Shift], str]
     sources: Mapping[str, str]
     weights: Mapping[str, str]
@@ -77,22 +76,16 @@ class Requirements:
     streams: Mapping[tuple[str, Shift], StreamSpec]
 
 
-def requirements(setting: Setting, trials: Sequence[Trial]) -> Requirements:
+def requirements(materials: Materials, trials: Sequence[Trial]) -> Requirements:
     """What ``trials`` need, as it is on this machine."""
     streams = {(t.model, shift): t.stream for t in trials for shift in t.stream.shifts}
-    data = {place: setting.contents[place] for place in streams}
+    data = {place: materials.contents[place] for place in streams}
     sources = {t.model: t.asked["source"] for t in trials if t.asked.get("source") is not None}
     weights = {t.model: t.asked["model"]["weights_sha256"] for t in trials}
     rows = {(t.label, t.model): t for t in trials}
-    named = {path for t in rows.values() for path in _config(setting, t).files().values()}
+    named = {path for t in rows.values() for path in materials.config(t).files().values()}
     files = {path: file_sha256(path) for path in sorted(named)}
-    return Requirements(identity(), setting, data, sources, weights, files, streams)
-
-
-def _config(setting: Setting, trial: Trial) -> Config:
-    cls = setting.methods[trial.method].load()
-    config: Config = cls.Config.model_validate(trial.config)  # type: ignore[attr-defined]
-    return config
+    return Requirements(identity(), materials, data, sources, weights, files, streams)
 
 
 def lacking(needed: Requirements) -> list[str]:
@@ -105,7 +98,7 @@ def lacking(needed: Requirements) -> list[str]:
 def _data(needed: Requirements) -> Iterator[str]:
     for model in dict.fromkeys(model for model, _ in needed.data):
         try:
-            dataset = needed.setting.reopen[model]()
+            dataset = needed.materials.reopen[model]()
             asked = {shift: expected for (m, shift), expected in needed.data.items() if m == model}
             wrong = [s.id for s, e in asked.items() if dataset.missing(s) or _content(needed, model, s, dataset) != e]
             if model in needed.sources and _source_content(dataset.source) != needed.sources[model]:
@@ -114,16 +107,15 @@ def _data(needed: Requirements) -> Iterator[str]:
             yield f"data: {str(error).splitlines()[0]}"
             return
         if wrong:
-            yield f"data of {dataset.name} differ from the driver's: {', '.join(wrong[:3])}" + (
+            yield f"data of {dataset.title} differ from the driver's: {', '.join(wrong[:3])}" + (
                 " …" if wrong[3:] else ""
             )
             return
 
 
 def _content(needed: Requirements, model: str, shift: Shift, dataset: Dataset) -> str:
-    stream = needed.streams[model, shift]
-    rows = subset(len(dataset.ids), stream.subset, stream.data_seed)
-    return digest(dataset.fingerprint(shift, rows, Digests()))
+    rows = used_images(dataset, shift, needed.streams[model, shift])
+    return content_of(dataset, shift, rows, Digests(), needed.materials.data_code)
 
 
 def _source_content(source: CleanImages | None) -> str | None:
@@ -133,7 +125,7 @@ def _source_content(source: CleanImages | None) -> str | None:
 def _weights(needed: Requirements) -> Iterator[str]:
     for model, expected in needed.weights.items():
         try:
-            found = state_sha256(load(needed.setting.models[model]).net)
+            found = state_sha256(needed.materials.models[model].load().net)
         except (UsageError, OSError) as error:
             yield f"weights of {model}: {str(error).splitlines()[0]}"
             continue
@@ -155,7 +147,7 @@ def prepare(needed: Requirements, cache: CacheChoice) -> list[str]:
     if wrong := lacking(needed):
         return wrong
     here = cache.here()
-    entries = [needed.setting.cache_entry(model, stream, shift) for (model, shift), stream in needed.streams.items()]
+    entries = [needed.materials.cache_entry(model, stream, shift) for (model, shift), stream in needed.streams.items()]
     unique = list({entry.key: entry for entry in entries}.values())
     try:
         missing = here.to_build(unique)

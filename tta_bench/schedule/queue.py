@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
-from tta_bench.suite.plan import Setting, Trial
+from tta_bench.suite.plan import Materials, Trial
+from tta_bench.suite.setting import Setting
 
 EQUAL = 0.05  # estimates that differ by less than this share are equals
 SECONDS_PER_UNIT = 2e-11  # of images × passes × parameters, before any trial has ended
@@ -22,30 +23,30 @@ TOGETHER_S = 1.0  # what trials that are given together are expected to take, al
 MOST_TOGETHER = 64  # of them: their results are held in memory until all have ended
 _LOOKED_AT = 64  # trials of a row that are looked at for one whose images are at hand
 
-Row = tuple[str, str, int | None]
+Row = tuple[str, str, Setting]
 
 
 def row(trial: Trial) -> Row:
-    """What trials share that take equally long an image: (label, source model, images adapted on)."""
-    return trial.label, trial.model, trial.stream.adapt_images
+    """What trials share that take equally long an image: (label, source model, setting)."""
+    return trial.label, trial.model, trial.setting.without("severities")
 
 
 def images(trial: Trial) -> int:
     """Images in the trial's stream."""
-    return (trial.stream.subset or trial.stream.images) * len(trial.stream.shifts)
+    return trial.stream.length
 
 
-def passes(setting: Setting, trial: Trial) -> int:
+def passes(materials: Materials, trial: Trial) -> int:
     """Forward passes that a step is worth: a backward pass costs about two."""
-    cls = setting.methods[trial.method].load()
+    cls = materials.registry.load(trial.method)
     return 3 if cls.needs.backward else 1  # type: ignore[attr-defined]
 
 
 class Estimates:
     """Seconds that trials are expected to take."""
 
-    def __init__(self, setting: Setting):
-        self._setting = setting
+    def __init__(self, materials: Materials):
+        self._materials = materials
         self._seconds: dict[Row, float] = {}  # an image
         self._units: dict[Row, float] = {}
         self._forward: dict[str, float] = {}
@@ -74,7 +75,7 @@ class Estimates:
         """What ``trial`` is expected to take."""
         known = self._seconds.get(row(trial))
         if known is None and trial.model in self._forward:
-            known = passes(self._setting, trial) * self._forward[trial.model]
+            known = passes(self._materials, trial) * self._forward[trial.model]
         return images(trial) * (known if known is not None else self._scale * self._measure(trial))
 
     def together(self, trial: Trial) -> int:
@@ -87,7 +88,7 @@ class Estimates:
     def _measure(self, trial: Trial) -> float:
         place = row(trial)
         if place not in self._units:
-            self._units[place] = float(passes(self._setting, trial) * self._setting.parameters[trial.model])
+            self._units[place] = float(passes(self._materials, trial) * self._materials.parameters[trial.model])
         return self._units[place]
 
 

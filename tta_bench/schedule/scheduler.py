@@ -18,7 +18,7 @@ from tta_bench.schedule.observer import Observer, title
 from tta_bench.schedule.preflight import CacheChoice, requirements
 from tta_bench.schedule.queue import Estimates
 from tta_bench.store import runlog
-from tta_bench.suite.plan import Setting, Trial
+from tta_bench.suite.plan import Materials, Trial
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def slots(resources: Resources) -> int:
 
 
 def run(
-    setting: Setting,
+    materials: Materials,
     trials: Sequence[Trial],
     resources: Resources,
     cache: CacheChoice,
@@ -85,7 +85,7 @@ def run(
     """Run ``trials``; ``observer.finished`` is called in this process, once for each, as soon as it ends.
 
     Args:
-        setting: what all trials share.
+        materials: what all trials share.
         trials: in plan order; those expected to take longest start first on Ray.
         resources: what they run on.
         cache: where image caches are.
@@ -98,7 +98,7 @@ def run(
         Stopped: trials are left that cannot be run.
     """
     if resources.executor == "local":
-        _run_local(setting, trials, resources, cache, observer)
+        _run_local(materials, trials, resources, cache, observer)
         return
     from tta_bench.schedule.cluster import Slot, connected
     from tta_bench.schedule.pool import Limits, Pool
@@ -106,8 +106,8 @@ def run(
     with connected(resources.address, available_cpus(), scratch) as cluster:
         any_gpu = any(node.resources.get("GPU") for node in cluster.nodes().values())
         slot = Slot(resources.cpus_per_trial or 1, resources.gpus_per_trial if any_gpu else 0.0)
-        needed = requirements(setting, trials)
-        arguments = (cluster.share(setting), cache, slot.cpus, needed.code)
+        needed = requirements(materials, trials)
+        arguments = (cluster.share(materials), cache, slot.cpus, needed.code)
         limits = Limits(resources.retries, resources.timeout, resources.workers)
         checked = resources.address is None
         pool = Pool(cluster, slot, limits, arguments, cluster.share(needed), cache, estimates, checked=checked)
@@ -115,10 +115,10 @@ def run(
 
 
 def _run_local(
-    setting: Setting, trials: Sequence[Trial], resources: Resources, cache: CacheChoice, observer: Observer
+    materials: Materials, trials: Sequence[Trial], resources: Resources, cache: CacheChoice, observer: Observer
 ) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bench = Workbench(setting, cache.here(), device, resources.cpus_per_trial or available_cpus())
+    bench = Workbench(materials, cache.here(), device, resources.cpus_per_trial or available_cpus())
     with tempfile.TemporaryDirectory(prefix="tta-bench-logs-") as folder:
         for trial in trials:
             observer.tick(1, [f"this process: {title(trial)}"], None)

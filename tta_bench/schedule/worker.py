@@ -21,7 +21,7 @@ from tta_bench.run.runner import TrialResult, Workbench, run_trial
 from tta_bench.schedule import faults
 from tta_bench.schedule.preflight import CacheChoice, other_code
 from tta_bench.store import runlog
-from tta_bench.suite.plan import Setting, Trial
+from tta_bench.suite.plan import Materials, Trial
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Worker:
     """Runs trials for a driver.
 
     Args:
-        setting: what all trials share.
+        materials: what all trials share.
         cache: where this machine's image cache is.
         threads: CPU threads of torch.
         share: the part of the device that this worker has; below 1 others use it at the same time.
@@ -61,14 +61,16 @@ class Worker:
         UsageError: this machine would run other code than the driver's.
     """
 
-    def __init__(self, setting: Setting, cache: CacheChoice, threads: int, share: float, expected: Mapping[str, str]):
+    def __init__(
+        self, materials: Materials, cache: CacheChoice, threads: int, share: float, expected: Mapping[str, str]
+    ):
         if wrong := other_code(expected):
             raise UsageError(Problem(wrong))
         _die_with_parent()
-        setting.enter()
+        materials.enter()
         importlib.import_module("timm")  # takes seconds, which are no trial's
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._bench = Workbench(setting, cache.here(), device, threads)
+        self._bench = Workbench(materials, cache.here(), device, threads)
         self._share = share
         self._logs = pathlib.Path(tempfile.mkdtemp(prefix="tta-bench-logs-"))
 

@@ -158,15 +158,18 @@ def write_plan(run: pathlib.Path, plan: Plan) -> None:
         "schema_version": SCHEMA_VERSION,
         "numerics_version": NUMERICS_VERSION,
         "suite": plan.name,
-        "notes": sorted({dataset.note for dataset in plan.setting.datasets.values() if dataset.note}),
-        "all_images": all(t.stream.subset == t.stream.images for t in plan.trials),
+        "notes": sorted({dataset.note for dataset in plan.materials.datasets.values() if dataset.note}),
+        "all_images": all(
+            t.stream.subset is None or t.stream.subset >= plan.materials.all_images(t) for t in plan.trials
+        ),
         "models": {trial.model: trial.asked["model"] for trial in plan.trials},
-        "trials": (_planned(trial, plan.setting.datasets[trial.model].name) for trial in plan.trials),
+        "axes": list(plan.axes),
+        "trials": (_planned(trial, plan.materials.images_a_shift(trial)) for trial in plan.trials),
     }
     write_atomically(run / "plan.json", functools.partial(_write_lines, values=content))
 
 
-def _planned(trial: Trial, dataset: str) -> dict[str, Any]:
+def _planned(trial: Trial, images: int) -> dict[str, Any]:
     return {
         "key": trial.key,
         "label": trial.label,
@@ -176,13 +179,14 @@ def _planned(trial: Trial, dataset: str) -> dict[str, Any]:
         "preset_missing": trial.preset_missing,
         "config": dict(trial.config),
         "model": trial.model,
-        "dataset": dataset,
-        "protocol": trial.stream.protocol,
-        "adapt_images": trial.stream.adapt_images,
-        "shifts": [[s.corruption, s.severity, s.id] for s in trial.stream.shifts],
+        "setting": trial.setting.values() | {"id": trial.setting.id},
+        "dataset": trial.setting.dataset,
+        "protocol": trial.setting.protocol,
+        "adapt_images": trial.setting.values()["parameters"].get("adapt_images"),
+        "shifts": [[s.name, s.severity or 0, s.id] for s in trial.stream.shifts],
         "seed": trial.seed,
         "batch_size": trial.stream.batch_size,
-        "images": trial.stream.subset,
+        "images": images,
         "precision": trial.precision,
         "data": trial.asked["data"],
     }

@@ -1,16 +1,6 @@
 """A suite: YAML to a validated description of a benchmark, and to the list of its trials."""
 
 from tta_bench.suite.loader import LoadedSuite, config_problems, find, load, shipped
-from tta_bench.suite.schema import MethodEntry, ModelEntry, Protocol, Suite
+from tta_bench.suite.schema import MethodEntry, Suite
 
-__all__ = [
-    "LoadedSuite",
-    "MethodEntry",
-    "ModelEntry",
-    "Protocol",
-    "Suite",
-    "config_problems",
-    "find",
-    "load",
-    "shipped",
-]
+__all__ = ["LoadedSuite", "MethodEntry", "Suite", "config_problems", "find", "load", "shipped"]

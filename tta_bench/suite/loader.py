@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,8 +14,9 @@ import pydantic
 from pydantic import BaseModel
 
 from tta_bench.errors import Problem, UsageError, near_miss
-from tta_bench.registry import Registry, plugin_entries
+from tta_bench.registry import DATASETS, MODELS, PROTOCOLS, Kind, Registry, plugin_entries
 from tta_bench.suite.document import Document, Path, parse
+from tta_bench.suite.parts import config_class, read
 from tta_bench.suite.schema import Suite, named
 
 
@@ -26,7 +28,7 @@ class LoadedSuite:
         suite: the values.
         document: the file, for messages about places in it.
         plugins: plugin files, from the suite and the command line.
-        registry: the methods that can be named.
+        registry: the plugins that can be named.
     """
 
     suite: Suite
@@ -75,12 +77,11 @@ def load(name: str, *, sets: Iterable[str] = (), plugins: Iterable[str] = ()) ->
     for pair in sets:
         _set(document.data, pair)
     problems = list(document.problems)
-    suite = _validated(document, problems)
-    problems += _protocol_problems(document, suite) if suite else []
     files, registry = _plugins(document, path, plugins, problems)
-    if registry is not None:
-        problems += _method_problems(document, registry)
-    if problems or suite is None or registry is None:
+    suite = _validated(document, registry, problems)
+    problems += _protocol_problems(document, suite) if suite else []
+    problems += _method_problems(document, registry)
+    if problems or suite is None:
         raise UsageError(problems)
     return LoadedSuite(suite, document, files, registry)
 
@@ -103,25 +104,40 @@ def _set(data: dict[str, Any], pair: str) -> None:
 # -- validation --------------------------------------------------------------------------------------------------------
 
 
-def _validated(document: Document, problems: list[Problem]) -> Suite | None:
+# keys under which a plugin's own Config reads what stands there, and the plugin of a mapping that names none
+_PARTS: dict[str, tuple[Kind, str | None]] = {"data": (DATASETS, None), "protocol": (PROTOCOLS, "reset"),
+                                              "models": (MODELS, "timm")}  # fmt: skip
+
+
+def _validated(document: Document, registry: Registry, problems: list[Problem]) -> Suite | None:
     try:
         # JSON mode is strict about types ("5" is no number, true is none either) yet takes lists for tuples
-        return Suite.model_validate_json(json.dumps(document.data), strict=True)
+        return Suite.model_validate_json(json.dumps(document.data), strict=True, context={"registry": registry})
     except pydantic.ValidationError as error:
-        problems += [_problem(document, Suite, dict(e)) for e in error.errors(include_url=False)]
+        problems += [_suite_problem(document, registry, dict(e)) for e in error.errors(include_url=False)]
         return None
+
+
+def _suite_problem(document: Document, registry: Registry, error: dict[str, Any]) -> Problem:
+    """A refused value, with hints from the Config of the part in which it stands."""
+    location = error["loc"]
+    if location and location[0] in _PARTS:
+        kind, default = _PARTS[location[0]]
+        prefix = location[:2] if location[0] == "models" else location[:1]
+        value = document.data.get(location[0])
+        value = value[prefix[1]] if len(prefix) == 2 and isinstance(value, list) else value
+        config = config_class(kind, value, registry, default)
+        if config is not None and len(location) > len(prefix):
+            return _problem(document, config, {**error, "loc": location[len(prefix) :]}, prefix)
+    return _problem(document, Suite, error)
 
 
 def _protocol_problems(document: Document, suite: Suite) -> Iterator[Problem]:
     """What ``adapt_images`` cannot be together with the rest of the suite."""
-    place, protocol = ("protocol", "adapt_images"), suite.protocol
-    if protocol.graded_after is not None and protocol.kind != "reset":
-        yield document.problem(place, f"protocol {protocol.kind} adapts on all images", "use kind: reset")
-    for count in protocol.adapt_images:
-        if count is not None and count % suite.batch_size:
-            whole = -(-count // suite.batch_size) * suite.batch_size
-            what = f"adapt_images {count} is not a whole number of batches of {suite.batch_size}"
-            yield document.problem(place, what, f"for example {whole}")
+    for count, size in itertools.product(suite.protocol.adapt_images, suite.batch_size):
+        if count is not None and count % size:
+            what = f"adapt_images {count} is not a whole number of batches of {size}"
+            yield document.problem(("protocol", "adapt_images"), what, f"for example {-(-count // size) * size}")
 
 
 def _path(document: Document, location: Iterable[str | int]) -> Path:
@@ -149,52 +165,32 @@ def _problem(document: Document, model: type[BaseModel], error: Mapping[str, Any
     if kind == "missing":
         where = ".".join(str(part) for part in path if not isinstance(part, int)) or "suite"
         return document.problem(path, f"missing key {last!r} in {where}", at_key=True)
-    if kind == "union_tag_not_found":
-        kinds = [str(_tag(part)) for part in _models_in(model.model_fields[str(last)].annotation)]
-        return document.problem(path, f"missing key 'kind' in {last}", "one of: " + ", ".join(kinds), at_key=True)
     context = error.get("ctx", {})
+    if kind == "missing_kind":
+        where = location[-2] if len(location) > 1 else "protocol"
+        return document.problem(path, f"missing key 'kind' in {where}", str(context["hint"]), at_key=True)
     message = error["msg"].removeprefix("Value error, ")
     for jargon, word in (("a valid array", "a list"), ("an object", "a mapping"), ("a valid dictionary", "a mapping")):
         message = message.replace(jargon, word)  # pydantic names JSON's kinds, the file is YAML
     shown = ".".join(str(part) for part in path)
-    known = kind in ("unknown_corruption",)
+    known = kind.startswith("unknown_")
     hint = str(context.get("hint", "")) or _literal_hint(error)
     return document.problem(path, message if known else f"{shown}: {message}", hint)
 
 
 def _literal_hint(error: Mapping[str, Any]) -> str:
-    if error["type"] not in ("literal_error", "union_tag_invalid"):
+    if error["type"] != "literal_error":
         return ""
-    context = error["ctx"]
-    allowed = str(context.get("expected") or context.get("expected_tags")).replace(" or ", ", ").replace("'", "")
-    given = str(context.get("tag", error["input"]))
-    return near_miss(given, [word.strip() for word in allowed.split(",")])
+    allowed = str(error["ctx"]["expected"]).replace(" or ", ", ").replace("'", "")
+    return near_miss(str(error["input"]), [word.strip() for word in allowed.split(",")])
 
 
 def _fields_at(model: Any, location: Iterable[str | int]) -> list[str]:
     """Names of the fields of the part of ``model`` at pydantic's ``location``."""
     for part in location:
-        models = (
-            list(_models_in(model.model_fields[part].annotation)) if part in getattr(model, "model_fields", {}) else []
-        )
-        tagged = [m for m in models if part == _tag(m)] or models
-        if len(tagged) == 1:
-            model = tagged[0]
-        elif models:
-            model = _Union(models)
-        elif isinstance(model, _Union):
-            model = next((m for m in model.models if _tag(m) == part), model)
+        if part in getattr(model, "model_fields", {}):
+            model = next(_models_in(model.model_fields[part].annotation), None)
     return list(getattr(model, "model_fields", {}))
-
-
-@dataclass
-class _Union:
-    models: list[type[BaseModel]]
-
-
-def _tag(model: type[BaseModel]) -> str | None:
-    kind = model.model_fields.get("kind")
-    return getattr(kind.annotation, "__args__", (None,))[0] if kind else None
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -206,18 +202,19 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _plugins(
     document: Document, path: pathlib.Path, further: Iterable[str], problems: list[Problem]
-) -> tuple[list[pathlib.Path], Registry | None]:
+) -> tuple[list[pathlib.Path], Registry]:
+    """The plugin files, and a registry with those of them that can be imported."""
     named = document.data.get("plugins") or []
     files = [path.parent / p for p in named if isinstance(p, str)] if isinstance(named, list) else []
     files += [pathlib.Path(p) for p in further]
-    good = True
+    good = []
     for file in files:
         try:
             plugin_entries(file)
+            good.append(file)
         except UsageError as error:
             problems += error.problems
-            good = False
-    return files, Registry(plugins=files) if good else None
+    return files, Registry(plugins=good)
 
 
 def _method_problems(document: Document, registry: Registry) -> Iterator[Problem]:
@@ -259,3 +256,17 @@ def config_problems(
 ) -> list[Problem]:
     """A method's refused hyperparameters, placed in the suite's file below ``prefix``."""
     return [_problem(document, config, dict(e), prefix) for e in error.errors(include_url=False)]
+
+
+def configured(kind: Kind, value: Mapping[str, Any], registry: Registry) -> BaseModel:
+    """A part of a suite, such as its protocol, that stands in no file.
+
+    Raises:
+        UsageError: with every problem of the mapping.
+    """
+    try:
+        return read(kind, value, registry)  # type: ignore[no-any-return]
+    except pydantic.ValidationError as error:
+        document = Document(kind.noun, [], data=dict(value))
+        config = config_class(kind, value, registry) or BaseModel
+        raise UsageError(config_problems(document, config, error, ())) from error

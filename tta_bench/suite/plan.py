@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import itertools
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from tta_bench import NUMERICS_VERSION
-from tta_bench.data import Dataset, open_data
+from tta_bench.adapter import Adapter, Config
+from tta_bench.data import DataRequest, Dataset, open_data
 from tta_bench.data.base import digest
 from tta_bench.data.cache import Entry as CacheEntry
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError
-from tta_bench.models import ModelSpec
-from tta_bench.registry import Entry
-from tta_bench.streams import CLEAN, Shift, StreamSpec, build, specs, subset
+from tta_bench.models import Network
+from tta_bench.protocols import Protocol, ProtocolConfig, Streams
+from tta_bench.registry import DATASETS, PROTOCOLS, Registry, foreign_code
+from tta_bench.streams import Shift, StreamSpec, subset
 from tta_bench.suite import LoadedSuite, Suite
+from tta_bench.suite.keys import Keys
 from tta_bench.suite.resolve import Row, resolve
+from tta_bench.suite.setting import Setting, setting_of
 from tta_bench.suite.sources import Model, open_datasets, open_models
 
 
@@ -44,8 +48,9 @@ class Trial:
         config: resolved hyperparameters.
         model: the suite's name of the source model.
         stream: how the stream is made.
+        setting: what must agree with another trial's for their numbers to stand in one table.
         seed: the trial's seed.
-        precision: "float32" or "float64".
+        precision: a name of :data:`tta_bench.run.precision.PRECISIONS`.
         asked: all that was asked for, which is all that the key depends on.
     """
 
@@ -58,28 +63,31 @@ class Trial:
     config: Mapping[str, Any]
     model: str
     stream: StreamSpec
+    setting: Setting
     seed: int
     precision: str
     asked: Mapping[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
-class Setting:
+class Materials:
     """What all trials of a run share; sent once to every worker.
 
     Attributes:
-        models: model name to its specification.
+        models: model name to its network.
         datasets: model name to its data (one object, unless the geometry depends on the weights).
-        methods: method name to its registry entry.
+        registry: where plugins are found; files travel with it.
+        data_code: digest of the code of the kind of data, where that is no part of the harness, else empty.
         contents: the digest of the images' fingerprint for each model name and shift, over the images that are used.
         parameters: model name to its number of parameters.
         reopen: model name to a function that opens its data anew, on whichever machine.
         folder: the driver's working directory, which relative paths (data, weights, checkpoints) are relative to.
     """
 
-    models: Mapping[str, ModelSpec]
+    models: Mapping[str, Network]
     datasets: Mapping[str, Dataset]
-    methods: Mapping[str, Entry]
+    registry: Registry
+    data_code: str
     contents: Mapping[tuple[str, Shift], str]
     parameters: Mapping[str, int]
     reopen: Mapping[str, Callable[[], Dataset]]
@@ -92,31 +100,54 @@ class Setting:
 
     def cache_entry(self, model: str, stream: StreamSpec, shift: Shift) -> CacheEntry:
         """The cached images that a trial's stream uses under ``shift``."""
-        rows = subset(stream.images, stream.subset, stream.data_seed)
-        return CacheEntry(self.datasets[model], shift, rows, self.contents[model, shift])
+        dataset = self.datasets[model]
+        return CacheEntry(dataset, shift, used_images(dataset, shift, stream), self.contents[model, shift])
+
+    def streams(self) -> Streams:
+        """A builder of streams over these data."""
+        return Streams(self.registry, lambda model, shift: self.datasets[model].labels_of(shift))
+
+    def all_images(self, trial: Trial) -> int:
+        """How many images of a trial's first shift there are."""
+        return len(self.datasets[trial.model].labels_of(trial.stream.shifts[0]))
+
+    def images_a_shift(self, trial: Trial) -> int:
+        """How many images of its first shift a trial's stream may use."""
+        return len(used_images(self.datasets[trial.model], trial.stream.shifts[0], trial.stream))
+
+    def config(self, trial: Trial) -> Config:
+        """The trial's hyperparameters, as its method's Config."""
+        cls: type[Adapter] = self.registry.load(trial.method)
+        return cls.Config.model_validate(trial.config, context={"registry": self.registry})
+
+
+def used_images(dataset: Dataset, shift: Shift, stream: StreamSpec) -> np.ndarray:
+    """(n,) int32 sorted indices of the images that a stream uses of a shift."""
+    return subset(len(dataset.labels_of(shift)), stream.subset, stream.data_seed)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Attributes: name: the suite's; setting: what trials share; trials: in order."""
+    """Attributes: name: the suite's; materials: what trials share; trials: in order; axes: what the suite varies."""
 
     name: str
-    setting: Setting
+    materials: Materials
     trials: tuple[Trial, ...]
+    axes: tuple[str, ...] = ()
 
     def cache_entries(self, trials: Iterable[Trial] | None = None) -> list[CacheEntry]:
         """Each (data, shift) that ``trials`` (default: all) use, once."""
         found: dict[tuple[int, Shift], CacheEntry] = {}
         for trial in self.trials if trials is None else trials:
             for shift in trial.stream.shifts:
-                place = (id(self.setting.datasets[trial.model]), shift)
+                place = (id(self.materials.datasets[trial.model]), shift)
                 if place not in found:
-                    found[place] = self.setting.cache_entry(trial.model, trial.stream, shift)
+                    found[place] = self.materials.cache_entry(trial.model, trial.stream, shift)
         return list(found.values())
 
 
-def sources(loaded: LoadedSuite) -> dict[str, tuple[ModelSpec, Dataset, Mapping[str, Any]]]:
-    """For each source model its specification, its data, and what a key would say of it; for pre-training.
+def sources(loaded: LoadedSuite) -> dict[str, tuple[Network, Dataset, Mapping[str, Any]]]:
+    """For each source model its network, its data, and what a key would say of it; for pre-training.
 
     Raises:
         UsageError: with every problem of models and data.
@@ -126,7 +157,7 @@ def sources(loaded: LoadedSuite) -> dict[str, tuple[ModelSpec, Dataset, Mapping[
     datasets = open_datasets(loaded, models, problems)
     if problems:
         raise UsageError(problems)
-    return {name: (model.spec, datasets[name], model.asked) for name, model in models.items()}
+    return {name: (model.network, datasets[name], model.asked) for name, model in models.items()}
 
 
 def make(
@@ -155,40 +186,54 @@ def make(
     if problems:
         raise UsageError(problems)
     digests = digests or Digests()
-    setting = Setting(
-        {name: model.spec for name, model in models.items()},
+    code = foreign_code(loaded.registry.entry(suite.data.kind, DATASETS))
+    materials = Materials(
+        {name: model.network for name, model in models.items()},
         datasets,
-        {m.name: loaded.registry.entry(m.name) for m in suite.methods},
-        dict(_contents(suite, datasets, limit, digests)),
+        loaded.registry,
+        code,
+        dict(_contents(suite, datasets, limit, digests, code)),
         {name: model.parameters for name, model in models.items()},
-        {
-            name: functools.partial(open_data, suite.data, suite.shifts(), model.geometry)
-            for name, model in models.items()
-        },
+        {name: reopening(loaded, model) for name, model in models.items()},
         str(pathlib.Path.cwd()),
     )
-    known = _Known(suite, setting, limit, digests)
-    return Plan(suite.name, setting, tuple(_trials(suite, models, setting, configs, known)))
+    known = _Known(suite, materials, limit, digests)
+    trials = tuple(_trials(suite, models, materials, configs, known))
+    if known.problems:
+        raise UsageError([loaded.document.problem(("protocol",), p.message, p.hint) for p in known.problems])
+    return Plan(suite.name, materials, trials, suite.axes())
 
 
 def _contents(
-    suite: Suite, datasets: Mapping[str, Dataset], limit: int | None, digests: Digests
+    suite: Suite, datasets: Mapping[str, Dataset], limit: int | None, digests: Digests, code: str
 ) -> Iterator[tuple[tuple[str, Shift], str]]:
     """Each model and shift with the digest of the images that are used; what models share is read once."""
     read: dict[tuple[int, Shift], str] = {}
     for model, dataset in datasets.items():
-        rows = subset(len(dataset.ids), _images(suite, dataset, limit), suite.data.seed)
         for shift in suite.shifts():
             place = (id(dataset), shift)
             if place not in read:
-                read[place] = digest(dataset.fingerprint(shift, rows, digests))
+                rows = subset(len(dataset.labels_of(shift)), limit or suite.data.max_images, suite.data.seed)
+                read[place] = content_of(dataset, shift, rows, digests, code)
             yield (model, shift), read[place]
 
 
+def content_of(dataset: Dataset, shift: Shift, rows: np.ndarray, digests: Digests, code: str) -> str:
+    """The digest that stands for images ``rows`` (n,) under a shift; ``code``: of a plugin that makes them, or empty."""
+    found = dataset.fingerprint(shift, rows, digests)
+    return digest([found, code] if code else found)
+
+
+def reopening(loaded: LoadedSuite, model: Model) -> Callable[[], Dataset]:
+    """A function that opens a model's data anew."""
+    request = DataRequest(loaded.suite.shifts(), model.geometry)
+    return functools.partial(open_data, loaded.suite.data, request, loaded.registry)
+
+
 def _trials(
-    suite: Suite, models: Mapping[str, Model], setting: Setting, rows: list[Row], known: _Known
+    suite: Suite, models: Mapping[str, Model], materials: Materials, rows: list[Row], known: _Known
 ) -> Iterator[Trial]:
-    for row in rows:
+    for row, precision in itertools.product(rows, suite.precision):
         config = row.config.model_dump(mode="json")
         shared = {
             "numerics_version": NUMERICS_VERSION,
@@ -197,14 +242,15 @@ def _trials(
             "data": "",
             **({"source": known.source(row.model)} if row.source_images else {}),
             "stream": "",
-            "batch_size": suite.batch_size,
+            "batch_size": row.batch_size,
             "seed": 0,
-            "precision": suite.precision,
+            "precision": precision,
         }
-        texts = {name: _canonical(value) for name, value in shared.items()}
-        for stream, own in itertools.chain.from_iterable(known.cells(row.model, seed) for seed in suite.seeds):
+        key_of = Keys(shared)
+        cells = (known.cells(row.model, row.batch_size, seed) for seed in suite.seeds)
+        for stream, protocol, own in itertools.chain.from_iterable(cells):
             yield Trial(
-                key=_digest(texts | {name: _canonical(value) for name, value in own.items()}),
+                key=key_of(own),
                 label=row.label,
                 method=row.method.name,
                 variant=row.asked["variant"],
@@ -213,20 +259,11 @@ def _trials(
                 config=config,
                 model=row.model,
                 stream=stream,
+                setting=setting_of(materials.datasets[row.model].title, protocol, stream, precision),
                 seed=stream.seed,
-                precision=suite.precision,
+                precision=precision,
                 asked=shared | own,
             )
-
-
-# as tta_bench.data.base.digest writes a value out
-_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
-
-
-def _digest(texts: Mapping[str, str]) -> str:
-    """``digest`` of a mapping, from the canonical JSON of its values: most of it is the same in many trials."""
-    text = ",".join(f'"{name}":{texts[name]}' for name in sorted(texts))
-    return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
 
 
 def _images(suite: Suite, dataset: Dataset, limit: int | None) -> int:
@@ -241,55 +278,54 @@ def _too_few_images(loaded: LoadedSuite, datasets: Mapping[str, Dataset], limit:
             yield loaded.document.problem(("protocol", "adapt_images"), what, "use more images, or smaller numbers")
 
 
-def _streams(suite: Suite, dataset: Dataset, seed: int, limit: int | None) -> list[StreamSpec]:
-    common: dict[str, int | None] = {
-        "images": len(dataset.ids),
-        "subset": _images(suite, dataset, limit),
-        "batch_size": suite.batch_size,
-        "seed": seed,
-        "data_seed": suite.data.seed,
-    }
-    if suite.protocol.kind == "reset":
-        common["graded_after"] = suite.protocol.graded_after
-        counts = suite.protocol.adapt_images
-        return [spec for n in counts for spec in specs("reset", suite.shifts(), adapt_images=n, **common)]
-    return [spec for group in _by_severity(suite) for spec in specs("continual", group, **common)]
-
-
-def _by_severity(suite: Suite) -> list[tuple[Shift, ...]]:
-    """One continual stream for each severity, the corruptions in the suite's order."""
-    groups = [
-        tuple(CLEAN if name == "clean" else Shift(name, severity) for name in suite.corruptions)
-        for severity in suite.severities
-    ]
-    return list(dict.fromkeys(groups))
+_Cell = tuple[StreamSpec, ProtocolConfig, dict[str, Any]]
 
 
 class _Known:
-    """What the trials of different methods share, each computed once: streams and digests of the data."""
+    """What the trials of different methods share, each computed once: streams and digests of the data.
 
-    def __init__(self, suite: Suite, setting: Setting, limit: int | None, digests: Digests):
-        self._suite, self._setting, self._limit, self._digests = suite, setting, limit, digests
-        self._cells: dict[tuple[int, int], list[tuple[StreamSpec, dict[str, Any]]]] = {}
+    Attributes:
+        problems: why streams cannot be made.
+    """
+
+    def __init__(self, suite: Suite, materials: Materials, limit: int | None, digests: Digests):
+        self._suite, self._materials, self._limit, self._digests = suite, materials, limit, digests
+        self._streams = materials.streams()
+        self._cells: dict[tuple[int, int, int], list[_Cell]] = {}
         self._sources: dict[int, str] = {}
+        self.problems: list[Problem] = []
 
-    def cells(self, model: str, seed: int) -> list[tuple[StreamSpec, dict[str, Any]]]:
-        """Each stream of a seed, with what a key says of it."""
-        dataset = self._setting.datasets[model]
-        place = (id(dataset), seed)
+    def cells(self, model: str, batch_size: int, seed: int) -> list[_Cell]:
+        """Each stream of a seed, its protocol, and what a key says of it."""
+        place = (id(self._materials.datasets[model]), batch_size, seed)
         if place not in self._cells:
-            self._cells[place] = [
-                (spec, {"data": self._data(model, spec.shifts), "stream": build(spec).sha256, "seed": seed})
-                for spec in _streams(self._suite, dataset, seed, self._limit)
-            ]
+            try:
+                self._cells[place] = list(self._made(model, batch_size, seed))
+            except UsageError as error:
+                self._cells[place] = []
+                self.problems += [p for p in error.problems if p not in self.problems]
         return self._cells[place]
 
+    def _made(self, model: str, batch_size: int, seed: int) -> Iterator[_Cell]:
+        suite, seen = self._suite, set[str]()
+        size = self._limit or suite.data.max_images
+        cls: type[Protocol] = self._materials.registry.load(suite.protocol.kind, PROTOCOLS)
+        groups = suite.by_severity() if cls.by_severity else [suite.shifts()]
+        for protocol, given in itertools.product(suite.protocol.singles(), groups):
+            after = suite.protocol.graded_after
+            spec = StreamSpec(protocol.canonical(), given, size, suite.data.seed, batch_size, seed, after)
+            for found, stream in self._streams.specs(model, spec):
+                if stream.sha256 not in seen:  # clean images are in the stream of every severity
+                    seen.add(stream.sha256)
+                    data = self._data(model, found.shifts)
+                    yield found, protocol, {"data": data, "stream": stream.sha256, "seed": seed}
+
     def _data(self, model: str, shifts: tuple[Shift, ...]) -> str:
-        return digest([self._setting.contents[model, shift] for shift in shifts])
+        return digest([self._materials.contents[model, shift] for shift in shifts])
 
     def source(self, model: str) -> str | None:
         """The digest of a model's source images, or None where there are none."""
-        source = self._setting.datasets[model].source
+        source = self._materials.datasets[model].source
         if source is None:
             return None
         if id(source) not in self._sources:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,9 @@ import pydantic
 
 from tta_bench.adapter import Adapter, Config
 from tta_bench.errors import Problem, UsageError, near_miss
+from tta_bench.models import ModelConfig
 from tta_bench.registry import Entry, code_sha256
-from tta_bench.suite import LoadedSuite, MethodEntry, ModelEntry, config_problems
+from tta_bench.suite import LoadedSuite, MethodEntry, config_problems
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Row:
     method: MethodEntry
     label: str
     model: str
+    batch_size: int
     preset: str
     preset_missing: str
     config: Config
@@ -48,9 +51,9 @@ def resolve(loaded: LoadedSuite, wanted: Callable[[str, str, str], bool], proble
             problems += error.problems
             continue
         for label, chosen in method.variants():
-            for model in loaded.suite.models:
+            for model, size in itertools.product(loaded.suite.models, loaded.suite.batch_size):
                 refused = problems if wanted(label, method.name, model.name) else []
-                row = _row(loaded, index, cls, label, chosen, model, code, refused)
+                row = _row(loaded, index, cls, label, chosen, model, size, code, refused)
                 rows += [row] if row else []
     problems += _unknown_presets(loaded)
     unique = list(dict.fromkeys(problems))  # a wrong field is wrong with every model
@@ -59,16 +62,16 @@ def resolve(loaded: LoadedSuite, wanted: Callable[[str, str, str], bool], proble
 
 
 def _row(
-    loaded: LoadedSuite, index: int, cls: type[Adapter], label: str, chosen: Mapping[str, Any], model: ModelEntry,
-    code: Callable[[Entry], str], problems: list[Problem],
+    loaded: LoadedSuite, index: int, cls: type[Adapter], label: str, chosen: Mapping[str, Any], model: ModelConfig,
+    batch_size: int, code: Callable[[Entry], str], problems: list[Problem],
 ) -> Row | None:  # fmt: skip
     method = loaded.suite.methods[index]
     preset = model.preset if model.preset and model.preset in cls.presets else ""
     missing = model.preset if model.preset and not preset and cls.Config.model_fields else ""
-    values = cls.presets[preset].resolve(loaded.suite.batch_size) if preset else {}
+    values = cls.presets[preset].resolve(batch_size) if preset else {}
     values |= _named(model.name, {**method.config, **method.per_model.get(model.name, {}), **chosen})
     try:
-        config = cls.Config.model_validate(values)
+        config = cls.Config.model_validate(values, context={"registry": loaded.registry})
     except pydantic.ValidationError as error:
         problems += _placed(loaded, index, model.name, cls, error)
         return None
@@ -79,7 +82,8 @@ def _row(
         "code_sha256": code(loaded.registry.entry(method.name)),
         **{role: {"name": entry.name, "code_sha256": code(entry)} for role, entry in config.plugins().items()},
     }
-    return Row(method, label, model.name, preset, missing, config, asked, cls.declared(config).needs.source_images)
+    source_images = cls.declared(config).needs.source_images
+    return Row(method, label, model.name, batch_size, preset, missing, config, asked, source_images)
 
 
 def _named(model: str, value: Any) -> Any:

@@ -10,10 +10,10 @@ from tta_bench.suite.plan import Trial
 _FILTERS: dict[str, Callable[[Trial], set[str]]] = {
     "method": lambda t: {t.label, t.label.partition("[")[0], t.method},
     "model": lambda t: {t.model},
-    "corruption": lambda t: {shift.corruption for shift in t.stream.shifts},
-    "severity": lambda t: {str(shift.severity) for shift in t.stream.shifts},
+    "corruption": lambda t: {shift.name for shift in t.stream.shifts},
+    "severity": lambda t: {str(shift.severity or 0) for shift in t.stream.shifts},
     "seed": lambda t: {str(t.seed)},
-    "adapt_images": lambda t: {str(t.stream.adapt_images or "all")},
+    "adapt_images": lambda t: {str(t.setting.values()["parameters"].get("adapt_images", "all"))},
 }
 
 

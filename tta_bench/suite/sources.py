@@ -10,23 +10,28 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tta_bench.data import Dataset, Geometry, open_data
-from tta_bench.data.folder import FolderPart
+from tta_bench.data import DataRequest, Dataset, Geometry, open_data
 from tta_bench.errors import Problem, UsageError
-from tta_bench.models import ModelSpec, check_timm_name, load, needed_image_size, state_sha256
-from tta_bench.suite import LoadedSuite, ModelEntry
+from tta_bench.models import ModelConfig, Network, open_network, state_sha256
+from tta_bench.registry import MODELS, foreign_code
+from tta_bench.suite import LoadedSuite
 
 
 @dataclass(frozen=True)
 class Model:
-    """A checked source model: its specification, and what the key says of it."""
+    """A checked source model: its network, and what the key says of it."""
 
-    spec: ModelSpec
+    network: Network
     num_classes: int
     image_size: int | None
     geometry: Geometry | None
     parameters: int
     asked: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The suite's name for it."""
+        return str(self.network.config.name)
 
 
 def open_models(loaded: LoadedSuite, problems: list[Problem]) -> dict[str, Model]:
@@ -34,42 +39,32 @@ def open_models(loaded: LoadedSuite, problems: list[Problem]) -> dict[str, Model
     return {m.name: model for i, m in enumerate(loaded.suite.models) if (model := _open(loaded, i, m, problems))}
 
 
-def _open(loaded: LoadedSuite, index: int, entry: ModelEntry, problems: list[Problem]) -> Model | None:
-    document = loaded.document
-    if entry.timm is not None and (wrong := check_timm_name(entry.timm)):
-        problems.append(document.problem(("models", index, "timm"), *wrong))
-        return None
-    spec = ModelSpec(**entry.model_dump())
+def _open(loaded: LoadedSuite, index: int, config: ModelConfig, problems: list[Problem]) -> Model | None:
+    network = open_network(config, loaded.registry)
     try:
-        model = load(spec)
+        model = network.load()
     except UsageError as error:
-        network = "timm" if entry.timm else "architecture"
+        given = loaded.document.data["models"][index]
+        where = next((key for key in network.place if given.get(key)), "name")
         for problem in error.problems:
-            key = "weights" if entry.weights and "weights" in problem.message else network
-            problems.append(document.problem(("models", index, key), _sentence(problem), problem.hint))
+            key = "weights" if given.get("weights") and "weights" in problem.message.split(":")[0] else where
+            problems.append(loaded.document.problem(("models", index, key), _sentence(problem), problem.hint))
         return None
-    published = getattr(model.net, "pretrained_cfg", None) or {}
+    code = foreign_code(loaded.registry.entry(config.kind, MODELS))
     asked = {
-        "tag": spec.tag,
+        "tag": network.tag,
         "weights_sha256": state_sha256(model.net),
         "mean": [round(float(v), 6) for v in model.mean.flatten()],
         "std": [round(float(v), 6) for v in model.std.flatten()],
-        **({"options": dict(spec.options)} if spec.options else {}),
-        **({"stem": spec.stem} if spec.stem else {}),
+        **network.asked(),
+        **({"code_sha256": code} if code else {}),
     }
-    geometry = _published_geometry(published) if spec.timm else None
-    count = sum(p.numel() for p in model.parameters())
-    return Model(spec, model.num_classes, needed_image_size(spec, model.net), geometry, count, asked)
+    size, geometry = network.image_size(model.net), network.geometry(model.net)
+    return Model(network, model.num_classes, size, geometry, sum(p.numel() for p in model.parameters()), asked)
 
 
 def _sentence(problem: Problem) -> str:
     return f"{problem.message} ({problem.where})" if problem.where else problem.message
-
-
-def _published_geometry(published: Mapping[str, Any]) -> Geometry:
-    """timm's evaluation transform: resize to crop / crop_pct, then the centre crop."""
-    crop = int(published["input_size"][-1])
-    return Geometry(int(crop // published["crop_pct"]), crop, published["interpolation"])
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -77,20 +72,20 @@ def _published_geometry(published: Mapping[str, Any]) -> Geometry:
 
 def open_datasets(loaded: LoadedSuite, models: Mapping[str, Model], problems: list[Problem]) -> dict[str, Dataset]:
     """Each model's data by the model's name; what is wrong with them, or does not fit, is added to ``problems``."""
-    part, shifts = loaded.suite.data, loaded.suite.shifts()
-    by_weights = isinstance(part, FolderPart) and part.preprocess == "weights"
+    config, shifts = loaded.suite.data, loaded.suite.shifts()
+    by_weights = config.by_weights
     opened: dict[Geometry | None, Dataset] = {}
     datasets = {}
     try:
         for geometry in {None: None} if not by_weights else {m.geometry: None for m in models.values()}:
-            opened[geometry] = open_data(part, shifts, geometry)
+            opened[geometry] = open_data(config, DataRequest(shifts, geometry), loaded.registry)
     except UsageError as error:
         problems += [loaded.document.problem(_place(loaded, p), _sentence(p), p.hint) for p in error.problems]
         return {}
     for dataset in opened.values():
         for shift in shifts:
             if wrong := dataset.missing(shift):
-                place = ("corruptions", loaded.suite.corruptions.index(shift.corruption))
+                place = ("corruptions", loaded.suite.corruptions.index(shift.name))
                 problems.append(loaded.document.problem(place, _sentence(wrong), wrong.hint))
     for name, model in models.items():
         datasets[name] = opened[model.geometry if by_weights else None]
@@ -99,9 +94,10 @@ def open_datasets(loaded: LoadedSuite, models: Mapping[str, Model], problems: li
 
 
 def _place(loaded: LoadedSuite, problem: Problem) -> tuple[str, ...]:
-    """The key of ``data`` whose folder a problem names, ``root`` before any other."""
-    values = loaded.document.data["data"]
-    named = [key for key in ("root", "source", "archive") if values.get(key) and _inside(problem.where, values[key])]
+    """The first key of ``data`` whose folder a problem names."""
+    values = {key: v for key, v in loaded.document.data["data"].items() if isinstance(v, str) and key != "kind"}
+    order = type(loaded.suite.data).model_fields
+    named = [key for key in order if values.get(key) and _inside(problem.where, values[key])]
     return ("data", named[0]) if named else ("data",)
 
 
@@ -110,13 +106,13 @@ def _inside(where: str, folder: str) -> bool:
 
 
 def _misfits(loaded: LoadedSuite, model: Model, dataset: Dataset) -> Iterator[Problem]:
-    index = [m.name for m in loaded.suite.models].index(model.spec.name)
+    index = [m.name for m in loaded.suite.models].index(model.name)
     if model.num_classes != dataset.num_classes:
-        what = f"model {model.spec.name!r} has {model.num_classes} classes, {dataset.name} has {dataset.num_classes}"
+        what = f"model {model.name!r} has {model.num_classes} classes, {dataset.title} has {dataset.num_classes}"
         yield loaded.document.problem(("models", index, "name"), what, "use a model and data with the same classes")
     if model.image_size is not None and model.image_size != dataset.side:
         what = (
-            f"model {model.spec.name!r} takes {model.image_size}x{model.image_size} images, "
-            f"{dataset.name} has {dataset.side}x{dataset.side}"
+            f"model {model.name!r} takes {model.image_size}x{model.image_size} images, "
+            f"{dataset.title} has {dataset.side}x{dataset.side}"
         )
         yield loaded.document.problem(("models", index, "name"), what, "choose another model, or another preprocess:")

@@ -2,7 +2,7 @@
 
 :func:`check_method` runs the conformance suite, as ``tta-bench check`` does; :func:`replay` feeds given batches to a
 method, for proofs that it equals another implementation; :func:`find_leaks` walks everything that a method can reach and
-looks for what it must never see.
+looks for what it must never see; :func:`stream` makes a protocol's stream over given labels.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import tta_bench.torchvision_repair  # noqa: F401  (the importer may import timm
 from tta_bench.adapter import Adapter
 from tta_bench.testing.leaks import Secrets, find_leaks
 from tta_bench.testing.replay import prepared, replay
+from tta_bench.testing.streams import stream
 
-__all__ = ["Secrets", "check_method", "find_leaks", "prepared", "replay"]
+__all__ = ["Secrets", "check_method", "find_leaks", "prepared", "replay", "stream"]
 
 
 def check_method(cls: type[Adapter], config: Mapping[str, Any] | None = None) -> Any:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from tta_bench import optimizers
 from tta_bench.adapter import Adapter, context_for
 from tta_bench.data.corrupt.corruptions import NAMES
-from tta_bench.data.digits import load_split
+from tta_bench.data.kinds.digits import load_split
 from tta_bench.errors import Problem, UsageError
-from tta_bench.models import ModelSpec, SourceModel, build_network
+from tta_bench.models import SourceModel
+from tta_bench.networks.from_timm import ModelSpec, build_network
 from tta_bench.run.loading import to_tensor
 from tta_bench.run.meters import PassCounter, StepCounter
 from tta_bench.testing import Secrets, find_leaks, prepared
@@ -32,10 +33,10 @@ _GROUPS = {**_RESNET, "channels": [32] * 4, "norm_layer": "groupnorm"}
 _VIT = {"num_classes": 10, "img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2}
 NETWORKS = {
     "batch": ModelSpec(
-        "batch", architecture="resnet18", options={**_RESNET, "channels": [8, 16, 16, 16]}, stem="cifar"
+        name="batch", architecture="resnet18", options={**_RESNET, "channels": [8, 16, 16, 16]}, stem="cifar"
     ),
-    "group": ModelSpec("group", architecture="resnet18", options=_GROUPS, stem="cifar"),
-    "layer": ModelSpec("layer", architecture="vit_tiny_patch16_224", options=_VIT),
+    "group": ModelSpec(name="group", architecture="resnet18", options=_GROUPS, stem="cifar"),
+    "layer": ModelSpec(name="layer", architecture="vit_tiny_patch16_224", options=_VIT),
 }
 
 
@@ -93,7 +94,7 @@ class Bench:
 
 @functools.cache
 def _digits() -> Tensor:
-    return to_tensor(load_split().test_images, _CPU, "float32")
+    return to_tensor(load_split().test_images, _CPU, torch.float32)
 
 
 def _wrong_scores(scores: Any, batch: int, *, finite: bool = True) -> Iterator[str]:

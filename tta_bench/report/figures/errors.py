@@ -33,7 +33,7 @@ def draw(section: Section) -> Iterator[Drawn]:
     top = 1.04 * max(_top(cell, spread) for row in shown for cell in row.cells.values())
     for axes, model, last in zip(page.axes, models, page.last_rows, strict=True):
         _panel(axes, table, model, styles, spread)
-        axes.set_ylim(0, top)
+        axes.set_ylim(0, max(top, 1.0))
         _columns(axes, table, names=last)
     said = "Error in per cent by corruption, a panel for each source model; the mean leaves clean out."
     caption = section.caption(said, conditions, table.rows, notes)

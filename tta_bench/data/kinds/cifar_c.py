@@ -1,63 +1,22 @@
-"""Images that are arrays already: CIFAR-10-C and CIFAR-100-C as published, CIFAR's binary archive, the digits."""
+"""CIFAR-10-C and CIFAR-100-C as published, and CIFAR's binary archive.
+
+``<root>/<corruption>.npy`` holds 50,000 rows, severity by severity; ``<root>/labels.npy`` their labels.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import pathlib
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from tta_bench.data.base import CleanImages, DataPart, Dataset, Folder, digest, named_contents
+from tta_bench.data.base import DataConfig, DataRequest, Dataset, FolderPath, digest
 from tta_bench.data.digests import Digests, Extent
+from tta_bench.data.images import ArrayImages
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.streams import CLEAN, Shift
 
 ROWS = 10_000  # test images of CIFAR: rows of each severity in a published array
-
-
-class CifarCPart(DataPart):
-    """The published arrays: ``<root>/<corruption>.npy`` (50,000 rows, severity by severity) and ``<root>/labels.npy``.
-
-    Attributes:
-        root: their folder.
-        classes: 10 or 100.
-        archive: the folder of CIFAR's binary archive (``cifar-10-batches-bin`` or ``cifar-100-binary``), for ``clean``
-            and for methods that ask for source images.
-    """
-
-    kind: Literal["cifar_c"]
-    root: Folder
-    classes: Literal[10, 100] = 10
-    archive: Folder | None = None
-
-
-class DigitsPart(DataPart):
-    """scikit-learn's handwritten digits: 1,797 real images, of which the source models never saw 1,000.
-
-    Attributes:
-        strengths: "cifar" (CIFAR-10-C's) or "imagenet" (much stronger at this size).
-    """
-
-    kind: Literal["digits"]
-    strengths: Literal["imagenet", "cifar"] = "cifar"
-
-
-class ArrayImages(CleanImages):
-    """Clean images held as one uint8 array (N, side, side, 3)."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, ids: Sequence[str], num_classes: int):
-        self.images, self.ids = images, ids
-        self.labels = labels.astype(np.int64)
-        self.num_classes, self.side = num_classes, int(images.shape[1])
-
-    def decode(self, index: int) -> np.ndarray:
-        return np.asarray(self.images[index])
-
-    def fingerprint(self, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
-        sha256 = [hashlib.sha256(image.tobytes()).hexdigest() for image in self.images[rows]]
-        return named_contents([self.ids[i] for i in rows], sha256, self.labels[rows])
 
 
 def read_archive(folder: str, classes: int, part: Literal["train", "test"]) -> ArrayImages:
@@ -89,14 +48,28 @@ class CifarC(Dataset):
         UsageError: ``labels.npy`` is missing or has another length.
     """
 
-    def __init__(self, part: CifarCPart):
-        self.root = pathlib.Path(part.root).expanduser().resolve()
-        self.name = f"CIFAR-{part.classes}-C"  # type: ignore[misc]
-        self.num_classes, self.side, self.strengths = part.classes, 32, "cifar"
+    name = "cifar_c"
+
+    class Config(DataConfig):
+        """Attributes:
+        root: their folder.
+        classes: 10 or 100.
+        archive: the folder of CIFAR's binary archive (``cifar-10-batches-bin`` or ``cifar-100-binary``), for ``clean``
+            and for methods that ask for source images.
+        """
+
+        root: FolderPath
+        classes: Literal[10, 100] = 10
+        archive: FolderPath | None = None
+
+    def __init__(self, config: Config, request: DataRequest):
+        self.root = pathlib.Path(config.root).expanduser().resolve()
+        self.title = f"CIFAR-{config.classes}-C"
+        self.num_classes, self.side, self.strengths = config.classes, 32, "cifar"
         self.labels = self._load("labels.npy")[:ROWS].astype(np.int64)
         self.ids = [str(row) for row in range(ROWS)]
-        self._clean = read_archive(part.archive, part.classes, "test") if part.archive else None
-        self.source = read_archive(part.archive, part.classes, "train") if part.archive else None
+        self._clean = read_archive(config.archive, config.classes, "test") if config.archive else None
+        self.source = read_archive(config.archive, config.classes, "train") if config.archive else None
 
     def _load(self, name: str) -> np.ndarray:
         path = self.root / name
@@ -117,13 +90,13 @@ class CifarC(Dataset):
             hint = "name the folder of CIFAR's binary archive: data: {…, archive: PATH}"
             return None if self._clean else Problem("the arrays hold no clean images", where=str(self.root), hint=hint)
         try:
-            self._load(f"{shift.corruption}.npy")
+            self._load(f"{shift.name}.npy")
         except UsageError as error:
             return error.problems[0]
         return None
 
     def _file(self, shift: Shift) -> pathlib.Path:
-        return self.root / f"{shift.corruption}.npy"
+        return self.root / f"{shift.name}.npy"
 
     def fingerprint(self, shift: Shift, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
         if shift == CLEAN and self._clean:
@@ -143,23 +116,13 @@ class CifarC(Dataset):
         if not isinstance(array, np.memmap) or not array.flags.c_contiguous:  # the severity's rows lie apart
             return Extent(str(path))
         size = array[:ROWS].nbytes
-        return Extent(str(path), array.offset + (shift.severity - 1) * size, size)
+        return Extent(str(path), array.offset + (int(shift.severity or 0) - 1) * size, size)
 
     def array(self, shift: Shift) -> np.ndarray:
         if shift == CLEAN and self._clean:
             return self._clean.images
-        start = (shift.severity - 1) * ROWS
+        start = (int(shift.severity or 0) - 1) * ROWS
         return self._load(self._file(shift).name)[start : start + ROWS]
 
     def read(self, shift: Shift, index: np.ndarray) -> np.ndarray:
         return np.asarray(self.array(shift)[index])
-
-
-def embedded_digits() -> tuple[ArrayImages, ArrayImages]:
-    """(test, source): the 1,000 held-out digits, and the 797 that the source models were trained on."""
-    from tta_bench.data.digits import load_split
-
-    split = load_split()
-    test = ArrayImages(split.test_images, split.test_labels, [f"digit/{i}" for i in split.test_ids], 10)
-    source = ArrayImages(split.train_images, split.train_labels, [f"digit/{i}" for i in split.train_ids], 10)
-    return test, source

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from tta_bench.data.base import DataConfig, DataRequest
+from tta_bench.data.generated import Generated
+from tta_bench.data.images import ArrayImages
 
 SIDE = 32
 TEST_IMAGES = 1000
@@ -38,3 +42,22 @@ def load_split() -> DigitsSplit:
 def _scaled(image: np.ndarray) -> np.ndarray:
     grey = Image.fromarray((image * (255.0 / 16.0)).round().astype(np.uint8))
     return np.repeat(np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC))[:, :, None], 3, axis=2)
+
+
+class Digits(Generated):
+    """scikit-learn's handwritten digits: 1,797 real images, of which the source models never saw 1,000."""
+
+    name = "digits"
+
+    class Config(DataConfig):
+        """Attributes:
+        strengths: "cifar" (CIFAR-10-C's) or "imagenet" (much stronger at this size).
+        """
+
+        strengths: Literal["imagenet", "cifar"] = "cifar"
+
+    def __init__(self, config: Config, request: DataRequest):
+        split = load_split()
+        test = ArrayImages(split.test_images, split.test_labels, [f"digit/{i}" for i in split.test_ids], 10)
+        source = ArrayImages(split.train_images, split.train_labels, [f"digit/{i}" for i in split.train_ids], 10)
+        super().__init__(test, source, strengths=config.strengths, seed=config.seed, title="digits-C")

@@ -1,0 +1,84 @@
+"""A clean image folder, ``<root>/<class>/<image>``, corrupted on the fly."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from tta_bench.data.base import (
+    IMAGENET_GEOMETRY,
+    CleanImages,
+    DataConfig,
+    DataRequest,
+    FolderPath,
+    Geometry,
+    SomeImages,
+)
+from tta_bench.data.generated import Generated
+from tta_bench.data.images import FolderImages
+from tta_bench.streams import derived_seed
+
+
+class Folder(Generated):
+    """Images of a folder under generated corruptions."""
+
+    name = "folder"
+
+    class Config(DataConfig):
+        """Attributes:
+        root: test images, ``<root>/<class>/<image>``.
+        source: clean images for methods that ask for some, same layout; labels are not used.
+        source_fraction: where there is no such folder: set this part of ``root`` apart as source images, drawn by the
+            data seed; only the rest is tested on.
+        strengths: "imagenet" (ImageNet-C's, for images of 32 pixels or more) or "cifar" (CIFAR-10-C's, 32×32).
+        preprocess: "standard" (Resize 256, CenterCrop 224), "weights" (the size and crop that timm publishes with the
+            model's weights), or "none" (images are used as they are).
+        recompress_jpeg: JPEG quality of a last round trip after the corruption (ImageNet-C itself: 85), or None.
+        """
+
+        root: FolderPath
+        source: FolderPath | None = None
+        source_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+        strengths: Literal["imagenet", "cifar"] = "imagenet"
+        preprocess: Literal["standard", "weights", "none"] = "standard"
+        recompress_jpeg: Annotated[int, Field(ge=1, le=100)] | None = None
+
+        @model_validator(mode="after")
+        def _one_source(self) -> Folder.Config:
+            if self.source is not None and self.source_fraction is not None:
+                raise PydanticCustomError("source", "give source: (a folder) or source_fraction:, not both")
+            return self
+
+        @property
+        def by_weights(self) -> bool:
+            return self.preprocess == "weights"
+
+    def __init__(self, config: Config, request: DataRequest):
+        published = request.geometry or IMAGENET_GEOMETRY
+        geometry = {"standard": IMAGENET_GEOMETRY, "none": Geometry(), "weights": published}[config.preprocess]
+        test, source = _folders(config, geometry)
+        super().__init__(
+            test,
+            source,
+            strengths=config.strengths,
+            seed=config.seed,
+            title="ImageNet-C (generated)" if config.strengths == "imagenet" else "CIFAR-10-C (generated)",
+            recompress_jpeg=config.recompress_jpeg,
+        )
+        if config.source_fraction:
+            self.source_note = f"a seeded part ({config.source_fraction}) of the folder whose rest is tested on"
+
+
+def _folders(config: Folder.Config, geometry: Geometry) -> tuple[CleanImages, CleanImages | None]:
+    """(test images, source images): two folders, or two parts of one."""
+    images = FolderImages(config.root, geometry)
+    if config.source:
+        return images, FolderImages(config.source, geometry)
+    if config.source_fraction is None:
+        return images, None
+    order = np.random.default_rng(derived_seed("source_fraction", config.seed)).permutation(len(images.ids))
+    apart = round(config.source_fraction * len(order))
+    return SomeImages(images, np.sort(order[apart:])), SomeImages(images, np.sort(order[:apart]))
