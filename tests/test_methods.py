@@ -213,14 +213,12 @@ def test_sars_variants_differ_on_an_empty_batch() -> None:
 
 @pytest.mark.parametrize("cls", [Tent, Eta, Eata, Sar, Norm])
 def test_batch_statistics_of_one_value_are_declined_before_they_run(cls: type[Adapter]) -> None:
-    import dataclasses
-
     from networks import SPECS
 
     from tta_bench.adapter import context_for
     from tta_bench.networks.from_timm import build_network
 
-    deep = dataclasses.replace(SPECS["batch"], stem=None)  # 32x32 images end in 1x1 maps
+    deep = SPECS["batch"].model_copy(update={"stem": None})  # 32x32 images end in 1x1 maps
     model = SourceModel(build_network(deep), (0.5,) * 3, (0.5,) * 3).eval()
     for network, size, declined in ((model, 1, True), (model, 2, False), (small_model("batch"), 1, False)):
         reason = cls.skip(network, cls.Config(), context_for(network, size, 32, torch.device("cpu"), 0))
