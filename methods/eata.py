@@ -37,7 +37,7 @@ class Eata(Eta):
         name: Preset({**preset.values, **({"fisher_alpha": 1.0} if name == "cifar10" else {})}, preset.citation)
         for name, preset in Eta.presets.items()
     }
-    needs = Needs(backward=True, source_images=True, norm_kinds=("batch", "group", "layer"))
+    needs = Eta.needs | Needs(source_images=True)
 
     def setup(self) -> None:
         super().setup()

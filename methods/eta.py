@@ -12,29 +12,21 @@ mean is over S2 alone, not over the batch. The class's default E0, ln(1000)/2 âˆ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from tta_bench.adapter import Adapter, Context, Needs, Preset
-from tta_bench.methods.functional import (
-    adapt_norm_affine,
-    default_margin,
-    no_statistics,
-    small_batch_lr_resnet,
-    small_batch_lr_vit,
-    softmax_entropy,
-    use_batch_statistics,
-)
-from tta_bench.models import SourceModel
-from tta_bench.optimizers import OptimizerConfig, checkpoint_origin, optimizer_stats
+from tta_bench.adapter import Declared, Preset
+from tta_bench.methods.functional import default_margin, small_batch_lr_resnet, small_batch_lr_vit, softmax_entropy
+from tta_bench.methods.norm_layers import NormAdapter
+from tta_bench.optimizers import OptimizerConfig
 
 _MOMENTUM = 0.9  # of the moving mean probability
 
 
-class Eta(Adapter):
+class Eta(NormAdapter):
     """Entropy minimisation on reliable, non-redundant samples."""
 
     class Config(OptimizerConfig):
@@ -58,20 +50,16 @@ class Eta(Adapter):
             "mariodoebler/test-time-adaptation (cfgs/cifar10_c/eata.yaml), batch 200",
         ),
     }
-    needs = Needs(backward=True, norm_kinds=("batch", "group", "layer"))
-    reset_keeps: tuple[str, ...] = ("moving_probability",)  # type: ignore[misc]
+    reset_keeps = ("moving_probability",)
 
     @classmethod
-    def skip(cls, model: SourceModel, config: Any, context: Context) -> str | None:
-        return super().skip(model, config, context) or no_statistics(model, context)
+    def declared(cls, config: Any) -> Declared:
+        """``variant: paper`` forgets everything."""
+        keeps = cls.reset_keeps if config.variant == "official" else ()
+        return dataclasses.replace(super().declared(config), reset_keeps=keeps)
 
     def setup(self) -> None:
-        if self.config.variant == "paper":
-            self.reset_keeps = ()
-        self.model.train()
-        use_batch_statistics(self.model)
-        self.parameters = adapt_norm_affine(self.model)
-        self.optimizer = self.config.build(self.parameters)
+        super().setup()
         self.margin = default_margin(self.model, self.config.entropy_margin)
         self.moving_probability: Tensor | None = None
         self.kept = 0
@@ -88,9 +76,7 @@ class Eta(Adapter):
         if self.kept:
             chosen = entropy[selected]
             weights = torch.exp(self.margin - chosen.detach())
-            ((weights * chosen).mean() + self.regulariser()).backward()
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+            self.update((weights * chosen).mean() + self.regulariser())
         scores: Tensor = logits.detach()
         return scores
 
@@ -108,9 +94,6 @@ class Eta(Adapter):
             self.moving_probability = now if mean is None else _MOMENTUM * mean + (1 - _MOMENTUM) * now
         return reliable
 
-    def stats(self) -> Mapping[str, float | Tensor]:
-        """kept: samples that entered the loss; and what the optimizer says of its last step."""
-        return {"kept": float(self.kept), **optimizer_stats(self.optimizer)}
-
-    def checkpoint_origin(self) -> str:
-        return checkpoint_origin(self.optimizer, self.model)
+    def stats(self) -> dict[str, float]:
+        """kept: samples that entered the loss."""
+        return {"kept": float(self.kept)}

@@ -14,27 +14,22 @@ Networks without a class token are this project's extension. There is one varian
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from tta_bench.adapter import Adapter, Context, FilePath, Needs, Preset, SourceRequest
+from tta_bench.adapter import Declared, FilePath, Needs, Preset, SourceRequest
 from tta_bench.methods import alignment, mgg_checkpoint
-from tta_bench.methods.functional import (
-    adapt_norm_affine,
-    no_statistics,
-    use_batch_statistics,
-)
 from tta_bench.methods.mgg_optimizer import readable
 from tta_bench.methods.mgg_pretraining import Pretraining, pretrain
-from tta_bench.models import SourceModel
-from tta_bench.optimizers import OptimizerConfig, checkpoint_origin, optimizer_stats
+from tta_bench.methods.norm_layers import NormAdapter
+from tta_bench.optimizers import OptimizerConfig
 from tta_bench.pretraining import PretrainJob
 
 
-class Mgg(Adapter):
+class Mgg(NormAdapter):
     """Entropy and feature alignment on the normalisation layers, with an optimizer learned by meta-training."""
 
     class Config(OptimizerConfig):
@@ -64,31 +59,20 @@ class Mgg(Adapter):
             {}, "MGTTA's code (class default and run.sh), batch 64, source statistics of 50,000"
         ),
     }
-    needs = Needs(
-        backward=True, source_images=True, checkpoint=True, min_batch=2, norm_kinds=("batch", "group", "layer")
-    )
+    needs = NormAdapter.needs | Needs(source_images=True, checkpoint=True, min_batch=2)
     example = {"checkpoint": "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors"}
 
     @classmethod
-    def skip(cls, model: SourceModel, config: Any, context: Context) -> str | None:
-        return super().skip(model, config, context) or no_statistics(model, context)
-
-    def setup(self) -> None:
-        self.needs = dataclasses.replace(  # type: ignore[misc]
-            self.needs, source_images=self._asks_for_images(), checkpoint=self.config.optimizer == "mgg"
+    def declared(cls, config: Any) -> Declared:
+        """Source images only where the loss needs them; that it needs a checkpoint is the optimizer's to say."""
+        aligns = config.objective == "entropy+alignment"
+        needs = dataclasses.replace(
+            cls.needs, source_images=aligns and config.source_statistics is None, checkpoint=False
         )
-        self.model.train()
-        use_batch_statistics(self.model)
-        self.optimizer = self.config.build(adapt_norm_affine(self.model))
-
-    def _aligns(self) -> bool:
-        return bool(self.config.objective == "entropy+alignment")
-
-    def _asks_for_images(self) -> bool:
-        return self._aligns() and self.config.source_statistics is None
+        return dataclasses.replace(super().declared(config), needs=needs)
 
     def source_request(self) -> SourceRequest | None:
-        return SourceRequest(self.config.source_images, self.context.batch_size) if self._asks_for_images() else None
+        return SourceRequest(self.config.source_images, self.context.batch_size) if self.needs.source_images else None
 
     def prepare(self, source: Iterator[Tensor]) -> dict[str, Tensor]:
         """The source's feature statistics: ``mean`` (D,) and ``std`` (D,)."""
@@ -96,7 +80,7 @@ class Mgg(Adapter):
         return {"mean": mean, "std": std}
 
     def _source_statistics(self) -> tuple[Tensor, Tensor] | None:
-        if not self._aligns():
+        if self.config.objective == "entropy":
             return None
         if self.config.source_statistics is not None and not self.prepared:
             mean, std = mgg_checkpoint.read_statistics(self.config.source_statistics)
@@ -105,18 +89,9 @@ class Mgg(Adapter):
 
     def step(self, x: Tensor) -> Tensor:
         logits, loss = alignment.objective(self.model, x, self._source_statistics(), self.config.alignment_weight)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.update(loss)
         scores: Tensor = logits.detach()
         return scores
-
-    def stats(self) -> Mapping[str, float | Tensor]:
-        """With ``optimizer: mgg``, refused: 1 where the update was not finite and so not taken."""
-        return optimizer_stats(self.optimizer)
-
-    def checkpoint_origin(self) -> str:
-        return checkpoint_origin(self.optimizer, self.model)
 
     Pretraining = Pretraining
 

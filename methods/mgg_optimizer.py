@@ -47,6 +47,8 @@ class MGG(torch.optim.Optimizer):
         def _readable(cls, value: Any, check: Callable[[Any], Any]) -> Any:
             return readable(value, check)
 
+    needs = adapter.Needs(checkpoint=True)
+
     def __init__(self, params: Iterable[Any], lr: float = 1e-3, checkpoint: str | Mapping[str, Tensor] | None = None):
         if checkpoint is None:
             raise ValueError(f"mgg needs a checkpoint: {mgg_checkpoint.HOW_TO_GET_ONE}")

@@ -19,6 +19,7 @@ Discrepancies between paper and code (``variant: official`` is the code, ``paper
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, Literal
 
@@ -26,17 +27,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tta_bench.adapter import Adapter, Context, Needs, Preset
+from tta_bench.adapter import Context, Declared, Preset
 from tta_bench.methods.functional import (
-    adapt_norm_affine,
     default_margin,
-    no_statistics,
     norm_layers,
     small_batch_lr_resnet,
     small_batch_lr_vit,
     softmax_entropy,
-    use_batch_statistics,
 )
+from tta_bench.methods.norm_layers import NormAdapter
 from tta_bench.models import SourceModel
 from tta_bench.optimizers import OptimizerConfig
 
@@ -62,7 +61,7 @@ def frozen_norms(model: SourceModel) -> set[nn.Module]:
     return set(modules[modules.index(stages[-last]) :])
 
 
-class Sar(Adapter):
+class Sar(NormAdapter):
     """Entropy minimisation on reliable samples at a sharpness-aware point, with recovery."""
 
     class Config(OptimizerConfig):
@@ -85,29 +84,32 @@ class Sar(Adapter):
         "imagenet_resnet50_bn": Preset({"lr": lr_resnet}, "SAR's code (main.py)"),
         "cifar10": Preset({"lr": 1e-3}, "mariodoebler/test-time-adaptation (cfgs/cifar10_c/sar.yaml), batch 200"),
     }
-    needs = Needs(backward=True, norm_kinds=("batch", "group", "layer"))
-    reset_keeps: tuple[str, ...] = ("optimizer.state",)  # type: ignore[misc]
+    reset_keeps = ("optimizer.state",)
+
+    @classmethod
+    def declared(cls, config: Any) -> Declared:
+        """``variant: paper`` forgets everything."""
+        keeps = cls.reset_keeps if config.variant == "official" else ()
+        return dataclasses.replace(super().declared(config), reset_keeps=keeps)
 
     @classmethod
     def skip(cls, model: SourceModel, config: Any, context: Context) -> str | None:
-        reason = super().skip(model, config, context) or no_statistics(model, context)
+        reason = super().skip(model, config, context)
         if reason is None and not any(m not in frozen_norms(model) for m in norm_layers(model)):
             reason = "every normalisation layer belongs to the stages that SAR freezes"
         return reason
 
     def setup(self) -> None:
-        if self.config.variant == "paper":
-            self.reset_keeps = ()
-        self.model.train()
-        use_batch_statistics(self.model)
-        adapt_norm_affine(self.model)
-        for module in frozen_norms(self.model):
-            module.requires_grad_(False)
-        self.parameters = [p for p in self.model.net.parameters() if p.requires_grad]
-        self.optimizer = self.config.build(self.parameters)
+        super().setup()
         self.margin = default_margin(self.model, self.config.entropy_margin)
         self.moving_loss: float | None = None
         self.kept, self.recovered = 0, False
+
+    def choose_parameters(self) -> list[nn.Parameter]:
+        adapted = super().choose_parameters()
+        for module in frozen_norms(self.model):
+            module.requires_grad_(False)
+        return [parameter for parameter in adapted if parameter.requires_grad]
 
     def step(self, x: Tensor) -> Tensor:
         logits = self.model(x)

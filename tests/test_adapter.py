@@ -18,7 +18,7 @@ from plugins import Replaced
 from torch import Tensor
 
 from tta_bench import suite
-from tta_bench.adapter import Adapter, Config, FilePath
+from tta_bench.adapter import Adapter, Config, FilePath, constant
 from tta_bench.data.cache import ImageCache
 from tta_bench.methods.eta import Eta
 from tta_bench.methods.mgg import Mgg
@@ -81,6 +81,13 @@ class Hoarder(Adapter):
             return self.model(x) + self.running.sum() + self.parameter.sum().detach() + self.scalars[0]
 
 
+class Holder:
+    """An object that holds a generator."""
+
+    def __init__(self, rng: np.random.Generator):
+        self.rng = rng
+
+
 class Nested:
     """An object of a method's own."""
 
@@ -104,8 +111,10 @@ def test_reset_restores_every_kind_of_state_but_what_it_keeps() -> None:
     used, fresh = (ready(Hoarder, small_model("batch")) for _ in range(2))
     parameters = [id(p) for p in used.model.parameters()]
     for _ in range(2):  # a second reset works as the first did
+        used.context.generator.manual_seed(0)
         first = [used.step(x) for x in batches(3)]
         used.reset()
+    used.context.generator.manual_seed(0)
     assert all(torch.equal(a, used.step(x)) for a, x in zip(first, batches(3), strict=True))
     used.reset()
     assert (used.kept, used.nested.kept) == (9, 9)  # type: ignore[attr-defined]
@@ -115,7 +124,57 @@ def test_reset_restores_every_kind_of_state_but_what_it_keeps() -> None:
     assert used.optimizer.state == {}  # type: ignore[attr-defined]
     assert used.optimizer.param_groups[0]["lr"] == 0.1  # type: ignore[attr-defined]
     assert [id(p) for p in used.model.parameters()] == parameters, "in place"
+    used.context.generator.manual_seed(0)
     assert torch.equal(used.step(batches(1)[0]), fresh.step(batches(1)[0]))
+
+
+def test_reset_leaves_the_contexts_generator_under_any_name_and_restores_a_methods_own() -> None:
+    class Random(Source):
+        def setup(self) -> None:
+            generator = self.context.generator
+            self.rng, self.nested = generator, {"list": [generator, (generator,)]}
+            self.draws = [
+                functools.partial(torch.rand, 1, generator=generator),
+                lambda: torch.rand(1, generator=generator),
+            ]
+            self.own = torch.Generator().manual_seed(3)
+            self.spare = np.random.default_rng(3)
+
+    adapter: Any = ready(Random, small_model("batch"))
+    expected = torch.rand(6, generator=torch.Generator().manual_seed(adapter.context.generator.initial_seed()))
+    found, own = [], []
+    for draw in [lambda: torch.rand(1, generator=adapter.rng), *adapter.draws] * 2:
+        found.append(draw())
+        own.append((float(torch.rand(1, generator=adapter.own)), adapter.spare.random()))
+        adapter.reset()
+    assert torch.equal(torch.cat(found), expected), "it goes on"
+    assert len(set(own)) == 1, "they go back"
+
+
+def test_reset_restores_numpys_generators_and_copes_with_read_only_arrays() -> None:
+    class Numpy(Source):
+        def setup(self) -> None:
+            self.state = np.random.RandomState(1)
+            self.nested = {"list": [np.random.default_rng(2), (np.random.PCG64(3), Holder(np.random.default_rng(4)))]}
+            self.table = np.arange(3.0)
+            self.fixed = np.broadcast_to(self.table, (2, 3))
+
+    adapter: Any = ready(Numpy, small_model("batch"))
+    first, (bits, holder) = adapter.nested["list"]
+    fixed = adapter.fixed
+
+    def draws() -> list[float]:  # an odd number of normal draws, of which RandomState holds one back
+        return [*adapter.state.randn(3), first.random(), float(bits.random_raw()), holder.rng.normal()]
+
+    before = draws()
+    assert draws() != before
+    adapter.reset()
+    assert draws() == before
+    adapter.table += 1
+    adapter.fixed = None
+    adapter.reset()
+    assert adapter.fixed is fixed
+    assert fixed.tolist() == [[0, 1, 2]] * 2
 
 
 def test_reset_restores_buffers_that_a_method_deleted() -> None:
@@ -130,6 +189,36 @@ def test_reset_restores_buffers_that_a_method_deleted() -> None:
     assert not torch.equal(adapter.step(x), before)
     adapter.reset()
     assert torch.equal(adapter.predict(x), before)
+
+
+@pytest.mark.parametrize(("outputs", "sums_to_1"), [("probabilities", True), ("logits", False)])
+def test_the_default_predict_returns_what_outputs_says(outputs: Any, sums_to_1: bool) -> None:
+    class Returns(Source):
+        pass
+
+    Returns.outputs = outputs
+    rows = ready(Returns, small_model("layer")).predict(batches(1)[0]).sum(1)
+    assert torch.allclose(rows, torch.ones(8)) is sums_to_1
+
+
+def test_a_constant_network_is_neither_kept_nor_restored_but_a_copy_of_it_is() -> None:
+    class Constant(Source):
+        def setup(self) -> None:
+            self.frozen = [constant(copy.deepcopy(self.model))]
+            self.teacher = copy.deepcopy(self.frozen[0])
+
+    adapter: Any = ready(Constant, small_model("batch"))
+    networks = [*adapter.frozen, adapter.teacher]
+    assert [n.training or any(p.requires_grad for p in n.parameters()) for n in networks] == [False, False]
+    biases = [n.classifier().bias for n in networks]
+    seen = adapter._initial._seen
+    assert [id(bias) in seen for bias in biases] == [False, True], "no copy is made"
+    before = biases[1].clone()
+    for bias in biases:
+        bias.data.add_(1)
+    adapter.reset()
+    assert torch.equal(biases[0], before + 1)
+    assert torch.equal(biases[1], before)
 
 
 @pytest.mark.parametrize(("cls", "kind", "config"), METHODS)

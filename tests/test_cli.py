@@ -184,12 +184,37 @@ def test_ctrl_c_keeps_what_finished_and_prints_how_to_go_on(
     assert outcome.code == 0
 
 
+def test_a_preset_that_a_method_lacks_is_said_at_the_start_and_in_its_rows(
+    run_cli: Cli, suite_file: Callable[..., pathlib.Path]
+) -> None:
+    changes = (
+        ("stem: cifar", "stem: cifar\n    preset: cifar10"),
+        ("[source, tent]", "[source, norm, tent, {name: norm, label: n2}]"),
+    )
+    file = suite_file(*changes, ("[clean, contrast]", "[contrast]"))
+    said = "  norm has no preset 'cifar10' for model 'resnet_bn': its defaults are used"
+    for more in (["--dry-run"], ["--out", "out", "--only", "method=norm"]):
+        lines = run_cli("run", file, "--executor", "local", *more).err.splitlines()
+        assert [line for line in lines if "no preset" in line] == [said], (
+            "once, and not of source, which has nothing to set"
+        )
+    rows = results.load(pathlib.Path("out")).segments.set_index("label")
+    assert rows["preset_missing"].to_dict() == {"source": "", "norm": "cifar10", "tent": "", "n2": "cifar10"}
+    assert rows["preset"].to_dict() == {"source": "", "norm": "", "tent": "cifar10", "n2": ""}
+
+
 def test_methods_lists_origin_needs_and_hyperparameters(run_cli: Cli) -> None:
     listed = run_cli("methods").out
     assert all(name in listed for name in ("source", "norm", "tent", "tta-bench 0.1.0", "batch norm"))
     shown = run_cli("methods", "tent").out
     for part in ("arXiv 2006.10726", "lr", "0.00025", "imagenet_vit_b16", "0.001", "Tent's code", "backward"):
         assert part in shown
+    pathlib.Path("needy.py").write_text(
+        "from tta_bench.adapter import Adapter, Needs\nclass Needy(Adapter):\n    name = 'needy'\n"
+        "    needs = Needs(class_token=True, linear_head=True, packages=('peft', 'clip'))\n    def step(self, x): return x\n"
+    )
+    needy = run_cli("methods", "needy", "--plugin", "needy.py").out
+    assert "class token, linear head, package peft, package clip" in needy
     wrong = run_cli("methods", "tnet")
     assert wrong.code == 2
     assert "did you mean 'tent'?" in wrong.err

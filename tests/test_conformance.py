@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from conftest import Outcome
 from torch import Tensor
 
-from tta_bench.adapter import Adapter, Config, Needs
+from tta_bench.adapter import Adapter, Config, Needs, constant
 from tta_bench.errors import UsageError
 from tta_bench.methods.functional import adapt_norm_affine
 from tta_bench.methods.source import Source
@@ -89,6 +90,29 @@ class KeepsInSecret(Learns):
         self.seen = 0
 
 
+class RewindsTheGenerator(Source):
+    def step(self, x: Tensor) -> Tensor:
+        return self.predict(x) + torch.rand(1, generator=self.context.generator)
+
+    def reset(self) -> None:
+        super().reset()
+        self.context.generator.manual_seed(7)
+
+
+class Draws(Source):
+    """Sound: draws in setup, in every step and in predict, under a name of its own."""
+
+    def setup(self) -> None:
+        self.rng = self.context.generator
+        self.start = torch.rand(1, generator=self.rng)
+
+    def step(self, x: Tensor) -> Tensor:
+        return self.predict(x) + self.start
+
+    def predict(self, x: Tensor) -> Tensor:
+        return super().predict(x) + torch.rand(1, generator=self.rng)
+
+
 class PredictAdapts(Learns):
     def predict(self, x: Tensor) -> Tensor:
         return self.step(x)
@@ -152,6 +176,15 @@ class ChangesTheFrozen(Source):
         return self.predict(x)
 
 
+class ChangesTheConstant(Source):
+    def setup(self) -> None:
+        self.frozen = constant(copy.deepcopy(self.model))
+
+    def step(self, x: Tensor) -> Tensor:
+        self.frozen.classifier().bias.data.add_(0.01)
+        return self.predict(x)
+
+
 class KnowsTheCorruptions(Source):
     def setup(self) -> None:
         self.rates = {"gaussian_noise": 0.1, "other": 0.2}
@@ -178,6 +211,7 @@ BROKEN: dict[type[Adapter], tuple[str, str]] = {
     GlobalRandomness: ("deterministic", "draw from context.generator"),
     ForgetsToReset: ("reset_restores", "differ from a fresh adapter's by"),
     KeepsInSecret: ("reset_restores", "reset_keeps names 'seen', but reset() changed it"),
+    RewindsTheGenerator: ("reset_restores", "reset() rewound context.generator"),
     PredictAdapts: ("predict_changes_nothing", "predict() changed"),
     ReusesItsBuffer: ("no_look_ahead", "return a copy"),
     NeedsFullBatches: ("other_batch_sizes", "RuntimeError"),
@@ -187,6 +221,7 @@ BROKEN: dict[type[Adapter], tuple[str, str]] = {
     SecretlyBackward: ("needs_are_true", "24 images were backwarded and 3 updates"),
     AsksWithoutSaying: ("needs_are_true", "source_request() asks for some"),
     ChangesTheFrozen: ("only_declared_parameters_change", "yet changed by"),
+    ChangesTheConstant: ("only_declared_parameters_change", "frozen.net.fc.bias requires no gradient, yet changed by"),
     KnowsTheCorruptions: ("no_secret_in_reach", "shift name 'gaussian_noise'"),
     ChangesItsStats: ("stats_keep_their_keys", "changed its keys"),
     DeclinesAll: ("runs_somewhere", "declined everywhere"),
@@ -202,6 +237,7 @@ def test_a_broken_method_is_caught_by_its_rule_with_the_numbers(cls: type[Adapte
 
 def test_the_sound_base_of_the_broken_ones_passes() -> None:
     assert check_method(Learns).findings == []
+    assert check_method(Draws).findings == []
 
 
 def test_required_fields_can_be_given(run_cli: Callable[..., Outcome], tmp_path: pathlib.Path) -> None:

@@ -179,7 +179,7 @@ print(json.dumps([
     stale("methods/sar.py", lambda text: text + "# edited"),
     stale("methods/eta.py", lambda text: text + "# edited"),
     stale("methods/functional.py", lambda text: text + "# edited"),
-    stale("methods/tent.py", default("steps: int = 1", "steps: int = 2")),
+    stale("methods/tent.py", default("steps: int = Field(1", "steps: int = Field(2")),
     stale("methods/optimizers.py", default("momentum: float = Field(0.9", "momentum: float = Field(0.8")),
 ]))
 """

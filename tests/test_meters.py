@@ -10,7 +10,7 @@ from conftest import clock
 from networks import batches, ready, small_model
 from torch import Tensor
 
-from tta_bench.adapter import Adapter
+from tta_bench.adapter import Adapter, constant
 from tta_bench.methods.eta import Eta
 from tta_bench.methods.functional import adapt_norm_affine, softmax_entropy
 from tta_bench.methods.sar import Sar
@@ -34,6 +34,14 @@ class Teacher(Adapter):
         self.optimizer.step()
         self.optimizer.zero_grad()
         return logits.detach()
+
+
+class ConstantTeacher(Teacher):
+    """The same, with a copy that is declared never to change."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.teacher = constant(self.teacher)
 
 
 class Parts(Adapter):
@@ -82,7 +90,7 @@ class Nested(Teacher):
 
 
 EXPECTED = {  # three batches of 8: images forwarded, images backwarded, updates
-    Source: (24, 0, 0), Tent: (24, 24, 3), Teacher: (48, 24, 3), Parts: (24, 0, 0), HeadOnly: (48, 48, 6), Nested: (48, 24, 3),
+    Source: (24, 0, 0), Tent: (24, 24, 3), Teacher: (48, 24, 3), ConstantTeacher: (48, 24, 3), Parts: (24, 0, 0), HeadOnly: (48, 48, 6), Nested: (48, 24, 3),
     Sar: (48, 48, 3),
 }  # fmt: skip
 

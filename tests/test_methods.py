@@ -15,11 +15,13 @@ from conftest import SHARED
 from networks import batches, ready, small_model
 
 import tta_bench.torchvision_repair  # noqa: F401
+from tta_bench import optimizers
 from tta_bench.adapter import Adapter
 from tta_bench.methods.eata import Eata
 from tta_bench.methods.eta import Eta
 from tta_bench.methods.norm import Norm
 from tta_bench.methods.sar import Sar, frozen_norms, lr_resnet, lr_vit
+from tta_bench.methods.source import Source
 from tta_bench.methods.tent import Tent
 from tta_bench.models import SourceModel
 from tta_bench.testing import replay
@@ -38,7 +40,7 @@ CASES += [(name, "mgg", "vit_ln") for name in SETS]  # the published code of mgg
 
 def play(
     name: str, method: str, kind: str, dtype: torch.dtype
-) -> tuple[np.ndarray, Adapter, list[dict[str, float]], Any, Any]:
+) -> tuple[np.ndarray, Adapter, list[dict[str, Any]], Any, Any]:
     """(scores, adapter, stats of each batch, the reference, its manifest entry)."""
     import timm
 
@@ -55,12 +57,12 @@ def play(
         values = {"lr": values["lr"], "alignment_weight": values["lam"], "checkpoint": str(folder / "mgg.safetensors")}
     elif method != "tent":
         values["entropy_margin"] = case["entropy_margin"]
-    stats: list[dict[str, float]] = []
+    stats: list[dict[str, Any]] = []
     with np.load(folder / "inputs.npz") as inputs:
         test, source = ([torch.from_numpy(b).to(dtype) for b in inputs[part]] for part in ("test", "source"))
     scores, adapter = replay(
         method, values, net.to(dtype), test, source, manifest["config"]["reset_after"],
-        after_step=lambda a: stats.append(a.stats()),
+        after_step=lambda a: stats.append(optimizers.stats(a)),
     )  # fmt: skip
     return scores, adapter, stats, np.load(folder / f"{method}.{kind}.npz"), case
 
@@ -211,14 +213,12 @@ def test_sars_variants_differ_on_an_empty_batch() -> None:
 
 @pytest.mark.parametrize("cls", [Tent, Eta, Eata, Sar, Norm])
 def test_batch_statistics_of_one_value_are_declined_before_they_run(cls: type[Adapter]) -> None:
-    import dataclasses
-
     from networks import SPECS
 
     from tta_bench.adapter import context_for
     from tta_bench.networks.from_timm import build_network
 
-    deep = dataclasses.replace(SPECS["batch"], stem=None)  # 32x32 images end in 1x1 maps
+    deep = SPECS["batch"].model_copy(update={"stem": None})  # 32x32 images end in 1x1 maps
     model = SourceModel(build_network(deep), (0.5,) * 3, (0.5,) * 3).eval()
     for network, size, declined in ((model, 1, True), (model, 2, False), (small_model("batch"), 1, False)):
         reason = cls.skip(network, cls.Config(), context_for(network, size, 32, torch.device("cpu"), 0))
@@ -265,6 +265,18 @@ def test_running_statistics_move_a_tenth_and_are_graded_in_evaluation_mode() -> 
     assert torch.equal(scores, adapter.predict(x))
     adapter.reset()
     assert torch.equal(adapter.step(x), scores)
+
+
+def test_replay_seeds_the_generator() -> None:
+    class Noise(Source):
+        def step(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.rand(len(x), 10, generator=self.context.generator)
+
+    net = small_model("layer").net
+    for seed in (0, 3):
+        expected = torch.rand(8, 10, generator=torch.Generator().manual_seed(seed)).numpy()
+        options = {"seed": seed} if seed else {}
+        assert np.array_equal(replay(Noise, {}, net, batches(1), [], **options)[0][0], expected)
 
 
 def test_replay_refuses_what_a_method_does_not_have() -> None:

@@ -61,6 +61,15 @@ def test_per_model_and_grid_win_over_config_and_preset(make: Plans) -> None:
     assert len(found) == 5
 
 
+def test_source_images_are_in_the_key_only_where_the_hyperparameters_ask_for_them(make: Plans) -> None:
+    shared = "checkpoint: 'package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors'"
+    methods = (
+        f"[{{name: mgg, config: {{{shared}}}}}, {{name: mgg, label: e, config: {{objective: entropy, {shared}}}}}]"
+    )
+    asked = {t.label: "source" in t.asked for t in make(("[source, tent]", methods)).trials}
+    assert asked == {"mgg": True, "e": False}
+
+
 def test_limit_takes_the_place_of_max_images(make: Plans) -> None:
     assert make(limit=30).trials[0].stream.length == 30
     assert make().trials[0].stream.length == 100

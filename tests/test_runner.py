@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from networks import small_model
 from plugins import Replaced
 from torch import Tensor
 
 from tta_bench import suite
-from tta_bench.adapter import Adapter, Config, Needs, SourceRequest
+from tta_bench.adapter import Adapter, Config, Declared, Needs, SourceRequest
 from tta_bench.data.cache import ImageCache, Images
+from tta_bench.methods.eta import Eta
+from tta_bench.methods.sar import Sar
 from tta_bench.methods.tent import Tent
 from tta_bench.run.meters import Stopwatch
 from tta_bench.run.runner import TrialResult, Workbench, _take, _timing, run_trial
@@ -120,8 +123,12 @@ def test_probabilities_are_not_softmaxed_again(run: Runner) -> None:
         outputs = "probabilities"
 
         def step(self, x: Tensor) -> Tensor:
-            return self.predict(x).softmax(1)
+            return self.model(x).softmax(1)  # type: ignore[no-any-return]
 
+    class Predicted(Plain):
+        outputs = "probabilities"
+
+    assert np.array_equal(run(Predicted).images["confidence"], run(Probabilities).images["confidence"])
     assert np.allclose(run(Probabilities).images["confidence"], run(Plain).images["confidence"], atol=1e-6)
 
 
@@ -204,6 +211,31 @@ def test_a_batch_size_below_min_batch_is_declined(run: Runner, min_batch: int, s
     assert result.reason == ("" if status == "ok" else "batch size 40 is below the 41 that the method needs")
 
 
+@pytest.mark.parametrize(
+    ("needs", "reason"),
+    [(Needs(class_token=True), "the model has no class token"), (Needs(linear_head=True), ""), (Needs(packages=("torch",)), ""),
+     (Needs(packages=("torch", "tta-none", "tta-no.ne")), "not installed: pip install tta-none tta-no.ne")],
+)  # fmt: skip
+def test_what_a_method_needs_and_lacks_is_its_reason_to_be_skipped(run: Runner, needs: Needs, reason: str) -> None:
+    class Needing(Plain):
+        pass
+
+    Needing.needs = needs
+    result = run(Needing)
+    assert (result.status, result.reason) == ("skipped" if reason else "ok", reason)
+    if not reason:
+        assert result.facts["needs_packages"] == ",".join(needs.packages)
+        assert (result.facts["needs_class_token"], result.facts["needs_linear_head"]) == (False, needs.linear_head)
+
+
+def test_class_tokens_and_linear_heads_are_recognised() -> None:
+    vit, resnet = small_model("layer"), small_model("batch")
+    assert [Needs(class_token=True).lacking(m, 8) for m in (vit, resnet)] == [None, "the model has no class token"]
+    vit.net.reset_classifier(0)  # type: ignore[operator]
+    assert Needs(linear_head=True).lacking(resnet, 8) is None
+    assert Needs(linear_head=True).lacking(vit, 8) == "the model's classifier is no linear layer but Identity"
+
+
 class Prepared(Plain):
     """Asks for source images."""
 
@@ -236,6 +268,46 @@ def test_prepare_is_reused_and_leaves_nothing_but_what_it_returned(run: Runner) 
     assert Prepared.times == 1
     assert first.facts["source_images"] == second.facts["source_images"] == 30
     assert np.array_equal(first.images["confidence"], run(Plain, trial=1).images["confidence"])
+
+
+class DrawsInPrepare(Prepared):
+    """Draws in setup, prepare and step, from its generator and from the global one; writes down each draw."""
+
+    drawn: ClassVar[list[tuple[str, float, float]]] = []
+
+    def draw(self, where: str) -> None:
+        own = float(torch.rand(1, generator=self.context.generator))
+        self.drawn.append((where, own, float(torch.rand(1))))
+
+    def setup(self) -> None:
+        self.draw("setup")
+
+    def prepare(self, source: Iterator[Tensor]) -> dict[str, Tensor]:
+        self.draw("prepare")
+        return super().prepare(source)
+
+    def step(self, x: Tensor) -> Tensor:
+        self.draw("step")
+        return super().step(x)
+
+
+def test_what_prepare_draws_is_the_same_for_all_streams_and_moves_no_later_draw(run: Runner) -> None:
+    together: dict[str, Any] = {}
+    for trial in (0, 1):
+        run(DrawsInPrepare, trial=trial, bench=together)
+    shared = DrawsInPrepare.drawn.copy()
+    DrawsInPrepare.drawn.clear()
+    for trial in (0, 1):
+        run(DrawsInPrepare, trial=trial)
+    alone = DrawsInPrepare.drawn.copy()
+    prepared = [draw for draw in alone if draw[0] == "prepare"]
+    assert len(prepared) == 2
+    assert prepared[0] == prepared[1]
+    again = alone.index(prepared[1], alone.index(prepared[1]) + 1)
+    assert shared == alone[:again] + alone[again + 1 :], "the second trial steps alike whether prepare() ran or not"
+    first, second = ({d for d in part if d[0] == "step"} for part in (alone[: again - 1], alone[again:]))
+    assert len(first) == 3
+    assert not first & second, "streams draw apart"
 
 
 def test_a_continual_stream_is_one_trial_of_many_segments(run: Runner) -> None:
@@ -305,8 +377,10 @@ def test_a_methods_seed_is_that_of_its_trial_and_stream(
     class Seeded(Plain):
         seeds: list[tuple[int, int]] = []
 
-        def setup(self) -> None:
-            self.seeds.append((self.context.generator.initial_seed(), torch.initial_seed()))
+        def step(self, x: Tensor) -> Tensor:
+            if self.context.generator.initial_seed() not in [seed for seed, _ in self.seeds]:
+                self.seeds.append((self.context.generator.initial_seed(), torch.initial_seed()))
+            return self.predict(x)
 
     made = plan.make(suite.load(str(suite_file(("seeds: [0]", "seeds: [0, 1]"), ("[source, tent]", "[source]")))))
     materials = dataclasses.replace(made.materials, registry=Replaced(source=Seeded))
@@ -317,6 +391,131 @@ def test_a_methods_seed_is_that_of_its_trial_and_stream(
         derived_seed("method", t.seed, made.materials.streams().build(t.model, t.stream).sha256) for t in made.trials
     ]
     assert Seeded.seeds == [(seed, seed) for seed in expected]
+
+
+SHIPPED = "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors"
+
+
+@pytest.mark.parametrize(("cls", "own"), [(Tent, []), (Eta, ["kept"]), (Sar, ["kept", "recoveries"])])
+def test_a_learned_optimizer_is_found_whatever_the_method(run: Runner, cls: type[Adapter], own: list[str]) -> None:
+    class Learned(cls):  # type: ignore[misc,valid-type]
+        class Config(cls.Config):  # type: ignore[misc,name-defined]
+            optimizer: str = "mgg"
+            optimizer_options: dict[str, Any] = {"checkpoint": SHIPPED}
+
+    learned, plain = run(Learned), run(cls)
+    assert learned.facts["checkpoint"].endswith("; made for another source model")
+    assert (learned.facts["needs_checkpoint"], learned.facts["needs_norm_kinds"]) == (True, "batch,group,layer")
+    assert [k for k in learned.batches if k.startswith("stat_")] == [f"stat_{name}" for name in [*own, "refused"]]
+    assert learned.batches["stat_refused"].tolist() == [0, 0, 0]
+    assert (plain.facts["checkpoint"], plain.facts["needs_checkpoint"]) == ("", False)
+    assert "stat_refused" not in plain.batches
+
+
+class Speaking(torch.optim.SGD):
+    """Says how often it stepped, and needs batches of 30."""
+
+    needs = Needs(min_batch=30)
+    count = 0
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.count += 1
+
+    def stats(self) -> dict[str, float]:
+        return {"count": float(self.count)}
+
+
+class Optimizing(Plain):
+    """Steps every optimizer that a subclass's ``setup`` puts into ``optimizers``."""
+
+    optimizers: Any
+
+    def step(self, x: Tensor) -> Tensor:
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return self.predict(x)
+
+    def speaking(self) -> Speaking:
+        return Speaking([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+
+
+def test_optimizers_in_a_list_are_told_apart_and_their_needs_count(run: Runner) -> None:
+    class Two(Optimizing):
+        def setup(self) -> None:
+            self.optimizers = [self.speaking(), self.speaking()]
+            self.again = {"first": self.optimizers[0]}  # counts once
+
+    found = run(Two)
+    assert [k for k in found.batches if k.startswith("stat_")] == ["stat_optimizers_0_count", "stat_optimizers_1_count"]
+    assert found.facts["needs_min_batch"] == 30
+    np.testing.assert_array_equal(found.batches["stat_optimizers_1_count"], [1, 2, np.nan])  # 20 images are predicted
+
+
+def test_a_statistic_that_method_and_optimizer_both_have_is_refused(run: Runner) -> None:
+    class Clashing(Optimizing):
+        def setup(self) -> None:
+            self.optimizers = (self.speaking(),)
+
+        def stats(self) -> dict[str, float]:
+            return {"count": 0.0}
+
+    assert run(Clashing).reason.startswith("ValueError: Clashing.stats() and its optimizer Speaking both say 'count'")
+
+
+class Choosing(SeesSource):
+    """Everything that it declares is one hyperparameter's doing."""
+
+    class Config(Config):
+        sees: bool = True
+
+    outputs = "probabilities"
+    reset_keeps = ("count",)
+
+    @classmethod
+    def declared(cls, config: Any) -> Declared:
+        return super().declared(config) if config.sees else Declared(Needs(), "logits", ())
+
+    def source_request(self) -> SourceRequest | None:  # type: ignore[override]
+        return super().source_request() if self.config.sees else None
+
+    def step(self, x: Tensor) -> Tensor:
+        scores = torch.full((len(x), 10), 0.05)
+        scores[:, 0] = 0.55
+        return scores
+
+    def stats(self) -> dict[str, Tensor]:
+        return {}
+
+
+class NotChoosing(Choosing):
+    class Config(Choosing.Config):
+        sees: bool = False
+
+
+def test_what_is_declared_may_depend_on_the_hyperparameters(run: Runner) -> None:
+    sees, other = run(Choosing), run(NotChoosing)
+    assert [r.facts["needs_source_images"] for r in (sees, other)] == [True, False]
+    assert [r.facts["reset_keeps"] for r in (sees, other)] == ["count", ""]
+    assert [r.facts.get("source_images") for r in (sees, other)] == [12, None]
+    graded_as = {"probabilities": 0.55, "logits": 1 / (1 + 9 * np.exp(-0.5))}
+    assert sees.images["confidence"] == pytest.approx(graded_as["probabilities"])
+    assert other.images["confidence"] == pytest.approx(graded_as["logits"])
+    assert Choosing.needs.source_images, "a listing says the most"
+
+
+def test_source_images_that_are_not_declared_are_refused(run: Runner) -> None:
+    class Undeclared(SeesSource):
+        needs = Needs()
+
+    assert run(Undeclared).reason.startswith("TypeError: source_request() asks for images, but the method's needs")
+
+
+def test_a_method_may_say_itself_where_its_checkpoint_comes_from(run: Runner) -> None:
+    class Says(Plain):
+        def checkpoint_origin(self) -> str:
+            return "from elsewhere"
+
+    assert run(Says).facts["checkpoint"] == "from elsewhere"
 
 
 def test_a_batch_that_mixes_shifts_has_each_images_own_pixels() -> None:

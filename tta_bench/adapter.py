@@ -1,8 +1,9 @@
 """The contract that a method implements.
 
 A method adapts a source model online, on unlabelled images, while it predicts. The harness calls, in this order:
-``skip`` (class), the constructor, ``setup``, ``prepare`` (where ``source_request`` asks for images), then for each batch
-``step`` or ``predict``, and ``reset`` where the stream says so.
+``declared`` and ``skip`` (class), the constructor, ``setup``, ``prepare`` (where ``source_request`` asks for images), then
+for each batch ``step`` or ``predict``, and ``reset`` where the stream says so. ``reset`` restores what is found on the
+adapter; a network that never changes is declared :func:`constant`, which saves the copy.
 
 A method sees the image batch, its Config, the Context and unlabelled source batches; never labels, corruption names or
 data paths.
@@ -11,11 +12,15 @@ data paths.
 from __future__ import annotations
 
 import abc
+import dataclasses
+import functools
+import importlib.metadata
 import importlib.resources
+import operator
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict
@@ -24,9 +29,14 @@ from torch import Tensor
 from tta_bench.code import file_sha256
 from tta_bench.models import PACKAGE_SCHEME, SourceModel
 from tta_bench.registry import Entry
-from tta_bench.snapshot import Snapshot
+from tta_bench.snapshot import Snapshot, Untouched
 
-__all__ = ["Adapter", "Config", "Context", "FilePath", "Needs", "Preset", "SourceRequest", "locate_file"]
+__all__ = [
+    "Adapter", "Config", "Context", "Declared", "FilePath", "Needs", "Preset", "SourceRequest", "constant", "locate_file",
+]  # fmt: skip
+
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 def locate_file(path: str) -> pathlib.Path:
@@ -81,6 +91,11 @@ class Config(BaseModel):
         """Other plugins that the values name, by role (``{"optimizer": …}``): their code is in a trial's key."""
         return {}
 
+    def plugin_needs(self) -> Needs:
+        """What those plugins need (their class attribute ``needs``)."""
+        own = (getattr(entry.load(), "needs", Needs()) for entry in self.plugins().values())
+        return functools.reduce(operator.or_, own, Needs())
+
     def keyed(self) -> dict[str, Any]:
         """The values as a trial's key has them: files by content, and no field at its default.
 
@@ -116,7 +131,7 @@ class Preset:
 class Needs:
     """What a method cannot do without; each is a column of the results.
 
-    A class names the most that it can need; ``setup`` may narrow ``self.needs`` to what its hyperparameters leave.
+    A class names the most that it can need; :meth:`Adapter.declared` narrows it to what the hyperparameters leave.
 
     Attributes:
         backward: it takes backward passes.
@@ -125,6 +140,9 @@ class Needs:
         min_batch: the smallest batch it can adapt on; smaller ones are predicted with ``predict``.
         norm_kinds: normalisation layers of which the model must have at least one ("batch", "group", "layer");
             empty: any model.
+        class_token: the model must be a transformer with a class token.
+        linear_head: the model's classifier must be a linear layer.
+        packages: distributions, as ``pip install`` names them, that must be installed.
     """
 
     backward: bool = False
@@ -132,6 +150,58 @@ class Needs:
     checkpoint: bool = False
     min_batch: int = 1
     norm_kinds: tuple[str, ...] = ()
+    class_token: bool = False
+    linear_head: bool = False
+    packages: tuple[str, ...] = ()
+
+    def lacking(self, model: SourceModel, batch_size: int) -> str | None:
+        """What of it is not there, as a reason to skip; None where nothing lacks."""
+        if self.norm_kinds and not any(model.norm_kind(module) in self.norm_kinds for module in model.net.modules()):
+            return f"the model has no {' or '.join(self.norm_kinds)} normalisation layer"
+        if self.class_token and not model.has_class_token:
+            return "the model has no class token"
+        if self.linear_head and not isinstance(model.classifier(), torch.nn.Linear):
+            return f"the model's classifier is no linear layer but {type(model.classifier()).__name__}"
+        if batch_size < self.min_batch:
+            return f"batch size {batch_size} is below the {self.min_batch} that the method needs"
+        if absent := [name for name in self.packages if not _installed(name)]:
+            return f"not installed: pip install {' '.join(absent)}"
+        return None
+
+    def __or__(self, other: Needs) -> Needs:
+        """What two parts need together, such as a method and its optimizer."""
+        return Needs(**{f.name: _both(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)})
+
+    def columns(self) -> dict[str, Any]:
+        """Each need as a column of the results, ``needs_<name>``; several words are one text."""
+        return {f"needs_{k}": ",".join(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _both(one: Any, other: Any) -> Any:
+    return tuple(dict.fromkeys(one + other)) if isinstance(one, tuple) else max(one, other)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a method says of itself with given hyperparameters.
+
+    Attributes:
+        needs: what it cannot do without; what its optimizer needs is added.
+        outputs: what ``step`` and ``predict`` return, "logits" or "probabilities".
+        reset_keeps: dotted paths of attributes that ``reset`` leaves alone.
+    """
+
+    needs: Needs
+    outputs: Literal["logits", "probabilities"]
+    reset_keeps: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -151,7 +221,8 @@ class Context:
         batch_size: nominal batch size; a segment's last batch may be smaller.
         image_size: height and width of the images in pixels.
         device: where images arrive and the model lives.
-        generator: a CPU generator, the method's only source of randomness.
+        generator: a CPU generator, the method's only source of randomness. In ``setup`` and ``prepare`` its seed is that
+            of the trial alone, so that streams share what ``prepare`` returned; after that also that of the stream.
     """
 
     num_classes: int
@@ -161,36 +232,56 @@ class Context:
     generator: torch.Generator
 
 
+def constant(network: Network) -> Network:
+    """Declare that a network never changes, such as a frozen copy of the source model; returns it, in eval mode, frozen.
+
+    ``reset`` neither copies nor restores it; its passes are counted as any copy's. A deep copy of it may change again.
+    """
+    network.eval().requires_grad_(False)
+    network.survives_reset = Untouched()  # type: ignore[assignment]
+    return network
+
+
 _Config = Config  # inside Adapter, the name Config is the method's own
 
 
 class Adapter(abc.ABC):
-    """Base class of every method. Subclass it, give it a Config, implement ``step``."""
+    """Base class of every method. Subclass it, give it a Config, implement ``step``.
+
+    ``needs``, ``outputs`` and ``reset_keeps`` are constants of the class; where they depend on the hyperparameters, the
+    class names the most, and ``declared`` what is left. An adapter has its own three from there.
+    """
 
     name: ClassVar[str] = ""  # read from plugin files; an installed package's entry point gives the name instead
     Config: ClassVar[type[Config]] = Config
     presets: ClassVar[Mapping[str, Preset]] = {}
-    needs: ClassVar[Needs] = Needs()
-    outputs: ClassVar[Literal["logits", "probabilities"]] = "logits"
-    reset_keeps: ClassVar[tuple[str, ...]] = ()
+    needs: Needs = Needs()
+    outputs: Literal["logits", "probabilities"] = "logits"
+    reset_keeps: tuple[str, ...] = ()
     example: ClassVar[Mapping[str, Any]] = {}  # values of Config's fields that have no default, for ``tta-bench check``
 
     def __init__(self, model: SourceModel, config: _Config, context: Context):
         self.model = model
         self.config: Any = config
         self.context = context
+        declared = self.declared(config)
+        self.needs = declared.needs | config.plugin_needs()
+        self.outputs, self.reset_keeps = declared.outputs, declared.reset_keeps
         self.prepared: dict[str, Tensor] = {}
         self._initial: Snapshot | None = None
 
     @classmethod
+    def declared(cls, config: Any) -> Declared:
+        """``needs``, ``outputs`` and ``reset_keeps`` with these hyperparameters; asked before there is an adapter.
+
+        The default is the class's constants; ``dataclasses.replace(super().declared(config), …)`` changes some.
+        """
+        return Declared(cls.needs, cls.outputs, cls.reset_keeps)
+
+    @classmethod
     def skip(cls, model: SourceModel, config: _Config, context: Context) -> str | None:
-        """Why this method cannot run with this model here, or None. The default checks ``needs.norm_kinds``."""
-        kinds = cls.needs.norm_kinds
-        if kinds and not any(model.norm_kind(module) in kinds for module in model.net.modules()):
-            return f"the model has no {' or '.join(kinds)} normalisation layer"
-        if context.batch_size < cls.needs.min_batch:
-            return f"batch size {context.batch_size} is below the {cls.needs.min_batch} that the method needs"
-        return None
+        """Why this method cannot run with this model here, or None. The default checks what is declared."""
+        return (cls.declared(config).needs | config.plugin_needs()).lacking(model, context.batch_size)
 
     def setup(self) -> None:
         """Choose what is adapted, set modes, build the optimizer. The model arrives in eval mode, all frozen."""
@@ -216,32 +307,44 @@ class Adapter(abc.ABC):
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
-        """Scores (B, C) for ``x`` (B, 3, H, W) in [0, 1] with the present state; changes nothing."""
-        scores: Tensor = self.model(x)
-        return scores
+        """Scores (B, C) for ``x`` (B, 3, H, W) in [0, 1] with the present state; changes nothing.
+
+        The default is the model's logits, or their softmax where ``outputs`` says "probabilities".
+        """
+        logits: Tensor = self.model(x)
+        return logits.softmax(1) if self.outputs == "probabilities" else logits
 
     def remember(self) -> None:
-        """Take the state that ``reset`` goes back to. The harness calls it once, after ``prepare``."""
-        self._initial = Snapshot.of(self, keep=self.reset_keeps, leave=("_initial", "config", "prepared"))
+        """Take the state that ``reset`` goes back to. The harness calls it once, between ``setup`` and ``prepare``."""
+        self._initial = Snapshot.of(
+            self, self.reset_keeps, leave=("_initial", "config", "prepared"), alone=[self.context.generator]
+        )
 
     def reset(self) -> None:
-        """Go back, in place, to the state after ``prepare``: model, optimizer, plain attributes; but for ``reset_keeps``.
+        """Go back, in place, to the state after ``setup``: model, optimizer, plain attributes; but for ``reset_keeps``.
+
+        What ``prepare`` returned stays in ``self.prepared``. ``context.generator`` goes on, under whatever name a method
+        has it: else every shift would meet the same draws. Generators of the method's own go back.
 
         Raises:
             RuntimeError: ``remember`` was never called.
         """
         if self._initial is None:
-            raise RuntimeError("reset() before remember(): the harness takes the state after prepare()")
+            raise RuntimeError("reset() before remember(): the harness takes the state after setup()")
         self._initial.restore()
 
     def checkpoint_origin(self) -> str:
-        """Where a learned method's checkpoint comes from, in a few words; a column of the results."""
+        """Where the method's checkpoint comes from, in a few words; a column of the results.
+
+        Empty: what its optimizer's checkpoint says of itself (see :mod:`tta_bench.optimizers`).
+        """
         return ""
 
     def stats(self) -> Mapping[str, float | Tensor]:
         """Numbers about the last step, always under the same keys; they become columns ``stat_<key>``.
 
-        A 0-dim tensor is read at the segment's end, so that nothing waits for the device.
+        A 0-dim tensor is read at the segment's end, so that nothing waits for the device. What the method's optimizers
+        say of themselves is added by the harness.
         """
         return {}
 

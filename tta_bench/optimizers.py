@@ -2,18 +2,24 @@
 
 An optimizer is a ``torch.optim.Optimizer`` with a ``Config`` (its hyperparameters, ``lr`` among them), registered under
 the entry points ``tta_bench.optimizers``; it is built as ``cls(parameters, **config)``.
+
+It may also have ``needs`` (a class attribute, :class:`Needs`), a method ``stats()`` as an adapter has, and the attribute
+``provenance`` of a learned one: what its checkpoint says of its origin. The harness finds optimizers on an adapter by
+itself and records all three, so that no method has to pass them on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+import operator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, model_validator
 from torch import Tensor
 
-from tta_bench.adapter import Config
+from tta_bench.adapter import Adapter, Config, Needs
 from tta_bench.errors import UsageError, refused
 from tta_bench.models import SourceModel
 from tta_bench.registry import OPTIMIZERS, Entry, Registry, installed
@@ -81,20 +87,65 @@ class OptimizerConfig(Config):
         return optimizer
 
 
-def checkpoint_origin(optimizer: torch.optim.Optimizer, model: SourceModel) -> str:
-    """What a learned optimizer's checkpoint says of its origin (its attribute ``provenance``); empty for any other."""
+def found_on(adapter: Adapter) -> dict[str, torch.optim.Optimizer]:
+    """Each optimizer that is an attribute of an adapter, or lies in a list, tuple or dict that is one, by its place.
+
+    Places are ``optimizer``, ``optimizers_0``, ``by_name_student``; an optimizer in two of them counts in the first.
+    """
+    found: dict[int, tuple[str, torch.optim.Optimizer]] = {}
+    for place, item in _within(adapter):
+        if isinstance(item, torch.optim.Optimizer):
+            found.setdefault(id(item), (place, item))
+    return dict(found.values())
+
+
+def _within(adapter: Adapter) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(adapter).items():
+        items = (
+            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+        )
+        yield from ((f"{name}_{key}", item) for key, item in items)
+        yield name, value
+
+
+def needs(adapter: Adapter) -> Needs:
+    """What an adapter and its optimizers need together."""
+    own = [getattr(optimizer, "needs", Needs()) for optimizer in found_on(adapter).values()]
+    return functools.reduce(operator.or_, own, adapter.needs)
+
+
+def stats(adapter: Adapter) -> dict[str, float | Tensor]:
+    """What an adapter says about its last step, and what its optimizers say; of several, under their places' names.
+
+    Raises:
+        ValueError: two of them say something under one name.
+    """
+    said: dict[str, float | Tensor] = dict(adapter.stats())
+    speaking: dict[str, Any] = {place: o for place, o in found_on(adapter).items() if hasattr(o, "stats")}
+    for place, optimizer in speaking.items():
+        prefix = f"{place}_" if len(speaking) > 1 else ""
+        more = {f"{prefix}{name}": value for name, value in optimizer.stats().items()}
+        if both := sorted(said.keys() & more):
+            which = f"{type(adapter).__name__}.stats() and its optimizer {type(optimizer).__name__}"
+            raise ValueError(
+                f"{which} both say {both[0]!r}: the harness adds what an optimizer says; rename the method's"
+            )
+        said |= more
+    return said
+
+
+def checkpoint_origin(adapter: Adapter) -> str:
+    """Where checkpoints come from: what the adapter says, or else what its optimizers' say of themselves."""
+    said = (_origin(optimizer, adapter.model) for optimizer in found_on(adapter).values())
+    return adapter.checkpoint_origin() or "; ".join(dict.fromkeys(filter(None, said)))
+
+
+def _origin(optimizer: torch.optim.Optimizer, model: SourceModel) -> str:
     provenance: Mapping[str, str] | None = getattr(optimizer, "provenance", None)
     if provenance is None:
         return ""
     if not provenance:
         return "no provenance"
     own = provenance.get("weights_sha256") == model.weights_sha256
-    said = provenance.get("summary", "")
-    return said if own or not model.weights_sha256 else f"{said}; made for another source model"
-
-
-def optimizer_stats(optimizer: torch.optim.Optimizer) -> Mapping[str, float | Tensor]:
-    """What an optimizer says about its last step (its method ``stats``), for an adapter's ``stats``."""
-    stats: Any = getattr(optimizer, "stats", dict)
-    found: Mapping[str, float | Tensor] = stats()
-    return found
+    summary = provenance.get("summary", "")
+    return summary if own or not model.weights_sha256 else f"{summary}; made for another source model"

@@ -23,23 +23,37 @@ _OPAQUE = (
 )  # fmt: skip
 
 
+class Untouched:
+    """The value of an attribute ``survives_reset``: no snapshot looks into its object. A deep copy of that has it not."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> bool:
+        return False
+
+
 class Snapshot:
-    """The state of an object graph. Build one with :meth:`of`; :meth:`restore` may be called any number of times."""
+    """The state of an object graph. Build one with :meth:`of`; :meth:`restore` may be called any number of times.
+
+    An object whose attribute ``survives_reset`` is true is left alone, with all that is reached only through it.
+    """
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], object]] = []
         self._seen: dict[int, Any] = {}  # holds the objects, so that an id is not used again
 
     @classmethod
-    def of(cls, root: object, keep: Iterable[str] = (), leave: Iterable[str] = ()) -> Snapshot:
+    def of(
+        cls, root: object, keep: Iterable[str] = (), leave: Iterable[str] = (), alone: Iterable[object] = ()
+    ) -> Snapshot:
         """Take the state of everything reachable from ``root``'s attributes.
 
         Args:
             root: an object with a ``__dict__``.
             keep: dotted attribute paths below ``root`` whose present value survives a restore, with all below it.
             leave: names of attributes of ``root`` that are not looked into at all.
+            alone: objects that are not looked into, wherever they are found.
         """
         snapshot = cls()
+        snapshot._seen = {id(value): value for value in alone}
         snapshot._visit(root, "", frozenset(keep) | frozenset(leave))
         return snapshot
 
@@ -52,7 +66,7 @@ class Snapshot:
     # -- walking -----------------------------------------------------------------------------------------------------
 
     def _visit(self, value: Any, path: str, stop: frozenset[str]) -> None:
-        if isinstance(value, _OPAQUE) or id(value) in self._seen or getattr(type(value), "survives_reset", False):
+        if isinstance(value, _OPAQUE) or id(value) in self._seen or getattr(value, "survives_reset", False):
             return
         self._seen[id(value)] = value
         if isinstance(value, torch.Tensor):
@@ -61,11 +75,15 @@ class Snapshot:
             state = value.get_state()
             self._undo.append(functools.partial(value.set_state, state))
         elif isinstance(value, np.ndarray):
-            array = value.copy()
-            self._undo.append(lambda: np.copyto(value, array))
+            self._array(value)
         elif isinstance(value, np.random.Generator):
-            bits = copy.deepcopy(value.bit_generator.state)
-            self._undo.append(lambda: setattr(value.bit_generator, "state", copy.deepcopy(bits)))
+            self._visit(value.bit_generator, path, stop)
+        elif isinstance(value, np.random.BitGenerator):
+            bits = copy.deepcopy(value.state)
+            self._undo.append(lambda: setattr(value, "state", copy.deepcopy(bits)))
+        elif isinstance(value, np.random.RandomState):
+            whole = copy.deepcopy(value.get_state(legacy=False))  # with the normal draw that it may hold back
+            self._undo.append(lambda: value.set_state(copy.deepcopy(whole)))
         elif isinstance(value, dict):
             self._mapping(value, path, stop)
         elif isinstance(value, list | deque | set):
@@ -88,6 +106,11 @@ class Snapshot:
                 tensor.grad = None if gradient is None else gradient.clone()
 
         self._undo.append(undo)
+
+    def _array(self, array: np.ndarray) -> None:
+        if array.flags.writeable:  # one that is not cannot have changed in place
+            data = array.copy()
+            self._undo.append(lambda: np.copyto(array, data))
 
     def _mapping(self, mapping: dict[Any, Any], path: str, stop: frozenset[str]) -> None:
         kept = {key for key in mapping if _join(path, key) in stop}

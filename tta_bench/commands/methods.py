@@ -89,7 +89,8 @@ def _changes(cls: type[Adapter], preset: str) -> str:
 
 
 def _needs(needs: Needs) -> str:
-    parts = [name.replace("_", " ") for name in ("backward", "source_images", "checkpoint") if getattr(needs, name)]
+    parts = [name.replace("_", " ") for name, value in vars(needs).items() if value is True]
     parts += [f"batch of {needs.min_batch}"] if needs.min_batch > 1 else []
     parts += [f"{' or '.join(needs.norm_kinds)} norm"] if needs.norm_kinds else []
+    parts += [f"package {name}" for name in needs.packages]
     return ", ".join(parts) or "nothing"

@@ -177,6 +177,7 @@ def _summary(
         f"{distinct - len(waiting)} finished, {len(waiting)} to run",
         f"  {scheduler.describe(options, len(waiting))}",
         f"  results in {out}",
+        *_missing_presets(selected),
     ]
     if cache.root is None:
         lines.append("  image cache: off")
@@ -187,6 +188,15 @@ def _summary(
             f"{needed / 2**20:,.0f} MiB ({free / 2**20:,.0f} MiB free)"
         )
     return "\n".join(lines)
+
+
+def _missing_presets(trials: Sequence[Trial]) -> list[str]:
+    """One line for each method and model whose published hyperparameters are not known."""
+    lacking = dict.fromkeys((t.method, t.preset_missing, t.model) for t in trials if t.preset_missing)
+    return [
+        f"  {method} has no preset {preset!r} for model {model!r}: its defaults are used"
+        for method, preset, model in lacking
+    ]
 
 
 def _prepare(cache: ImageCache, missing: Sequence[Entry], console: Console) -> None:

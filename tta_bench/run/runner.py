@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tta_bench import optimizers
 from tta_bench.adapter import Adapter, SourceRequest, context_for
 from tta_bench.data.base import digest
 from tta_bench.data.cache import Direct, ImageCache, Images
@@ -116,10 +117,16 @@ class Workbench:
     def prepared(
         self, adapter: Adapter, trial: Trial, counter: PassCounter
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(what ``prepare`` returned, facts about it); reused for a method, config, model, source data and seed."""
+        """(what ``prepare`` returned, facts about it); reused for a method, config, model, source data and seed.
+
+        Raises:
+            TypeError: the method asks for source images without declaring it, so that they are not in the trial's key.
+        """
         request = adapter.source_request()
         if request is None:
             return {}, {}
+        if not adapter.needs.source_images:
+            raise TypeError("source_request() asks for images, but the method's needs do not have source_images")
         asked = {k: trial.asked.get(k) for k in ("method", "model", "source", "batch_size", "seed", "precision")}
         place = digest([asked, vars(request)])
         if place not in self._prepared:
@@ -211,7 +218,7 @@ class _Run:
         self.dataset = bench.materials.datasets[trial.model]
         pristine, self.counter = bench.pristine(trial)
         # a method's own randomness is Context.generator; a stray global draw at least does not depend on what ran before
-        seed = derived_seed("method", trial.seed, self.stream.sha256)
+        seed = derived_seed("prepare", trial.seed)  # of no stream: what prepare() returned is reused by others
         torch.manual_seed(seed)
         self.counter.read()
         cls: type[Adapter] = bench.materials.registry.load(trial.method)
@@ -246,21 +253,22 @@ class _Run:
         prepared, facts = self.bench.prepared(adapter, self.trial, self.counter)
         adapter.reset()  # prepare() leaves nothing behind but what it returned, so that it may be reused
         adapter.prepared = {name: value.clone() for name, value in prepared.items()}
+        self._seed(derived_seed("method", self.trial.seed, self.stream.sha256))
         self.steps.read()
         self.counter.read()
-        needs = adapter.needs
+        self.needs = optimizers.needs(adapter)
         return {
             **facts,
             "adapted_parameters": sum(p.numel() for p in adapter.model.parameters() if p.requires_grad),
             "batch_statistics": _batch_statistics(adapter),
-            "checkpoint": adapter.checkpoint_origin(),
+            "checkpoint": optimizers.checkpoint_origin(adapter),
             "reset_keeps": ",".join(adapter.reset_keeps),
-            "needs_backward": needs.backward,
-            "needs_source_images": needs.source_images,
-            "needs_checkpoint": needs.checkpoint,
-            "needs_min_batch": needs.min_batch,
-            "needs_norm_kinds": ",".join(needs.norm_kinds),
+            **self.needs.columns(),
         }
+
+    def _seed(self, seed: int) -> None:
+        self.adapter.context.generator.manual_seed(seed)
+        torch.manual_seed(seed)
 
     # -- one segment -------------------------------------------------------------------------------------------------
 
@@ -271,12 +279,12 @@ class _Run:
             if batch.reset_before:
                 self.adapter.reset()
             data_ms.append(waited_ms)
-            adapts = batch.adapt and len(batch.image) >= self.adapter.needs.min_batch
+            adapts = batch.adapt and len(batch.image) >= self.needs.min_batch
             with self.watch.timing():
                 scores = self.adapter.step(x) if adapts else self.adapter.predict(x)
             _check_shape(scores, len(x), self.adapter.context.num_classes)
             graded.append(metrics.grade(scores.detach(), self.adapter.outputs))
-            stats.append(_copied(self.adapter.stats()) if adapts else None)
+            stats.append(_copied(optimizers.stats(self.adapter)) if adapts else None)
         return self._measured(segment, graded, np.array(data_ms), stats)
 
     def _batches(self, segment: Segment, images: list[Images | Direct]) -> Iterator[tuple[Batch, Tensor, float]]:
@@ -319,7 +327,7 @@ class _Run:
         correct = predicted == self._labels(shift, image)
         sizes = np.diff(self.stream.bounds[segment.first : segment.last + 1])
         numbers = np.arange(segment.first, segment.last)
-        kept = {f"stat_{name}": _numbers(name, stats) for name in self.adapter.stats()}
+        kept = {f"stat_{name}": _numbers(name, stats) for name in optimizers.stats(self.adapter)}
         adapted = np.array([s is not None for s in stats])
         cost = {
             **_timing(step_ms, sizes, numbers),

@@ -176,6 +176,7 @@ def _planned(trial: Trial, images: int) -> dict[str, Any]:
         "method": trial.method,
         "variant": trial.variant,
         "preset": trial.preset,
+        "preset_missing": trial.preset_missing,
         "config": dict(trial.config),
         "model": trial.model,
         "setting": trial.setting.values() | {"id": trial.setting.id},

@@ -45,6 +45,7 @@ class Trial:
         label: the row's name in tables; ``method`` is the registered name.
         variant: the method's variant ("official" where it has only one).
         preset: the published hyperparameters it started from; empty: the Config's own defaults.
+        preset_missing: the preset that the model names and the method lacks, so that its defaults are used; or empty.
         config: resolved hyperparameters.
         model: the suite's name of the source model.
         stream: how the stream is made.
@@ -59,6 +60,7 @@ class Trial:
     method: str
     variant: str
     preset: str
+    preset_missing: str
     config: Mapping[str, Any]
     model: str
     stream: StreamSpec
@@ -254,6 +256,7 @@ def _trials(
                 method=row.method.name,
                 variant=row.asked["variant"],
                 preset=row.preset,
+                preset_missing=row.preset_missing,
                 config=config,
                 model=row.model,
                 stream=stream,

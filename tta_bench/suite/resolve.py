@@ -19,13 +19,17 @@ from tta_bench.suite import LoadedSuite, MethodEntry, config_problems
 
 @dataclass(frozen=True)
 class Row:
-    """One method row with one model: its resolved hyperparameters, and what the key says of it."""
+    """One method row with one model: its resolved hyperparameters, and what the key says of it.
+
+    ``preset_missing`` is the model's preset where the method has hyperparameters but no preset of that name.
+    """
 
     method: MethodEntry
     label: str
     model: str
     batch_size: int
     preset: str
+    preset_missing: str
     config: Config
     asked: dict[str, Any]
     source_images: bool
@@ -63,6 +67,7 @@ def _row(
 ) -> Row | None:  # fmt: skip
     method = loaded.suite.methods[index]
     preset = model.preset if model.preset and model.preset in cls.presets else ""
+    missing = model.preset if model.preset and not preset and cls.Config.model_fields else ""
     values = cls.presets[preset].resolve(batch_size) if preset else {}
     values |= _named(model.name, {**method.config, **method.per_model.get(model.name, {}), **chosen})
     try:
@@ -77,7 +82,8 @@ def _row(
         "code_sha256": code(loaded.registry.entry(method.name)),
         **{role: {"name": entry.name, "code_sha256": code(entry)} for role, entry in config.plugins().items()},
     }
-    return Row(method, label, model.name, batch_size, preset, config, asked, cls.needs.source_images)
+    source_images = cls.declared(config).needs.source_images
+    return Row(method, label, model.name, batch_size, preset, missing, config, asked, source_images)
 
 
 def _named(model: str, value: Any) -> Any:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tta_bench import optimizers
 from tta_bench.adapter import Adapter, context_for
 from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.data.kinds.digits import load_split
@@ -109,6 +110,8 @@ def _difference(one: list[Tensor], other: list[Tensor]) -> float:
 
 
 def _steps(adapter: Adapter, batches: list[Tensor]) -> list[Tensor]:
+    """Scores of each batch; runs that are compared start from equal states of the generator."""
+    adapter.context.generator.manual_seed(0)
     return [adapter.step(x.clone()).detach().clone() for x in batches]
 
 
@@ -142,7 +145,10 @@ def reset_restores(bench: Bench) -> Iterator[str]:
 def _reset_as_fresh(bench: Bench, used: Adapter) -> Iterator[str]:
     fresh = bench.adapter()
     kept = {path: copy.deepcopy(_at(used, path)) for path in used.reset_keeps}
+    state = used.context.generator.get_state()
     used.reset()
+    if not torch.equal(state, used.context.generator.get_state()):
+        yield "reset() rewound context.generator: every shift would meet the same draws"
     for path, before in kept.items():
         if not _same(before, _at(used, path)):
             yield f"reset_keeps names {path!r}, but reset() changed it"
@@ -216,7 +222,7 @@ def other_batch_sizes(bench: Bench) -> Iterator[str]:
     adapter = bench.adapter()
     adapter.step(bench.batches(1)[0])
     short = bench.batches(1, size=3)[0]
-    act = adapter.step if bench.cls.needs.min_batch <= 3 else adapter.predict
+    act = adapter.step if adapter.needs.min_batch <= 3 else adapter.predict
     yield from (f"a last batch of 3: {wrong}" for wrong in _wrong_scores(act(short), 3))
     if bench.declines(batch_size=1) is None:
         single = bench.adapter(batch_size=1)
@@ -263,7 +269,7 @@ def needs_are_true(bench: Bench) -> Iterator[str]:
         adapter = bench.adapter(model=pristine)
         counter.read(), steps.read()
         _steps(adapter, bench.batches(3))
-    needs = adapter.needs  # setup() may narrow the class's
+    needs = optimizers.needs(adapter)
     (_, backwarded), updates = counter.read(), steps.read()
     if not needs.backward and (backwarded or updates):
         yield f"declared backward-free, but {backwarded} images were backwarded and {updates} updates taken"
@@ -274,16 +280,23 @@ def needs_are_true(bench: Bench) -> Iterator[str]:
 
 
 def only_declared_parameters_change(bench: Bench) -> Iterator[str]:
-    """Parameters that require no gradient after setup() keep their values."""
+    """Parameters that require no gradient after setup(), and all tensors of constant networks, keep their values."""
     adapter = bench.adapter()
-    frozen = {n: p.detach().clone() for n, p in adapter.model.named_parameters() if not p.requires_grad}
+    now = {name: p for name, p in adapter.model.named_parameters() if not p.requires_grad} | _constant(adapter)
+    frozen = {name: value.detach().clone() for name, value in now.items()}
     _steps(adapter, bench.batches(3))
-    now = dict(adapter.model.named_parameters())
     for name, before in frozen.items():
         if not torch.equal(before, now[name].detach()):
             change = float((before - now[name].detach()).abs().max())
             yield f"{name} requires no gradient, yet changed by {change:.3g}"
             return
+
+
+def _constant(adapter: Adapter) -> dict[str, Tensor]:
+    networks = {
+        k: v for k, v in vars(adapter).items() if isinstance(v, nn.Module) and getattr(v, "survives_reset", False)
+    }
+    return {f"{place}.{name}": value for place, net in networks.items() for name, value in net.state_dict().items()}
 
 
 def no_secret_in_reach(bench: Bench) -> Iterator[str]:
@@ -301,7 +314,7 @@ def stats_keep_their_keys(bench: Bench) -> Iterator[str]:
     adapter, seen = bench.adapter(), set[tuple[str, ...]]()
     for x in bench.batches(3):
         adapter.step(x)
-        stats = adapter.stats()
+        stats = optimizers.stats(adapter)
         seen.add(tuple(sorted(stats)))
         if bad := [key for key, value in stats.items() if not _is_number(value)]:
             yield f"stats()[{bad[0]!r}] is no number"

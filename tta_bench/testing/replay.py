@@ -24,6 +24,7 @@ def replay(
     reset_after: int | None = None,
     variant: str = "official",
     *,
+    seed: int = 0,
     after_step: Callable[[Adapter], None] | None = None,
 ) -> tuple[np.ndarray, Adapter]:
     """Feed given batches to a method, in order, and return what it returned.
@@ -36,6 +37,7 @@ def replay(
         source_batches: each (B, 3, H, W), for ``prepare``; one pass, in order.
         reset_after: call ``reset()`` once, immediately before this test batch (counted from 0).
         variant: the method's variant; methods that have only one take "official" alone.
+        seed: of ``context.generator``.
         after_step: called with the adapter after each batch, to look at it.
 
     Returns:
@@ -54,7 +56,7 @@ def replay(
     parameter = next(net.parameters())
     wrapped = SourceModel(net, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).to(parameter.device, parameter.dtype).eval()
     first = test_batches[0]
-    context = context_for(wrapped, len(first), first.shape[-1], parameter.device, seed=0)
+    context = context_for(wrapped, len(first), first.shape[-1], parameter.device, seed)
     adapter = prepared(cls(wrapped, cls.Config.model_validate(values), context), iter(source_batches))
     scores = []
     for number, x in enumerate(test_batches):
@@ -67,7 +69,7 @@ def replay(
 
 
 def prepared(adapter: Adapter, source: Iterator[torch.Tensor]) -> Adapter:
-    """The adapter after ``setup`` and ``prepare``, as the runner brings it there."""
+    """The adapter after ``setup`` and ``prepare``, as the runner brings it there: its generator is seeded anew."""
     adapter.setup()
     adapter.remember()
     if adapter.source_request() is not None:
@@ -75,4 +77,6 @@ def prepared(adapter: Adapter, source: Iterator[torch.Tensor]) -> Adapter:
         returned = adapter.prepare(x.to(like.device, like.dtype) for x in source)
         adapter.reset()
         adapter.prepared = returned
+    generator = adapter.context.generator
+    generator.manual_seed(generator.initial_seed())
     return adapter
