@@ -81,7 +81,7 @@ def evidence(folder: pathlib.Path, labels: list[str] = LABELS, models: list[str]
     asked = {"tag": "resnet18", "weights_sha256": "ab" * 32, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}
     trials = [{"dataset": "D-C", "shifts": [["fog", 5, "fog-5"]], "model": model, "data": f"{i}f" * 32}
               for i, model in enumerate(models)]  # fmt: skip
-    plan: Mapping[str, Any] = {"suite": "s", "all_images": False, "numerics_version": 1, "schema_version": 3,
+    plan: Mapping[str, Any] = {"suite": "s", "all_images": False, "numerics_version": 1, "schema_version": 4,
                                "models": dict.fromkeys(models, asked), "trials": trials}  # fmt: skip
     session = {"session": 0, "started": "2026-01-01T00:00:00+00:00", "command": ["tta-bench", "run", "a b"],
                "tta_bench": "0.1.0", "git": {"commit": "c0ffee", "dirty": True}, "packages": {"torch": "2.6"},
@@ -89,7 +89,9 @@ def evidence(folder: pathlib.Path, labels: list[str] = LABELS, models: list[str]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps({"sessions": [session]}))
     frame = pd.DataFrame(rows)
-    return Evidence((Results(folder, plan, frame, frame, 0),), frame, frame, ("they differ in torch: 1 & 2",), ())
+    return Evidence(
+        (Results(folder, plan, frame, frame, frame, 0),), frame, frame, frame, ("they differ in torch: 1 & 2",), ()
+    )
 
 
 def content(folder: pathlib.Path) -> Content:
@@ -133,6 +135,6 @@ _SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="900pt" viewBox="0 0 900
 def write_page(folder: pathlib.Path) -> pathlib.Path:
     """The report's page with a figure, black in the light and white in the dark, beside a table in ``data/``."""
     (folder / "report" / "data").mkdir(parents=True)
-    (folder / "report" / "data" / "rows.csv").write_text("a\n")
+    (folder / "report" / "data" / "shifts.csv").write_text("a\n")
     drawn = [Figure("by corruption", "By corruption", "Error by corruption & method.", [], _SVG)]
     return page.write(content(folder / "run"), drawn, folder / "report" / "index.html")

@@ -20,7 +20,7 @@ SNOW = {("a", "m", "snow-5", 0): verdicts(10, 100)}
 def test_runs_of_one_setting_stand_in_one_table(tmp_path: pathlib.Path) -> None:
     runs = [write_run(tmp_path / name, cells) for name, cells in (("one", FOG), ("two", SNOW))]
     evidence = gather(runs)
-    assert evidence.segments["shift"].tolist() == ["fog-5", "snow-5"]
+    assert evidence.shifts["shift"].tolist() == ["fog-5", "snow-5"]
     assert evidence.segments["run"].tolist() == [0, 1]
     assert len(evidence.batches) == 20
     assert evidence.mixed == ()
@@ -102,7 +102,7 @@ def test_damaged_arrays_make_a_missing_cell_with_a_note(tmp_path: pathlib.Path) 
     file = sorted((run / "trials").glob("*.npz"))[0]
     file.write_bytes(file.read_bytes()[:200])
     found = gather([run])
-    assert sorted(found.segments["status"]) == ["missing", "ok"]
+    assert sorted(found.shifts["status"]) == sorted(found.segments["status"]) == ["missing", "ok"]
     assert "one has 1 damaged trials, which count as missing: run the suite again." in found.notes
 
 
@@ -110,6 +110,8 @@ def test_load_results_gives_tidy_frames(tmp_path: pathlib.Path) -> None:
     runs = [write_run(tmp_path / "one", FOG), write_run(tmp_path / "two", SNOW)]
     rows = tta_bench.load_results(*runs)
     assert rows.set_index("shift")["error_pct"].to_dict() == {"fog-5": 10, "snow-5": 10}
+    costs = tta_bench.load_results(*runs, table="segments")
+    assert costs.set_index("segment")["images_forwarded"].to_dict() == {"fog-5": 100, "snow-5": 100}
     curve = tta_bench.load_results(str(runs[0]), table="batches")
     assert curve["running_error_pct"].iloc[-1] == pytest.approx(10)
     errors = tta_bench.load_results(*runs, table="errors")

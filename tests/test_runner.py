@@ -76,19 +76,25 @@ class Counting(Adapter):
 
 def test_adapt_images_adapts_on_the_first_and_grades_the_rest_apart(run: Runner) -> None:
     protocol = "batch_size: 20\nprotocol: {kind: reset, adapt_images: [40, 60, all]}"
-    rows, results = [], []
+    rows, costs, results = [], [], []
     for trial in (1, 3, 5):  # contrast, for each number
         results.append(run(Counting, ("batch_size: 40", protocol), trial=trial))
-        rows += results[-1].segments
+        rows += results[-1].shifts
+        costs += results[-1].segments
     counts = [result.batches["stat_count"].tolist() for result in results]
     np.testing.assert_array_equal(counts, [[1, 2, *[np.nan] * 3], [1, 2, 3, np.nan, np.nan], [1, 2, 3, 4, 5]])
-    assert [row["stat_count"] for row in rows] == [1.5, 2, 3], "over the batches that were adapted on"
+    assert [row["stat_count"] for row in costs] == [1.5, 2, 3], "over the batches that were adapted on"
     wrong = ~results[0].images["correct"]
     assert {row["error_pct"] for row in rows} == {wrong.mean() * 100}
     assert {row["error_after_pct"] for row in rows} == {wrong[60:].mean() * 100}, (
         "the same images whatever was adapted on"
     )
-    assert "error_after_pct" not in run(Counting).segments[0]
+    [plain] = run(Counting).shifts
+    assert (plain["error_after_pct"], plain["images_adapted"], plain["error_skipped_pct"]) == (None, None, None)
+    adapted = [(row["images_adapted"], row["images_skipped"]) for row in rows]
+    assert adapted == [(40, 60), (60, 40), (None, None)]
+    assert [row["error_adapted_pct"] for row in rows[:2]] == [wrong[:40].mean() * 100, wrong[:60].mean() * 100]
+    assert [row["error_skipped_pct"] for row in rows[:2]] == [wrong[40:].mean() * 100, wrong[60:].mean() * 100]
 
 
 def test_a_row_says_what_was_measured(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,9 +102,9 @@ def test_a_row_says_what_was_measured(run: Runner, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Stopwatch, "read_ms", lambda self: np.array([100.0, 50.0, 20.0]))
     result = run(Plain, bench=store)
     assert (result.status, result.reason) == ("ok", "")
-    [row] = result.segments
-    assert row["shift"] == "contrast-5"
-    assert (row["images"], row["batches"], row["images_forwarded"], row["updates"]) == (100, 3, 100, 0)
+    [segment], [row] = result.segments, result.shifts
+    assert (row["shift"], row["segment"], row["role"]) == ("contrast-5", "contrast-5", "stream")
+    assert (segment["images"], segment["batches"], segment["images_forwarded"], segment["updates"]) == (100, 3, 100, 0)
     images, labels = result.images, store["bench"].setting.datasets["resnet_bn"].labels
     stream = build(store["trial"].stream)
     assert np.array_equal(images["image"], stream.image), "in stream order"
@@ -107,8 +113,11 @@ def test_a_row_says_what_was_measured(run: Runner, monkeypatch: pytest.MonkeyPat
     assert row["error_pct"] == pytest.approx(100 - row["correct"])
     assert row["confidence_mean"] == pytest.approx(images["confidence"].mean(), abs=1e-6)
     assert result.batches["images"].tolist() == [40, 40, 20]
-    assert (row["warmup_ms"], row["step_ms_median"], row["images_per_s"]) == (150.0, 20.0, 1000.0)
-    assert row["peak_memory_mib"] is None
+    assert (segment["warmup_ms"], segment["step_ms_median"], segment["images_per_s"]) == (150.0, 20.0, 1000.0)
+    assert segment["peak_memory_mib"] is None
+    assert segment["most_predicted_pct"] == np.bincount(images["predicted"]).max()
+    errors = [~images["correct"][labels[stream.image] == c] for c in np.unique(labels[stream.image])]
+    assert row["class_mean_error_pct"] == pytest.approx(100 * np.mean([wrong.mean() for wrong in errors]))
     assert result.environment["threads"] == 1
 
 

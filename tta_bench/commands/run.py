@@ -192,7 +192,7 @@ def _recall(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retry_fail
         if record is None or (trial.key in chosen and not _finished(record, retry_failed)):
             continue
         finished.add(trial.key)
-        tally.add(trial.label, trial.model, record["status"], record["segments"])
+        tally.add(trial.label, trial.model, record["status"], record["shifts"])
         if record["status"] == "ok":
             estimates.learn(trial, record["facts"]["trial_s"])
     waiting = [trial for trial in _distinct(selected) if trial.key not in finished]

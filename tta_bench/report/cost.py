@@ -17,7 +17,7 @@ class CostRow:
     Attributes:
         images_per_s: images per second of step time, median over trials.
         step_ms, step_ms_p95: time of a batch's step, median and 95th percentile of a trial, their medians over trials, ms.
-        slowdown: step time over the baseline's, median over the shifts and seeds that both have.
+        slowdown: step time over the baseline's, median over the segments and seeds that both have.
         forwards, backwards, updates: images forwarded, images backwarded and optimizer steps for each 1,000 images.
         peak_memory_mib: largest peak of device memory, MiB.
         prepare_s: of ``prepare()``, in the trial that ran it, s.
@@ -124,8 +124,8 @@ def _untimed(part: pd.DataFrame, places: Sequence[tuple[str, str]], about: str, 
 
 
 def _steps(frame: pd.DataFrame) -> pd.Series:
-    """Median step time by (shift, seed, visit, adapt_images), ms."""
-    places = [frame["shift"], frame["seed"], frame["visit"], frame["adapt_images"].fillna(0)]
+    """Median step time by (segment, seed, visit, adapt_images), ms."""
+    places = [frame["segment"], frame["seed"], frame["visit"], frame["adapt_images"].fillna(0)]
     return frame["step_ms_median"].groupby(places).median()
 
 

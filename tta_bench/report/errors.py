@@ -52,9 +52,7 @@ def curves(evidence: Evidence) -> list[ErrorTable]:
 
 def _sections(evidence: Evidence) -> Iterator[tuple[tuple[str, str, int], pd.DataFrame]]:
     """((data set, protocol, batch size), their rows)."""
-    for (dataset, protocol, size), frame in evidence.segments.groupby(
-        ["dataset", "protocol", "batch_size"], sort=False
-    ):
+    for (dataset, protocol, size), frame in evidence.shifts.groupby(["dataset", "protocol", "batch_size"], sort=False):
         yield (str(dataset), str(protocol), int(size)), frame
 
 

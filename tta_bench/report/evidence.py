@@ -20,6 +20,7 @@ from tta_bench.store import results
 from tta_bench.store.results import Results
 
 _CELL = ["label", "model", "dataset", "protocol", "batch_size", "adapt_images", "seed", "shift", "visit"]
+TRIAL = ["run", "label", "model", "key"]  # what names a trial in the tables; labels may share a key
 _PACKAGES = ("torch", "timm")
 
 
@@ -29,7 +30,7 @@ class Evidence:
 
     Attributes:
         runs: in the order given.
-        segments: the rows of all runs (:data:`tta_bench.store.results.COLUMNS`), with ``run`` (number of the run),
+        segments, shifts: the tables of all runs (:mod:`tta_bench.store.schema`), with ``run`` (number of the run),
             ``images_planned`` (images a shift) and ``partial`` (only a part of the data set was used).
         batches: the online curves of all runs, with ``run``.
         mixed: in words, how the runs differ that the user asked to put together; empty where they do not.
@@ -38,6 +39,7 @@ class Evidence:
 
     runs: tuple[Results, ...]
     segments: pd.DataFrame
+    shifts: pd.DataFrame
     batches: pd.DataFrame
     mixed: tuple[str, ...]
     notes: tuple[str, ...]
@@ -50,12 +52,12 @@ class Evidence:
     @property
     def labels(self) -> list[str]:
         """All methods, in the order of the suites."""
-        return list(dict.fromkeys(self.segments["label"]))
+        return list(dict.fromkeys(self.shifts["label"]))
 
     @property
     def models(self) -> list[str]:
         """All source models, in the order of the suites."""
-        return list(dict.fromkeys(self.segments["model"]))
+        return list(dict.fromkeys(self.shifts["model"]))
 
     def trials(self) -> Iterator[tuple[Results, Mapping[str, Any]]]:
         """Each planned trial with its run."""
@@ -82,9 +84,8 @@ def gather(folders: Sequence[pathlib.Path], *, mix: bool = False) -> Evidence:
     if twice := [str(f) for f, place in zip(folders, places, strict=True) if places.count(place) > 1]:
         raise UsageError(Problem("the run is given twice", twice[0], hint="give each run once"))
     runs = tuple(results.load(folder) for folder in folders)
-    segments = pd.concat([_numbered(run, number) for number, run in enumerate(runs)], ignore_index=True)
-    batches = pd.concat([run.batches.assign(run=number) for number, run in enumerate(runs)], ignore_index=True)
-    problems = [*_doubled(runs, segments), *_relabelled(runs)]
+    segments, shifts, batches = (_joined(runs, name) for name in ("segments", "shifts", "batches"))
+    problems = [*_doubled(runs, shifts), *_relabelled(runs)]
     differences = list(_differences(runs, segments))
     if not mix:
         problems += [
@@ -92,7 +93,14 @@ def gather(folders: Sequence[pathlib.Path], *, mix: bool = False) -> Evidence:
         ]
     if problems:
         raise UsageError(problems)
-    return Evidence(runs, segments, batches, tuple(differences), tuple(_notes(runs, segments)))
+    return Evidence(runs, segments, shifts, batches, tuple(differences), tuple(_notes(runs, segments)))
+
+
+def of_shifts(table: pd.DataFrame, shifts: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ``table``, segments or batches, that are of the segments which ``shifts`` are rows of."""
+    place = [*TRIAL, "position"]
+    places = pd.MultiIndex.from_frame(table[place])
+    return table[places.isin(pd.MultiIndex.from_frame(shifts[place].drop_duplicates()))]
 
 
 def adapting_most(rows: pd.DataFrame) -> tuple[int, pd.DataFrame]:
@@ -102,11 +110,17 @@ def adapting_most(rows: pd.DataFrame) -> tuple[int, pd.DataFrame]:
     return most, rows[adapted == most]
 
 
-def _numbered(run: Results, number: int) -> pd.DataFrame:
+def _joined(runs: Sequence[Results], name: str) -> pd.DataFrame:
+    """A table of all runs, one below the other."""
+    return pd.concat([_numbered(run, number, name) for number, run in enumerate(runs)], ignore_index=True)
+
+
+def _numbered(run: Results, number: int, name: str) -> pd.DataFrame:
+    table = run.tables[name].assign(run=number)
+    if name == "batches":
+        return table
     planned = {trial["key"]: int(trial["images"]) for trial in run.plan["trials"]}
-    return run.segments.assign(
-        run=number, images_planned=run.segments["key"].map(planned), partial=not run.plan["all_images"]
-    )
+    return table.assign(images_planned=table["key"].map(planned), partial=not run.plan["all_images"])
 
 
 def _sessions(folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -121,11 +135,11 @@ def _sessions(folder: pathlib.Path) -> list[dict[str, Any]]:
 # -- what must not stand in one table ----------------------------------------------------------------------------------
 
 
-def _doubled(runs: Sequence[Results], segments: pd.DataFrame) -> Iterator[Problem]:
+def _doubled(runs: Sequence[Results], shifts: pd.DataFrame) -> Iterator[Problem]:
     """Cells that two runs fill: averaging them would count one of them as a further seed."""
     if len(runs) < 2:
         return
-    places = segments.groupby(_CELL, dropna=False, sort=False)["run"].agg(["nunique", "min", "max"])
+    places = shifts.groupby(_CELL, dropna=False, sort=False)["run"].agg(["nunique", "min", "max"])
     for (first, last), group in places[places["nunique"] > 1].groupby(["min", "max"]):
         label, model, *_ = group.index[0]
         what = f"{len(group)} cells are also in {runs[first].path}, the first is {label} on {model}"

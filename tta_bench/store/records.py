@@ -24,13 +24,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tta_bench import NUMERICS_VERSION
 from tta_bench.errors import Problem, UsageError
-from tta_bench.store import npz
+from tta_bench.store import npz, schema
+from tta_bench.streams import StreamSpec, build
 
 if TYPE_CHECKING:  # a process that only reads needs no torch
     from tta_bench.run.runner import TrialResult
     from tta_bench.suite.plan import Plan, Trial
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 def write_atomically(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -138,7 +139,10 @@ def _record(result: TrialResult, arrays: bytes, asked: Mapping[str, Any], sessio
     record = {k: v for k, v in vars(result).items() if k not in ("batches", "images", "log")}
     record |= {"schema_version": SCHEMA_VERSION, "session": session, "asked": dict(asked)}
     read_back = json.loads(json.dumps(record))  # as a reader will find it: tuples are lists then
-    return record | {"checksum": checksum(read_back, arrays)}
+    sealed: dict[str, Any] = read_back | {"checksum": checksum(read_back, arrays)}
+    if wrong := [*schema.faults(sealed)]:  # found now, not when it is read
+        raise TypeError("; ".join(wrong))
+    return sealed
 
 
 def checksum(record: Mapping[str, Any], arrays: bytes) -> str:
@@ -166,6 +170,13 @@ def write_plan(run: pathlib.Path, plan: Plan) -> None:
     write_atomically(run / "plan.json", functools.partial(_write_lines, values=content))
 
 
+@functools.lru_cache(maxsize=4096)
+def _rows(stream: StreamSpec) -> dict[str, Any]:
+    """What a stream's rows are of: its segments (name, visit, role), and its cells (segment, shift, visit)."""
+    made = build(stream)
+    return {"segments": [(s.name, s.visit, s.role) for s in made.segments], "cells": made.cells}
+
+
 def _planned(trial: Trial, dataset: str) -> dict[str, Any]:
     return {
         "key": trial.key,
@@ -179,6 +190,7 @@ def _planned(trial: Trial, dataset: str) -> dict[str, Any]:
         "protocol": trial.stream.protocol,
         "adapt_images": trial.stream.adapt_images,
         "shifts": [[s.corruption, s.severity, s.id] for s in trial.stream.shifts],
+        **_rows(trial.stream),
         "seed": trial.seed,
         "batch_size": trial.stream.batch_size,
         "images": trial.stream.subset,
@@ -209,7 +221,11 @@ class Stored:
 
 
 def look(run: pathlib.Path, key: str) -> Stored:
-    """Read a trial and compare its files with their checksum."""
+    """Read a trial and compare its files with their checksum.
+
+    Raises:
+        UsageError: the files are whole, but hold a fact that is unknown, lack one, or have one of another type.
+    """
     path = f"{run}/trials/{key}.json"
     try:
         with open(path, "rb") as stream:
@@ -233,7 +249,9 @@ def look(run: pathlib.Path, key: str) -> Stored:
         return Stored(None, f"{run}/trials/{key}.npz: {error.strerror}")
     if record.get("key") != key or record.get("checksum") != checksum(record, arrays):
         return Stored(None, f"{path} or the .npz beside it does not match its checksum")
-    record.pop("asked", None)  # nobody asks for it, and thousands of them take much memory
+    if wrong := [*schema.faults(record)]:
+        raise UsageError(unfit(wrong, path))
+    record.pop("asked")  # nobody asks for it, and thousands of them take much memory
     return Stored(record)
 
 
@@ -262,6 +280,12 @@ def check_version(run: pathlib.Path) -> None:
         version = content.get("schema_version") if isinstance(content, dict) else None
         if version is not None and version != SCHEMA_VERSION:
             raise UsageError(other_version(version, run / name))
+
+
+def unfit(wrong: Sequence[str], path: str) -> Problem:
+    """What to do about a file whose facts or arrays are not those of :mod:`tta_bench.store.schema`."""
+    hint = "read it with the tta-bench that made it (run.json names the version), or delete the trial and run it again"
+    return Problem(f"not as schema version {SCHEMA_VERSION} has it: {'; '.join(wrong)}", path, hint=hint)
 
 
 def other_version(version: Any, path: str | pathlib.Path) -> Problem:

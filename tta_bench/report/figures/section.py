@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tta_bench.report.content import Content
+from tta_bench.report.evidence import of_shifts
 from tta_bench.report.figures.sheet import Entry, Words
 from tta_bench.report.figures.style import Style, styles
 from tta_bench.report.table import ErrorTable, Row
@@ -57,17 +58,22 @@ class Section:
         return styles(self.content.labels)
 
     @functools.cached_property
-    def segments(self) -> pd.DataFrame:
+    def shifts(self) -> pd.DataFrame:
         """The rows that the tables are made from, whatever their status."""
-        frame, setting = self.content.evidence.segments, self.worst.setting
+        frame, setting = self.content.evidence.shifts, self.worst.setting
         frame = frame[(frame["dataset"] == setting.dataset) & (frame["protocol"] == setting.protocol)]
         frame = frame[frame["batch_size"] == setting.batch_size]
         return frame[frame["adapt_images"].fillna(0) == setting.adapt_images]
 
+    @property
+    def most_severe(self) -> pd.DataFrame:
+        """Those of them that are ok and of the most severe severity."""
+        frame = self.shifts
+        return frame[(frame["status"] == "ok") & (frame["severity"] == self.worst.setting.severity)]
+
     def per_thousand(self, column: str) -> dict[tuple[str, str], float]:
-        """A count for each 1,000 images at the most severe severity, by (source model, method)."""
-        frame = self.segments
-        frame = frame[(frame["status"] == "ok") & (frame["severity"] == self.worst.setting.severity)]
+        """A count for each 1,000 images in segments of the most severe severity, by (source model, method)."""
+        frame = of_shifts(self.content.evidence.segments, self.most_severe)
         sums = frame.groupby(["model", "label"], sort=False)[[column, "images"]].sum().astype(float)
         rates = 1000.0 * sums[column] / sums["images"]
         return {(str(model), str(label)): float(rate) for (model, label), rate in rates.items()}
@@ -82,8 +88,8 @@ class Section:
         setting = self.worst.setting
         where, _, rest = replace(setting, severity=0).text.partition(", protocol ")
         severity = severity or (f"severity {setting.severity}" if setting.severity else "")
-        images = sorted({int(n) for n in self.segments["images_planned"]})
-        seeds = sorted({int(n) for n in self.segments["seed"]})
+        images = sorted({int(n) for n in self.shifts["images_planned"]})
+        seeds = sorted({int(n) for n in self.shifts["seed"]})
         counted = " or ".join(f"{n:,}" for n in images)
         seeded = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds ({', '.join(map(str, seeds))})"
         parts = [where, severity, f"protocol {rest}", f"{counted} images a corruption", seeded, *further]
