@@ -22,6 +22,7 @@ from tta_bench.report.content import Options
 from tta_bench.report.evidence import gather
 from tta_bench.report.figures import online
 from tta_bench.report.figures.section import sections
+from tta_bench.report.images import ImageErrors
 from tta_bench.store import npz, records, results, schema
 from tta_bench.streams import Segment, Shift, Stream, StreamSpec, subset
 
@@ -183,6 +184,9 @@ def test_images_that_are_only_context_count_in_the_cost_alone(
     assert tent["images_graded"].tolist() == [0, 40, 40, 40, 40]
     assert tent["error_pct"].isna().tolist() == [True] + [False] * 4
     assert tent["running_error_pct"].iloc[-1] == pytest.approx(100 * (~correct[40:]).mean())
+    errors = ImageErrors(gather([run]), lambda _: True).matrix([("tent", "resnet_bn", "contrast-5")])
+    assert errors is not None
+    assert (errors.shape, errors.sum()) == ((80, 1), (~correct[41::2]).sum()), "what intervals are drawn from"
     missing = loaded.shifts.query("label == 'failing'")
     assert missing["visit"].tolist() == [0, 1, 0, 1]
     assert "all numbers follow" in run_cli("report", run, "--verify", "--format", "csv").err
