@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import pathlib
 
+import pandas as pd
 import pytest
 from runs import reseal, verdicts, write_run
 
 import tta_bench
 from tta_bench.errors import UsageError
 from tta_bench.report.content import Options, make
-from tta_bench.report.evidence import gather
+from tta_bench.report.evidence import gather, of_shifts
 
 FOG = {("a", "m", "fog-5", 0): verdicts(10, 100)}
 SNOW = {("a", "m", "snow-5", 0): verdicts(10, 100)}
@@ -118,3 +119,11 @@ def test_load_results_gives_tidy_frames(tmp_path: pathlib.Path) -> None:
     assert errors.set_index("column").loc["mean", "error_pct"] == pytest.approx(10)
     with pytest.raises(UsageError, match="did you mean 'errors'"):
         tta_bench.load_results(*runs, table="error")
+
+
+def test_segments_of_shifts_are_told_by_trial_and_position() -> None:
+    """Two labels share a trial's key; of one of them the second segment is wanted, which has two shifts."""
+    place = {"run": 0, "model": "m", "key": "k"}
+    segments = pd.DataFrame([{**place, "label": label, "position": p} for label in "ab" for p in (0, 1)])
+    shifts = pd.DataFrame([{**place, "label": "b", "position": 1, "shift": shift} for shift in ("fog-5", "snow-5")])
+    assert of_shifts(segments, shifts).index.tolist() == [3]
