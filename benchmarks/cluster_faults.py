@@ -89,9 +89,13 @@ def main() -> None:
         subprocess.run([*command, "--executor", "local", "--out", str(calm)], stdout=subprocess.DEVNULL, check=True)
         total = finished(calm)
         code = disturbed(command, wild, total)
-        one, other = (results.result_columns(results.load(run).segments) for run in (calm, wild))
-        attempts = results.load(wild).segments.groupby("key")["attempts"].first()
-        equal = one.equals(other) and results.predictions(calm) == results.predictions(wild)
+        one, other = (results.load(run) for run in (calm, wild))
+        attempts = other.segments.groupby("key")["attempts"].first()
+        equal = all(
+            results.result_columns(getattr(one, name)).equals(results.result_columns(getattr(other, name)))
+            for name in ("segments", "shifts")
+        )
+        equal = equal and results.predictions(calm) == results.predictions(wild)
     again = int((attempts > 1).sum())
     print(
         f"{total} trials, {again} tried more than once; exit {code}; results {'equal bit for bit' if equal else 'DIFFER'}"

@@ -81,7 +81,7 @@ def compare(trial: Trial, bench: Workbench, pairs: int) -> float:
         return timed(lambda: BARE[trial.method](model, batches, labels))
 
     def whole() -> tuple[float, float]:
-        return timed(lambda: float(run_trial(trial, bench).segments[0]["error_pct"]))
+        return timed(lambda: float(run_trial(trial, bench).shifts[0]["error_pct"]))
 
     bare(), whole()  # warm-up
     times: list[tuple[float, float]] = []

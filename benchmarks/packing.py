@@ -50,13 +50,16 @@ def sweep(suite: str, share: float, further: Sequence[str], out: pathlib.Path) -
 
 def differences(reference: pathlib.Path, run: pathlib.Path) -> list[str]:
     """What of ``run`` is not, bit for bit, what it is in ``reference``."""
-    one, other = (results.result_columns(results.load(folder).segments) for folder in (reference, run))
-    shared = [name for name in one if name in other]
-    found = [f"column {name}" for name in sorted({*one, *other}.difference(shared))]
-    found += [f"column {name}" for name in shared if not one[name].equals(other[name])]
+    found = list[str]()
+    tables, others = (results.load(folder).tables for folder in (reference, run))
+    for table in ("segments", "shifts"):
+        one, other = results.result_columns(tables[table]), results.result_columns(others[table])
+        shared = [name for name in one if name in other]
+        found += [f"column {name}" for name in sorted({*one, *other}.difference(shared))]
+        found += [f"column {name}" for name in shared if not one[name].equals(other[name])]
     before, after = results.predictions(reference), results.predictions(run)
     count = sum(before.get(key) != after.get(key) for key in {**before, **after})
-    return [*found, *([f"predictions of {count} of {len(before)} trials"] if count else [])]
+    return [*dict.fromkeys(found), *([f"predictions of {count} of {len(before)} trials"] if count else [])]
 
 
 def line(share: float, found: timing.Sweep, unpacked: timing.Sweep, differing: Sequence[str]) -> str:

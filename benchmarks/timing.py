@@ -33,6 +33,6 @@ def read(run: pathlib.Path) -> Sweep:
     return Sweep(
         seconds=max(ends) - min(starts),
         trials=len(records),
-        images=sum(segment["images"] for record in records for segment in record["segments"]),
+        images=sum(row["images"] for record in records for row in record["shifts"]),
         workers=len({(record["environment"]["host"], record["environment"]["pid"]) for record in records}),
     )

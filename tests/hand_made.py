@@ -18,7 +18,8 @@ from tta_bench.report.mce import MceRow, MceTable
 from tta_bench.report.reference import ComparedRow, Comparison
 from tta_bench.report.render import page
 from tta_bench.report.statistics import Ranks
-from tta_bench.report.table import Cell, ErrorTable, Pair, Row, Setting
+from tta_bench.report.table import Cell, ErrorTable, Pair, Row, TableSetting
+from tta_bench.setting import Setting
 from tta_bench.store.results import Results
 
 HOSTILE = "<script>alert('x')</script> & \"co\""
@@ -30,6 +31,8 @@ FAILED = "ValueError: scores are not finite & batch 3 of <fog-5> has 50 NaN"
 SKIPPED = "the model has no batch normalisation layer"
 MISSING = "not run yet"
 _ERRORS = {"source": 40.0, "tent": 9.5, LONG: 100.0, HOSTILE: 30.25}
+
+BASE = Setting("D-C", "reset")
 
 
 def ok(error: float, std: float | None = 0.4, mark: Any = "", state: str = "ok") -> Cell:
@@ -54,7 +57,7 @@ def table(severity: int, labels: list[str] = LABELS, models: list[str] = MODELS)
             mark = {"tent": "best", HOSTILE: "second"}.get(label, "") if first else "tied"
             mean = ok(error, mark="" if lacking else mark, state="missing" if lacking else "ok")
             rows.append(Row(label, model, cells, mean, MISSING if lacking else ""))
-    setting = Setting("D-C", "reset", 64, severity)
+    setting = TableSetting(BASE, severity)
     pairs = [Pair(models[0], "source", "tent", 30.5, 28.0, 33.0, 0.0001)]
     ranks = Ranks(["tent", HOSTILE, "source"], np.array([1.0, 2.0, 3.0]), 8, 0.001, 1.2, [LONG, "norm"])
     caption = f"Error in per cent on {setting.text}."
@@ -65,7 +68,7 @@ def table(severity: int, labels: list[str] = LABELS, models: list[str] = MODELS)
 def curve() -> ErrorTable:
     """Error by number of images adapted on."""
     rows = [Row(label, MODELS[0], {"64": ok(20), "all": ok(10)}, ok(15), "") for label in LABELS[:2]]
-    setting = Setting("D-C", "reset", 64, 5)
+    setting = TableSetting(BASE, 5)
     return ErrorTable("curve-5", "s: error by images adapted on", setting, "A curve.", ["64", "all"], rows, True,
                       averaged=False, untested="curves are not tested")  # fmt: skip
 
@@ -81,7 +84,7 @@ def evidence(folder: pathlib.Path, labels: list[str] = LABELS, models: list[str]
     asked = {"tag": "resnet18", "weights_sha256": "ab" * 32, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}
     trials = [{"dataset": "D-C", "shifts": [["fog", 5, "fog-5"]], "model": model, "data": f"{i}f" * 32}
               for i, model in enumerate(models)]  # fmt: skip
-    plan: Mapping[str, Any] = {"suite": "s", "all_images": False, "numerics_version": 1, "schema_version": 3,
+    plan: Mapping[str, Any] = {"suite": "s", "all_images": False, "numerics_version": 1, "schema_version": 4,
                                "models": dict.fromkeys(models, asked), "trials": trials}  # fmt: skip
     session = {"session": 0, "started": "2026-01-01T00:00:00+00:00", "command": ["tta-bench", "run", "a b"],
                "tta_bench": "0.1.0", "git": {"commit": "c0ffee", "dirty": True}, "packages": {"torch": "2.6"},
@@ -89,7 +92,9 @@ def evidence(folder: pathlib.Path, labels: list[str] = LABELS, models: list[str]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps({"sessions": [session]}))
     frame = pd.DataFrame(rows)
-    return Evidence((Results(folder, plan, frame, frame, 0),), frame, frame, ("they differ in torch: 1 & 2",), ())
+    return Evidence(
+        (Results(folder, plan, frame, frame, frame, 0),), frame, frame, frame, ("they differ in torch: 1 & 2",), ()
+    )
 
 
 def content(folder: pathlib.Path) -> Content:
@@ -97,7 +102,7 @@ def content(folder: pathlib.Path) -> Content:
     costs = [
         CostTable(hardware, f"Cost on {hardware}.", "source",
                   [CostRow(label, model, 500.0, float(5 + i), 9.0, 1.0 + i, 1000.0, 0.0, 20.0, None, None, 3)
-                   for model in MODELS for i, label in enumerate(LABELS[:4])], dataset="D-C", batch_size=64)
+                   for model in MODELS for i, label in enumerate(LABELS[:4])], section=BASE)
         for hardware in ("NVIDIA H100", "x86_64 (h), 2 threads")
     ]  # fmt: skip
     compared = [
@@ -133,6 +138,6 @@ _SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="900pt" viewBox="0 0 900
 def write_page(folder: pathlib.Path) -> pathlib.Path:
     """The report's page with a figure, black in the light and white in the dark, beside a table in ``data/``."""
     (folder / "report" / "data").mkdir(parents=True)
-    (folder / "report" / "data" / "rows.csv").write_text("a\n")
+    (folder / "report" / "data" / "shifts.csv").write_text("a\n")
     drawn = [Figure("by corruption", "By corruption", "Error by corruption & method.", [], _SVG)]
     return page.write(content(folder / "run"), drawn, folder / "report" / "index.html")

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from tta_bench.run.runner import TrialResult
+from tta_bench.setting import Setting
 from tta_bench.store import records, results
 
 Cell = tuple[str, str, str, int]  # label, source model, shift id, seed
@@ -61,12 +63,22 @@ def _planned(cell: Cell, size: int, changed: Mapping[str, Any]) -> dict[str, Any
     corruption, _, severity = shift.partition("-")
     trial = {
         "label": label, "method": label, "variant": "official", "preset": "", "config": {}, "model": model,
-        "dataset": "D", "protocol": "reset", "adapt_images": None, "shifts": [[corruption, int(severity or 0), shift]],
-        "seed": seed, "batch_size": 10, "images": size, "precision": "float32", "data": f"of {shift}",
+        "dataset": "D", "protocol": "reset", "parameters": {}, "preset_missing": "", "adapt_images": None, "shifts": [[corruption, int(severity or 0), shift]],
+        "segments": [[shift, 0, "stream"]], "cells": [[0, 0, 0]], "seed": seed, "batch_size": 10, "images": size, "precision": "float32", "data": f"of {shift}",
     }  # fmt: skip
     trial |= {name: value for name, value in changed.items() if name in trial}
+    trial |= _setting(trial)
     key = hashlib.sha256(json.dumps([*cell, sorted(map(str, changed.items()))]).encode()).hexdigest()
     return {"key": key, **trial}
+
+
+def _setting(trial: Mapping[str, Any]) -> dict[str, Any]:
+    adapted = {} if trial["adapt_images"] is None else {"adapt_images": trial["adapt_images"]}
+    severities = [severity] if (severity := trial["shifts"][0][1]) else []
+    same = {name: trial[name] for name in ("dataset", "protocol", "batch_size", "precision")}
+    values = {**same, "parameters": {**trial["parameters"], **adapted}, "severities": severities}
+    setting = Setting.of(values)
+    return {"setting": setting.id, "setting_values": values, "protocol_parameters": setting.told}
 
 
 def _result(
@@ -76,19 +88,28 @@ def _result(
     batch = np.arange(count, dtype=np.int32) // size
     numbers = np.unique(batch)
     [[corruption, severity, shift]] = trial["shifts"]
+    place = {"position": 0, "segment": shift, "visit": 0, "role": "stream"}
     row = {
-        "segment": shift, "visit": 0, "shift": shift, "corruption": corruption, "severity": severity, "images": count,
-        "correct": int(correct.sum()), "error_pct": 100.0 * float((~correct).mean()), "confidence_mean": 0.5,
-        "batches": len(numbers), "images_forwarded": count, "images_backwarded": 0, "updates": len(numbers),
-        "step_ms_median": 5.0, "step_ms_p95": 6.0, "images_per_s": 100.0, **{k: v for k, v in facts.items() if k in _OF_ROWS},
+        **place, "shift": shift, "corruption": corruption, "severity": severity, "images": count,
+        "correct": int(correct.sum()), "error_pct": 100.0 * float((~correct).mean()), "class_mean_error_pct": 50.0,
+        "confidence_mean": 0.5, **{k: v for k, v in facts.items() if k == "error_after_pct"},
+    }  # fmt: skip
+    segment = {
+        **place, "images": count, "batches": len(numbers), "images_forwarded": count, "images_backwarded": 0,
+        "updates": len(numbers), "most_predicted_pct": 100.0, "step_ms_median": 5.0, "step_ms_p95": 6.0,
+        "images_per_s": 100.0, "warmup_ms": None, "data_ms_median": 1.0, "peak_memory_mib": None,
+        **{k: v for k, v in facts.items() if k in _OF_SEGMENTS},
     }  # fmt: skip
     per_image = {
         "shift": np.zeros(count, dtype=np.int16), "image": (np.arange(count) if ids is None else ids).astype(np.int32),
+        "visit": np.zeros(count, dtype=np.int16), "graded": np.ones(count, dtype=bool),
         "batch": batch, "predicted": np.zeros(count, dtype=np.int32), "correct": correct, "confidence": np.zeros(count, np.float32),
     }  # fmt: skip
     per_batch = {
-        "batch": numbers,
+        "batch": numbers.astype(np.int64),
+        "segment": np.zeros(len(numbers), dtype=np.int16),
         "images": np.bincount(batch),
+        "adapted": np.ones(len(numbers), dtype=bool),
         "step_ms": np.ones(len(numbers)),
         "data_ms": np.ones(len(numbers)),
     }
@@ -99,14 +120,32 @@ def _result(
         "device_name": "x86_64",
         "threads": 1,
         "torch": "2.13.0",
+        "python": "3.11.7",
         **where,
     }
-    kept = {"device_share": 1.0, "trial_s": 1.0, **{k: v for k, v in facts.items() if k not in _OF_ROWS}}
-    return TrialResult(trial["key"], "ok", facts=kept, segments=[row], batches=per_batch, images=per_image,
-                       environment=environment)  # fmt: skip
+    kept = {
+        "batch_statistics": "", "adapted_parameters": 0, "trial_s": 1.0, "reset_keeps": "", "needs_backward": False,
+        "needs_source_images": False, "needs_checkpoint": False, "checkpoint": "", "needs_min_batch": 1,
+        "needs_norm_kinds": "", "needs_class_token": False, "needs_linear_head": False, "needs_packages": "", "device_share": 1.0,
+        **{k: v for k, v in facts.items() if k not in (*_OF_SEGMENTS, "error_after_pct")},
+    }  # fmt: skip
+    return TrialResult(trial["key"], "ok", facts=kept, segments=[segment], shifts=[row], batches=per_batch,
+                       images=per_image, environment=environment)  # fmt: skip
 
 
-_OF_ROWS = ("step_ms_median", "step_ms_p95", "images_per_s", "peak_memory_mib", "images_backwarded", "error_after_pct")
+_OF_SEGMENTS = ("step_ms_median", "step_ms_p95", "images_per_s", "peak_memory_mib", "images_backwarded")
+
+
+def rows_of(loaded: results.Results) -> pd.DataFrame:
+    """Both tables of a run whose segments are of one shift each, side by side."""
+    place = ["label", "model", "key", "position"]
+    own = [*place, *(name for name in loaded.segments if name not in loaded.shifts)]
+    return loaded.shifts.merge(loaded.segments[own], on=place, validate="one_to_one")
+
+
+def result_rows(run: pathlib.Path) -> pd.DataFrame:
+    """What of them must be equal bit for bit when the run is repeated."""
+    return results.result_columns(rows_of(results.load(run)))
 
 
 def reseal(record: pathlib.Path) -> None:

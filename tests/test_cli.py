@@ -13,8 +13,9 @@ from collections.abc import Callable
 import pandas as pd
 import pytest
 from conftest import LONG_S, Outcome, clean_environment, wait_until
+from runs import result_rows
 
-from tta_bench.store import results
+from tta_bench.store import results, schema
 
 Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]
@@ -57,13 +58,15 @@ def test_a_run_writes_tables_with_units_and_provenance(
     assert outcome.out == f"{out}\n", "the run's folder is all of stdout"
     assert "[4/4] ok" in outcome.err
     assert "\x1b" not in outcome.err, "no colours where there is no terminal"
-    segments, batches = pd.read_parquet(out / "segments.parquet"), pd.read_parquet(out / "batches.parquet")
-    assert list(segments.columns) == [column.name for column in results.COLUMNS]
-    assert list(pd.read_csv(out / "segments.csv").columns) == list(segments.columns)
-    assert segments["label"].tolist() == ["source", "source", "tent", "tent"], "rows in plan order"
+    tables = {name: pd.read_parquet(out / f"{name}.parquet") for name in schema.TABLES}
+    for name, table in tables.items():
+        assert list(table) == [column.name for column in schema.TABLES[name]]
+        assert list(pd.read_csv(out / f"{name}.csv")) == list(table)
+    shifts, batches = tables["shifts"], tables["batches"]
+    assert shifts["label"].tolist() == ["source", "source", "tent", "tent"], "rows in plan order"
     assert len(batches) == 4 * 3
     last = batches.groupby("key", sort=False)["running_error_pct"].last()
-    assert last.tolist() == pytest.approx(segments["error_pct"].tolist()), "the online curve ends at the row's error"
+    assert last.tolist() == pytest.approx(shifts["error_pct"].tolist()), "the online curve ends at the row's error"
     [session] = json.loads((out / "run.json").read_text())["sessions"]
     assert session["command"][:2] == ["tta-bench", "run"]
     assert {"torch", "timm", "ray", "numpy"} <= set(session["packages"])
@@ -106,15 +109,15 @@ def test_a_changed_suite_leaves_stale_trials_out(run_cli: Cli, suite_file: Suite
 def test_two_rows_that_ask_for_the_same_share_one_trial(run_cli: Cli, suite_file: SuiteFile) -> None:
     file = suite_file(("[source, tent]", "[source, {name: source, label: again}]"))
     assert "2 trials" in local(run_cli, file, "--out", "out").err
-    segments = results.load(pathlib.Path("out")).segments
-    assert segments["label"].tolist() == ["source", "source", "again", "again"]
-    assert segments["error_pct"][0] == segments["error_pct"][2]
+    shifts = results.load(pathlib.Path("out")).shifts
+    assert shifts["label"].tolist() == ["source", "source", "again", "again"]
+    assert shifts["error_pct"][0] == shifts["error_pct"][2]
 
 
 def test_limit_is_in_the_folders_name(run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path) -> None:
     assert local(run_cli, suite_file(), "--limit", 30).out.strip() == str(tmp_path / "results" / "small-limit30")
     loaded = results.load(tmp_path / "results" / "small-limit30")
-    assert set(loaded.segments["images"]) == {30}
+    assert set(loaded.shifts["images"]) == {30}
     assert not loaded.plan["all_images"]
 
 
@@ -129,7 +132,7 @@ def test_dry_run_writes_nothing(run_cli: Cli, suite_file: SuiteFile, tmp_path: p
 def test_without_a_cache_the_numbers_are_the_same(run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path) -> None:
     local(run_cli, suite_file(), "--out", "on")
     local(run_cli, suite_file(), "--out", "off", "--cache", "off")
-    tables = [results.result_columns(results.load(pathlib.Path(name)).segments) for name in ("on", "off")]
+    tables = [result_rows(pathlib.Path(name)) for name in ("on", "off")]
     pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 

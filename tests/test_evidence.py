@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import pathlib
 
+import pandas as pd
 import pytest
 from runs import reseal, verdicts, write_run
 
 import tta_bench
 from tta_bench.errors import UsageError
 from tta_bench.report.content import Options, make
-from tta_bench.report.evidence import gather
+from tta_bench.report.evidence import gather, of_shifts
 
 FOG = {("a", "m", "fog-5", 0): verdicts(10, 100)}
 SNOW = {("a", "m", "snow-5", 0): verdicts(10, 100)}
@@ -20,7 +21,7 @@ SNOW = {("a", "m", "snow-5", 0): verdicts(10, 100)}
 def test_runs_of_one_setting_stand_in_one_table(tmp_path: pathlib.Path) -> None:
     runs = [write_run(tmp_path / name, cells) for name, cells in (("one", FOG), ("two", SNOW))]
     evidence = gather(runs)
-    assert evidence.segments["shift"].tolist() == ["fog-5", "snow-5"]
+    assert evidence.shifts["shift"].tolist() == ["fog-5", "snow-5"]
     assert evidence.segments["run"].tolist() == [0, 1]
     assert len(evidence.batches) == 20
     assert evidence.mixed == ()
@@ -102,7 +103,7 @@ def test_damaged_arrays_make_a_missing_cell_with_a_note(tmp_path: pathlib.Path) 
     file = sorted((run / "trials").glob("*.npz"))[0]
     file.write_bytes(file.read_bytes()[:200])
     found = gather([run])
-    assert sorted(found.segments["status"]) == ["missing", "ok"]
+    assert sorted(found.shifts["status"]) == sorted(found.segments["status"]) == ["missing", "ok"]
     assert "one has 1 damaged trials, which count as missing: run the suite again." in found.notes
 
 
@@ -110,9 +111,19 @@ def test_load_results_gives_tidy_frames(tmp_path: pathlib.Path) -> None:
     runs = [write_run(tmp_path / "one", FOG), write_run(tmp_path / "two", SNOW)]
     rows = tta_bench.load_results(*runs)
     assert rows.set_index("shift")["error_pct"].to_dict() == {"fog-5": 10, "snow-5": 10}
+    costs = tta_bench.load_results(*runs, table="segments")
+    assert costs.set_index("segment")["images_forwarded"].to_dict() == {"fog-5": 100, "snow-5": 100}
     curve = tta_bench.load_results(str(runs[0]), table="batches")
     assert curve["running_error_pct"].iloc[-1] == pytest.approx(10)
     errors = tta_bench.load_results(*runs, table="errors")
     assert errors.set_index("column").loc["mean", "error_pct"] == pytest.approx(10)
     with pytest.raises(UsageError, match="did you mean 'errors'"):
         tta_bench.load_results(*runs, table="error")
+
+
+def test_segments_of_shifts_are_told_by_trial_and_position() -> None:
+    """Two labels share a trial's key; of one of them the second segment is wanted, which has two shifts."""
+    place = {"run": 0, "model": "m", "key": "k"}
+    segments = pd.DataFrame([{**place, "label": label, "position": p} for label in "ab" for p in (0, 1)])
+    shifts = pd.DataFrame([{**place, "label": "b", "position": 1, "shift": shift} for shift in ("fog-5", "snow-5")])
+    assert of_shifts(segments, shifts).index.tolist() == [3]

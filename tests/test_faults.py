@@ -18,7 +18,7 @@ import pytest
 from conftest import LONG_S, Outcome, clean_environment, wait_until
 from test_scheduler import descendants, same, table
 
-from tta_bench.schedule.faults import Fault, attempts, reason, ruins_device, verdict
+from tta_bench.run.faults import Fault, attempts, reason, ruins_device, verdict
 from tta_bench.store import conclusion, results
 
 Cli = Callable[..., Outcome]

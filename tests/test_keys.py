@@ -22,7 +22,7 @@ from tta_bench import suite
 from tta_bench.data.digests import Digests
 from tta_bench.data.images import ArrayImages, listing
 from tta_bench.run import metrics
-from tta_bench.store import records, results
+from tta_bench.store import npz, records, results
 from tta_bench.suite import plan
 
 Cli = Callable[..., Outcome]
@@ -240,7 +240,7 @@ def edited(part_copy: Callable[..., pathlib.Path]) -> tuple[pathlib.Path, pathli
     run = part_copy("seed0")
     file = run / "trials" / f"{json.loads((run / 'plan.json').read_text())['trials'][-1]['key']}.json"
     record = json.loads(file.read_text())
-    record["segments"][0]["error_pct"] = 1.0
+    record["shifts"][0]["error_pct"] = 1.0
     file.write_text(json.dumps(record))
     return run, file
 
@@ -275,28 +275,33 @@ def test_an_edited_prediction_is_damage_too(part_copy: Callable[..., pathlib.Pat
     assert len(results.load(run).damaged) == 1
 
 
-def resealed(file: pathlib.Path, **changes: Any) -> None:
-    """Edit the first row of a trial's record, and make its checksum anew."""
+def resealed(file: pathlib.Path, table: str, **changes: Any) -> None:
+    """Edit the first row of a table in a trial's record, and make its checksum anew."""
     record = json.loads(file.read_text())
-    record["segments"][0] |= changes
+    record[table][0] |= changes
     file.write_text(json.dumps(record))
     reseal(file)
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
-    [({"error_pct": 77.5}, "error_pct is 77.5, its predictions give "), ({"correct": 23}, "correct is 23, its predictions"),
-     ({"images": 7}, "images is 7, its predictions give 100"), ({"confidence_mean": 0.5}, "confidence_mean is 0.5")],
+    ("table", "changes", "says"),
+    [("shifts", {"error_pct": 77.5}, "error_pct is 77.5, its predictions give "),
+     ("shifts", {"correct": 23}, "correct is 23, its predictions"),
+     ("shifts", {"images": 7}, "images is 7, its predictions give 100"),
+     ("shifts", {"confidence_mean": 0.5}, "confidence_mean is 0.5"),
+     ("segments", {"images": 7}, "images is 7, its predictions give 100"),
+     ("segments", {"batches": 4}, "batches is 4, its predictions give 3"),
+     ("segments", {"most_predicted_pct": 50.5}, "most_predicted_pct is 50.5, its predictions give ")],
 )  # fmt: skip
 def test_verify_recomputes_every_number_from_the_predictions(
-    run_cli: Cli, part_copy: Callable[..., pathlib.Path], changes: dict[str, Any], says: str
+    run_cli: Cli, part_copy: Callable[..., pathlib.Path], table: str, changes: dict[str, Any], says: str
 ) -> None:
     run = part_copy("seed0")
     good = run_cli("report", run, "--format", "md", "--verify")
     assert good.code == 0, good.err
     assert "verify: 4 trials recomputed, all numbers follow from their predictions" in good.err
     file = sorted((run / "trials").glob("*.json"))[0]
-    resealed(file, **changes)
+    resealed(file, table, **changes)
     wrong = run_cli("report", run, "--format", "md", "--verify")
     assert wrong.code == 3
     assert f"{file}: " in wrong.err
@@ -304,16 +309,19 @@ def test_verify_recomputes_every_number_from_the_predictions(
 
 
 def test_verify_counts_the_images_of_each_visit_apart(run_cli: Cli, part_copy: Callable[..., pathlib.Path]) -> None:
-    """A record whose one segment of 40, 40 and 20 images is told as two visits of the same shift."""
+    """A record whose one segment of 100 images is told as two visits of the same shift."""
     run = part_copy("seed0")
     file = sorted((run / "trials").glob("*.json"))[0]
-    arrays = results.read_arrays(run, file.stem, lambda name: name.startswith("images/"))
+    arrays = {**npz.read(file.with_suffix(".npz"))}
+    arrays["images/visit"] = np.repeat(np.array([0, 1], dtype=np.int16), [80, 20])
+    with open(file.with_suffix(".npz"), "wb") as stream:
+        npz.write(stream, arrays)
     record = json.loads(file.read_text())
-    [row] = record["segments"]
-    record["segments"] = [
-        {**row, **metrics.summary(arrays["images/correct"][part], arrays["images/confidence"][part]), "visit": visit, "batches": batches}
-        for visit, batches, part in ((0, 2, slice(80)), (1, 1, slice(80, 100)))
-    ]  # fmt: skip
+    [row] = record["shifts"]
+    record["shifts"] = [
+        {**row, **metrics.summary(arrays["images/correct"][part], arrays["images/confidence"][part]), "visit": visit}
+        for visit, part in enumerate((slice(80), slice(80, 100)))
+    ]
     file.write_text(json.dumps(record))
     reseal(file)
     outcome = run_cli("report", run, "--format", "csv", "--verify")

@@ -9,7 +9,8 @@ import pytest
 from tta_bench.data.corrupt.corruptions import BENCHMARK
 from tta_bench.report.evidence import Evidence
 from tta_bench.report.mce import alexnet_errors, mce_tables
-from tta_bench.report.table import Cell, ErrorTable, Row, Setting
+from tta_bench.report.table import Cell, ErrorTable, Row, TableSetting
+from tta_bench.setting import Setting
 
 NO_EVIDENCE = cast(Evidence, None)  # tables hold all that is needed
 
@@ -20,7 +21,7 @@ def row(label: str, errors: dict[str, float], state: str = "ok") -> Row:
 
 
 def table(severity: int, rows: list[Row], dataset: str = "ImageNet-C", partial: bool = False) -> ErrorTable:
-    setting = Setting(dataset, "reset", 64, severity)
+    setting = TableSetting(Setting(dataset, "reset"), severity)
     return ErrorTable(f"severity-{severity}", "t", setting, "c", list(BENCHMARK), rows, partial)
 
 

@@ -14,7 +14,7 @@ from conftest import DIGITS_SUITE, Outcome
 from merging import changed, frozen, keys, record, replanned
 
 from tta_bench import suite
-from tta_bench.store import results, rundir
+from tta_bench.store import results, rundir, schema
 from tta_bench.suite import plan
 
 Cli = Callable[..., Outcome]
@@ -32,13 +32,13 @@ def test_parts_join_to_the_same_bits_as_one_run(run_cli: Cli, part_runs: pathlib
     assert outcome.code == 0, outcome.err
     assert outcome.out == f"{pathlib.Path('out').absolute()}\n"
     joined, whole = results.load(pathlib.Path("out")), results.load(part_runs / "whole")
-    pd.testing.assert_frame_equal(
-        results.result_columns(joined.segments), results.result_columns(whole.segments), check_exact=True
-    )
+    for name in ("segments", "shifts"):
+        tables = [results.result_columns(getattr(loaded, name)) for loaded in (joined, whole)]
+        pd.testing.assert_frame_equal(*tables, check_exact=True)
     assert [t["key"] for t in joined.plan["trials"]] == [t["key"] for t in whole.plan["trials"]]
     kept = ["label", "seed", "segment", "images_seen", "running_error_pct"]
     pd.testing.assert_frame_equal(joined.batches[kept], whole.batches[kept])
-    costs = [c.name for c in results.COLUMNS if c.kind in ("cost", "origin")]
+    costs = [c.name for c in schema.SEGMENTS if c.kind in ("cost", "origin")]
     tables = [pd.read_parquet(f"{name}/segments.parquet").drop(columns=costs) for name in ("out", part_runs / "whole")]
     pd.testing.assert_frame_equal(*tables)
     assert len(pd.read_parquet("out/batches.parquet")) == len(whole.batches)
@@ -86,7 +86,9 @@ def test_parts_of_a_plan_join_in_the_suites_order(
         (tmp_path / name / "plan.json").write_text(
             json.dumps({**whole, "trials": [t for t in whole["trials"] if wanted(t)]})
         )
-        (tmp_path / name / "run.json").write_text(json.dumps({"schema_version": 3, "sessions": []}))
+        (tmp_path / name / "run.json").write_text(
+            json.dumps({"schema_version": results.SCHEMA_VERSION, "sessions": []})
+        )
     assert run_cli("merge", *order, "all", "--out", "out").code == 3
     assert json.loads(pathlib.Path("out/plan.json").read_text())["trials"] == whole["trials"]
 
@@ -152,7 +154,7 @@ def test_a_suite_says_what_no_run_ever_planned(run_cli: Cli, part_runs: pathlib.
     assert "  tent · resnet_bn: 4 (contrast-3 seed 0, contrast-4 seed 0, contrast-3 seed 1, contrast-4 seed 1)" in outcome.err  # fmt: skip
     segments = results.load(pathlib.Path("wide")).segments
     assert segments["label"].tolist() == ["source"] * 8 + ["norm"] * 8 + ["tent"] * 8, "in the suite's order"
-    assert segments["shift"].tolist() == ["clean", "contrast-3", "contrast-4", "contrast-5"] * 6
+    assert segments["segment"].tolist() == ["clean", "contrast-3", "contrast-4", "contrast-5"] * 6
 
 
 def test_a_suite_that_now_asks_otherwise_is_said(run_cli: Cli, part_runs: pathlib.Path, tmp_path: pathlib.Path) -> None:

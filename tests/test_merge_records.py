@@ -52,7 +52,7 @@ def test_different_predictions_are_refused_and_shown(run_cli: Cli, part_runs: pa
     assert "tent · resnet_bn: clean seed 0" in outcome.err
     own = record(part_runs / "whole", key)
     assert f"{part_runs / 'whole'}: host {own['environment']['host']}, device_name " in outcome.err
-    error = own["segments"][0]["error_pct"]
+    error = own["shifts"][0]["error_pct"]
     assert f"host elsewhere, device_name H100, torch 9.9, threads 7, error_pct {error:.3f}" in outcome.err
     assert "3 of 100 predictions differ from the first" in outcome.err
     assert "as the first" not in outcome.err
@@ -112,7 +112,7 @@ def test_ok_beats_failed_and_the_machines_failures_come_last(
     key = keys(runs[0], "tent")[0]
     for run, (status, facts) in zip(runs, (first, second), strict=True):
         if status != "ok":
-            changed(run, key, status=status, facts=facts, reason="for a reason", segments=[])
+            changed(run, key, status=status, facts=facts, reason="for a reason", segments=[], shifts=[])
     outcome = run_cli("merge", *runs, "--out", "out")
     joined = record(pathlib.Path("out"), key)
     assert joined["session"] == kept

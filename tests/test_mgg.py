@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from conftest import Outcome
 from networks import batches, ready, small_model
+from runs import rows_of
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -320,7 +321,7 @@ def test_any_objective_runs_with_any_optimizer_and_the_row_names_the_checkpoint(
 ) -> None:
     outcome = run_cli("run", suite_file(text=run_text), "--executor", "local", "--cpus-per-trial", 1)
     assert outcome.code == 0, outcome.err
-    rows = results.load(tmp_path / "results" / "small").segments.set_index(["model", "label"])
+    rows = rows_of(results.load(tmp_path / "results" / "small")).set_index(["model", "label"])
     assert set(rows["status"]) == {"ok"}
     updates = {label: rows.loc[("vit_ln", label), "updates"] for label in ("source", "mgg", "sgd", "tent+mgg")}
     assert updates == {"source": 0, "mgg": 3, "sgd": 3, "tent+mgg": 3}

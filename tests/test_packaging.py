@@ -11,6 +11,7 @@ import zipfile
 
 import pytest
 from conftest import DIGITS_SUITE, clean_environment
+from runs import rows_of
 
 from tta_bench.store import results
 
@@ -122,7 +123,7 @@ def test_the_readmes_method_runs_as_it_stands(tmp_path: pathlib.Path, cache: pat
     done = subprocess.run(command, cwd=tmp_path, env=clean_environment(TTA_BENCH_CACHE=str(cache)),
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    segments = results.load(tmp_path / "out").segments.set_index(["label", "shift"])
+    segments = rows_of(results.load(tmp_path / "out")).set_index(["label", "shift"])
     assert (segments["status"] == "ok").all()
     assert segments.loc[(name, "contrast-5"), "updates"] == 3
     assert segments.loc[(name, "contrast-5"), "error_pct"] < segments.loc[("source", "contrast-5"), "error_pct"]

@@ -91,7 +91,7 @@ def test_every_section_is_there_and_every_link_leads_somewhere(parsed: Parsed, w
     ]
     assert [name for name in parsed.ids if name in sections] == sections
     assert len(parsed.ids) == len(set(parsed.ids))
-    assert "data/rows.csv" in parsed.links
+    assert "data/shifts.csv" in parsed.links
     for link in parsed.links:
         assert link[1:] in parsed.ids if link.startswith("#") else (written.parent / link).exists(), link
 

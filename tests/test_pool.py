@@ -13,10 +13,10 @@ from conftest import Outcome
 from test_scheduler import same
 
 from tta_bench import suite
+from tta_bench.run.faults import Fault
 from tta_bench.run.runner import TrialResult
 from tta_bench.schedule import queue as order
 from tta_bench.schedule.cluster import Node, Slot
-from tta_bench.schedule.faults import Fault
 from tta_bench.schedule.options import Options
 from tta_bench.schedule.pool import Pool
 from tta_bench.schedule.queue import Estimates

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from tta_bench import suite
+from tta_bench.run.faults import Fault
 from tta_bench.run.runner import TrialResult
-from tta_bench.schedule.faults import Fault
 from tta_bench.schedule.progress import TrialProgress
 from tta_bench.schedule.tally import Tally
 from tta_bench.suite import plan
@@ -37,7 +37,7 @@ def shown(trials: tuple[Trial, ...], *, terminal: bool) -> str:
         assert "1 running" in progress.summary()
         progress.retried(trials, Fault("shared", "worker 0 died [9]"))
         progress.note("all is [well]")
-        progress.finished(trials[0], TrialResult(trials[0].key, "ok", facts={"trial_s": 0.1}, segments=good))
+        progress.finished(trials[0], TrialResult(trials[0].key, "ok", facts={"trial_s": 0.1}, shifts=good))
         progress.finished(trials[1], TrialResult(trials[1].key, "failed", "for [a] reason\nmore"))
         assert "1 running, 2 retried, 1 failed" in progress.summary()
         progress.tick(0, [], None)

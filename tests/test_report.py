@@ -28,8 +28,8 @@ def test_report_writes_tables_and_data_and_prints_what_they_say(
             "data/batches.parquet"} <= written  # fmt: skip
     assert "newest run: results/small" in outcome.err
     assert "SUBSET" in outcome.out
-    segments = results.load(tmp_path / "results" / "small").segments
-    error = segments.set_index(["label", "shift"]).loc[("tent", "contrast-5"), "error_pct"]
+    shifts = results.load(tmp_path / "results" / "small").shifts
+    error = shifts.set_index(["label", "shift"]).loc[("tent", "contrast-5"), "error_pct"]
     assert f" {error:.1f} " in next(line for line in outcome.out.splitlines() if line.startswith(" tent "))
     data = pd.read_csv(out / "data" / "errors.csv").set_index(["label", "column"])
     assert data.loc[("tent", "contrast"), "error_pct"] == error, "numbers are not rounded"
@@ -41,7 +41,7 @@ def test_several_runs_stand_in_one_report_below_the_first(run_cli: Cli, tmp_path
     outcome = run_cli("report", "source", "tent", "--format", "csv")
     assert outcome.code == 0, outcome.err
     assert outcome.out.splitlines()[-1] == "source/report"
-    assert set(pd.read_csv(tmp_path / "source" / "report" / "data" / "rows.csv")["label"]) == {"source", "tent"}
+    assert set(pd.read_csv(tmp_path / "source" / "report" / "data" / "shifts.csv")["label"]) == {"source", "tent"}
 
 
 def test_runs_that_differ_need_mix_and_are_then_labelled(run_cli: Cli, tmp_path: pathlib.Path) -> None:
@@ -72,10 +72,10 @@ def test_an_unknown_format_is_refused(run_cli: Cli) -> None:
 
 def test_a_run_of_another_schema_is_refused(run_cli: Cli, tmp_path: pathlib.Path) -> None:
     plan = write_run(tmp_path / "run", {("source", "m", "fog-5", 0): verdicts(10)}) / "plan.json"
-    plan.write_text(plan.read_text().replace('"schema_version": 3', '"schema_version": 99'))
+    plan.write_text(plan.read_text().replace('"schema_version": 4', '"schema_version": 99'))
     outcome = run_cli("report", "run")
     assert outcome.code == 2
-    assert "written by a newer tta-bench (schema version 99; this one reads 3)" in outcome.err
+    assert "written by a newer tta-bench (schema version 99; this one reads 4)" in outcome.err
 
 
 def test_every_table_of_a_part_of_the_images_says_so(run_cli: Cli, tmp_path: pathlib.Path) -> None:

@@ -20,6 +20,7 @@ from tta_bench.data.cache import ImageCache, Images
 from tta_bench.methods.eta import Eta
 from tta_bench.methods.sar import Sar
 from tta_bench.methods.tent import Tent
+from tta_bench.run import metrics
 from tta_bench.run.meters import Stopwatch
 from tta_bench.run.runner import TrialResult, Workbench, _take, _timing, run_trial
 from tta_bench.streams import derived_seed
@@ -70,19 +71,25 @@ class Counting(Adapter):
 
 def test_adapt_images_adapts_on_the_first_and_grades_the_rest_apart(run: Runner) -> None:
     protocol = "batch_size: 20\nprotocol: {kind: reset, adapt_images: [40, 60, all]}"
-    rows, results = [], []
+    rows, costs, results = [], [], []
     for trial in (1, 3, 5):  # contrast, for each number
         results.append(run(Counting, ("batch_size: 40", protocol), trial=trial))
-        rows += results[-1].segments
+        rows += results[-1].shifts
+        costs += results[-1].segments
     counts = [result.batches["stat_count"].tolist() for result in results]
     np.testing.assert_array_equal(counts, [[1, 2, *[np.nan] * 3], [1, 2, 3, np.nan, np.nan], [1, 2, 3, 4, 5]])
-    assert [row["stat_count"] for row in rows] == [1.5, 2, 3], "over the batches that were adapted on"
+    assert [row["stat_count"] for row in costs] == [1.5, 2, 3], "over the batches that were adapted on"
     wrong = ~results[0].images["correct"]
     assert {row["error_pct"] for row in rows} == {wrong.mean() * 100}
     assert {row["error_after_pct"] for row in rows} == {wrong[60:].mean() * 100}, (
         "the same images whatever was adapted on"
     )
-    assert "error_after_pct" not in run(Counting).segments[0]
+    [plain] = run(Counting).shifts
+    assert (plain["error_after_pct"], plain["images_adapted"], plain["error_skipped_pct"]) == (None, None, None)
+    adapted = [(row["images_adapted"], row["images_skipped"]) for row in rows]
+    assert adapted == [(40, 60), (60, 40), (None, None)]
+    assert [row["error_adapted_pct"] for row in rows[:2]] == [wrong[:40].mean() * 100, wrong[:60].mean() * 100]
+    assert [row["error_skipped_pct"] for row in rows[:2]] == [wrong[40:].mean() * 100, wrong[60:].mean() * 100]
 
 
 def test_a_row_says_what_was_measured(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,9 +97,9 @@ def test_a_row_says_what_was_measured(run: Runner, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Stopwatch, "read_ms", lambda self: np.array([100.0, 50.0, 20.0]))
     result = run(Plain, bench=store)
     assert (result.status, result.reason) == ("ok", "")
-    [row] = result.segments
-    assert row["shift"] == "contrast-5"
-    assert (row["images"], row["batches"], row["images_forwarded"], row["updates"]) == (100, 3, 100, 0)
+    [segment], [row] = result.segments, result.shifts
+    assert (row["shift"], row["segment"], row["role"]) == ("contrast-5", "contrast-5", "stream")
+    assert (segment["images"], segment["batches"], segment["images_forwarded"], segment["updates"]) == (100, 3, 100, 0)
     images, labels = result.images, store["bench"].materials.datasets["resnet_bn"].labels
     stream = store["bench"].streams.build(store["trial"].model, store["trial"].stream)
     assert np.array_equal(images["image"], stream.image), "in stream order"
@@ -101,8 +108,11 @@ def test_a_row_says_what_was_measured(run: Runner, monkeypatch: pytest.MonkeyPat
     assert row["error_pct"] == pytest.approx(100 - row["correct"])
     assert row["confidence_mean"] == pytest.approx(images["confidence"].mean(), abs=1e-6)
     assert result.batches["images"].tolist() == [40, 40, 20]
-    assert (row["warmup_ms"], row["step_ms_median"], row["images_per_s"]) == (150.0, 20.0, 1000.0)
-    assert row["peak_memory_mib"] is None
+    assert (segment["warmup_ms"], segment["step_ms_median"], segment["images_per_s"]) == (150.0, 20.0, 1000.0)
+    assert segment["peak_memory_mib"] is None
+    assert segment["most_predicted_pct"] == np.bincount(images["predicted"]).max()
+    errors = [~images["correct"][labels[stream.image] == c] for c in np.unique(labels[stream.image])]
+    assert row["class_mean_error_pct"] == pytest.approx(100 * np.mean([wrong.mean() for wrong in errors]))
     assert result.environment["threads"] == 1
 
 
@@ -542,3 +552,19 @@ def test_warm_up_batches_are_timed_apart() -> None:
     )
     short = _timing(np.array([10.0, 20.0]), np.array([4, 4]), np.array([0, 1]))
     assert short == {"step_ms_median": None, "step_ms_p95": None, "images_per_s": None, "warmup_ms": 30.0}
+
+
+def test_the_mean_over_classes_is_over_those_that_occur_and_weighs_them_alike() -> None:
+    labels = np.array([0, 0, 0, 0, 3, 3, 7])
+    correct = np.array([True, True, True, False, False, False, True])
+    assert metrics.class_mean_error_pct(correct, labels) == pytest.approx((25 + 100 + 0) / 3)
+    assert metrics.most_predicted_pct(np.array([5, 5, 5, 1])) == 75.0
+    assert metrics.most_predicted_pct(np.array([], dtype=np.int32)) is None
+
+
+def test_images_that_were_adapted_on_are_counted_apart_from_others() -> None:
+    correct, adapted = np.array([True, False, False, True]), np.array([True, True, True, False])
+    assert metrics.apart(correct, adapted) == {
+        "images_adapted": 3, "error_adapted_pct": pytest.approx(200 / 3), "images_skipped": 1, "error_skipped_pct": 0.0
+    }  # fmt: skip
+    assert metrics.apart(correct, ~np.zeros(4, dtype=bool))["error_skipped_pct"] is None

@@ -19,7 +19,7 @@ from test_training_scripts import script
 from tta_bench import suite
 from tta_bench.data.base import digest
 from tta_bench.run.runner import TrialResult
-from tta_bench.store import conclusion, npz, records, results
+from tta_bench.store import conclusion, npz, records, results, schema
 from tta_bench.suite import plan
 
 SuiteFile = Callable[..., pathlib.Path]
@@ -93,6 +93,8 @@ def test_a_torn_array_file_is_refused_and_no_changed_value_is_read(tmp_path: pat
         assert equal(found, {name: ARRAYS[name] for name in found}), f"byte {place}"
 
 
+TABLE_FILES = [f"{name}.{ending}" for name in schema.TABLES for ending in ("csv", "parquet")]
+
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
@@ -117,13 +119,18 @@ def run(suite_file: SuiteFile, tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_a_row_for_every_trial_whatever_became_of_it(run: pathlib.Path) -> None:
-    segments = results.load(run).segments
-    assert segments["status"].tolist() == ["ok", "ok", "failed", "skipped", "missing", "ok", "ok", "ok"]
-    assert [*segments.columns] == [*(c.name for c in results.COLUMNS), "stat_taken"]
-    assert [str(segments[c.name].dtype) for c in results.COLUMNS] == [c.dtype for c in results.COLUMNS]
+    loaded = results.load(run)
+    for name, columns in schema.TABLES.items():
+        statistics = [] if name == "shifts" else ["stat_taken"]
+        assert [*loaded.tables[name]] == [*(c.name for c in columns), *statistics]
+        assert [str(loaded.tables[name][c.name].dtype) for c in columns] == [c.dtype for c in columns]
+    segments, shifts = loaded.segments, loaded.shifts
+    for table in (segments, shifts):
+        assert table["status"].tolist() == ["ok", "ok", "failed", "skipped", "missing", "ok", "ok", "ok"]
+        assert table["images"].isna().tolist() == [status != "ok" for status in table["status"]]
+        assert table["segment"].tolist() == ["clean", "contrast-5"] * 4
     assert segments["stat_taken"].fillna(-1).tolist() == [-1, 0.5, -1, -1, -1, 0.5, -1, -1]
-    assert segments["images"].isna().tolist() == [status != "ok" for status in segments["status"]]
-    assert segments["shift"].tolist() == ["clean", "contrast-5"] * 4
+    assert shifts["shift"].tolist() == ["clean", "contrast-5"] * 4
 
 
 def test_the_online_curve_is_that_of_each_trial_alone(run: pathlib.Path) -> None:
@@ -168,7 +175,7 @@ def test_a_record_on_disk_says_what_was_asked(run: pathlib.Path) -> None:
 def test_tables_on_disk_are_those_in_memory(run: pathlib.Path) -> None:
     loaded = results.load(run)
     results.write_tables(loaded)
-    for name, frame in (("segments", loaded.segments), ("batches", loaded.batches)):
+    for name, frame in loaded.tables.items():
         read = pd.read_parquet(run / f"{name}.parquet")
         pd.testing.assert_frame_equal(read, frame, check_dtype=False, check_exact=True)
 
@@ -176,7 +183,7 @@ def test_tables_on_disk_are_those_in_memory(run: pathlib.Path) -> None:
 def test_tables_made_in_a_process_of_their_own_are_the_same(run: pathlib.Path) -> None:
     def made(make: Callable[[pathlib.Path], conclusion.Outcome]) -> tuple[conclusion.Outcome, dict[str, bytes]]:
         outcome = make(run)
-        files = {name: (run / name).read_bytes() for name in ("segments.csv", "segments.parquet", "batches.parquet")}
+        files = {name: (run / name).read_bytes() for name in TABLE_FILES}
         for name in files:
             (run / name).unlink()
         return outcome, files

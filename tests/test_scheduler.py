@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pandas as pd
 import pytest
 from conftest import DIGITS_SUITE, Outcome, clean_environment, run_locally, wait_until
+from runs import result_rows
 
 from tta_bench.store import results
 
@@ -20,12 +21,8 @@ Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]
 
 
-def table(run: pathlib.Path) -> pd.DataFrame:
-    return results.result_columns(results.load(run).segments)
-
-
 def same(one: pathlib.Path, other: pathlib.Path) -> None:
-    pd.testing.assert_frame_equal(table(one), table(other), check_exact=True)
+    pd.testing.assert_frame_equal(result_rows(one), result_rows(other), check_exact=True)
     assert results.predictions(one) == results.predictions(other)
 
 
@@ -57,9 +54,9 @@ def test_adding_a_method_changes_no_other_methods_rows(run_cli: Cli, suite_file:
                                                        finished: pathlib.Path) -> None:  # fmt: skip
     file = suite_file(("[source, tent]", "[norm, source, tent]"))
     run_cli("run", file, "--executor", "local", "--cpus-per-trial", 1, "--out", tmp_path / "more")
-    more = table(tmp_path / "more")
+    more = result_rows(tmp_path / "more")
     kept = more[more["label"] != "norm"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(kept, table(finished), check_exact=True)
+    pd.testing.assert_frame_equal(kept, result_rows(finished), check_exact=True)
     assert set(more["label"]) == {"norm", "source", "tent"}
 
 
@@ -73,11 +70,11 @@ def test_finished_trials_are_not_run_again(run_cli: Cli, suite_file: SuiteFile, 
 
 def test_a_torn_trial_file_is_run_again(run_cli: Cli, suite_file: SuiteFile, finished: pathlib.Path) -> None:
     victim = sorted((finished / "trials").glob("*.json"))[0]
-    before = table(finished)
+    before = result_rows(finished)
     victim.write_text(victim.read_text()[:50])
     outcome = run_cli("run", suite_file(), "--executor", "local", "--cpus-per-trial", 1, "--out", finished)
     assert "3 finished, 1 to run" in outcome.err
-    pd.testing.assert_frame_equal(table(finished), before, check_exact=True)
+    pd.testing.assert_frame_equal(result_rows(finished), before, check_exact=True)
 
 
 SLOW = """\
@@ -163,7 +160,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_retried(run_cli: Cli, suite_f
     file = suite_file(("[source, tent]", dead), ("[clean, contrast]", "[contrast]"))
     outcome = run_cli("run", file, "--plugin", plugin, "--out", tmp_path / "out")
     assert outcome.code == 0, outcome.err
-    found = results.load(tmp_path / "out").segments.set_index("label")["error_pct"]
+    found = results.load(tmp_path / "out").shifts.set_index("label")["error_pct"]
     assert found["killed"] == found["source"]
 
 

@@ -39,13 +39,16 @@ def test_they_run_on_a_worker_into_a_report(strangers: pathlib.Path, run_cli: Ca
         of_label = rows[rows["label"] == label]
         assert list(zip(of_label["shift"], of_label["visit"], strict=True)) == visits
         assert set(of_label["images"]) == {60}
-    assert rows.groupby("label")["updates"].sum().to_dict() == {"source": 0, "sharpen": 27}
+    assert load_results(out, table="segments").groupby("label")["updates"].sum().to_dict() == {
+        "source": 0,
+        "sharpen": 27,
+    }
     assert rows[rows["shift"] == "clean"]["error_pct"].max() == 0, "the filters know their stripes"
     report = run_cli("report", out, "--format", "md")
     assert report.code == 0, report.err  # type: ignore[attr-defined]
     text = (out / "report" / "errors.md").read_text()
     assert "Stripes-C" in text
-    assert "protocol there_and_back, rounds 3" in text
+    assert "rounds 3, batch size 20" in text
     assert "sharpen" in text
 
 

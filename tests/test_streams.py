@@ -231,3 +231,46 @@ def test_given_streams_are_equal(shared: pathlib.Path) -> None:
 def test_wrong_protocols_are_refused(protocol: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         stream_of(protocol, {"clean": np.arange(4)}, 2, 0)
+
+
+# -- visits and images that are only context ---------------------------------------------------------------------------
+
+
+def mixed(**changes: Any) -> Stream:
+    """Six images of two shifts in one segment, batches of two: fog, contrast, fog | contrast, contrast, fog."""
+    shifts, flags = (Shift("fog", 5), Shift("contrast", 5)), np.ones(3, dtype=bool)
+    made = Stream(shifts, np.array([0, 1, 0, 1, 1, 0], dtype=np.int16), np.arange(6, dtype=np.int32),
+                  np.array([0, 2, 4, 6]), ~flags, flags, (Segment("mixed", 0, 0, 3),))  # fmt: skip
+    return dataclasses.replace(made, **changes)
+
+
+def test_trivial_visits_and_grades_leave_the_hash_alone_however_they_are_stored() -> None:
+    plain = mixed()
+    assert plain.visit.tolist() == [0] * 6
+    assert plain.visit.dtype == np.int16
+    assert plain.graded.tolist() == [True] * 6
+    told = mixed(visits=np.zeros(6, dtype=np.int16), grades=np.ones(6, dtype=bool))
+    assert told.sha256 == plain.sha256 == "76575400089fa72f0c212065062f23fc6f567a4a14b67d1dbc607777cc96ff7a"
+    later = (Segment("fog-5", 0, 0, 1), Segment("contrast-5", 0, 1, 2), Segment("fog-5", 1, 2, 3))
+    assert mixed(segments=later).visit.tolist() == [0, 0, 0, 0, 1, 1]
+    assert mixed(segments=later, visits=np.zeros(6, dtype=np.int16)).sha256 != mixed(segments=later).sha256
+
+
+@pytest.mark.parametrize("name", ["visits", "grades"])
+def test_visits_and_grades_are_in_the_hash(name: str) -> None:
+    arrays = [np.eye(6, dtype=np.int16)[i] for i in range(6)]
+    found = {mixed(**{name: array if name == "visits" else array == 0}).sha256 for array in arrays}
+    assert len(found | {mixed().sha256}) == 7
+
+
+def test_a_probe_is_in_the_hash() -> None:
+    assert mixed(segments=(Segment("mixed", 0, 0, 3, "probe"),)).sha256 != mixed().sha256
+
+
+def test_cells_are_by_segment_shift_and_visit_of_the_graded_images() -> None:
+    assert mixed().cells == ((0, 0, 0), (0, 1, 0))
+    visits, grades = np.array([0, 0, 1, 0, 0, 1], dtype=np.int16), np.array([1, 0, 1, 1, 1, 1], dtype=bool)
+    assert mixed(visits=visits, grades=grades).cells == ((0, 0, 0), (0, 0, 1), (0, 1, 0))
+    two = (Segment("a", 0, 0, 1), Segment("a", 1, 1, 3))
+    assert mixed(segments=two).cells == ((0, 0, 0), (0, 1, 0), (1, 0, 1), (1, 1, 1))
+    assert mixed(segments=two).segment.tolist() == [0, 1, 1]

@@ -32,8 +32,8 @@ def run_folder(tmp_path: pathlib.Path) -> pathlib.Path:
     (tmp_path / "trials").mkdir()
     for number, (end, seconds, pid, images) in enumerate(TRIALS):
         file = tmp_path / "trials" / f"{number}.json"
-        where, segments = {"host": "a", "pid": pid}, [{"images": count} for count in images]
-        file.write_text(json.dumps({"facts": {"trial_s": seconds}, "segments": segments, "environment": where}))
+        where, shifts = {"host": "a", "pid": pid}, [{"images": count} for count in images]
+        file.write_text(json.dumps({"facts": {"trial_s": seconds}, "shifts": shifts, "environment": where}))
         os.utime(file, (end, end))
     return tmp_path
 
@@ -108,7 +108,7 @@ def test_differences_are_named(local_sweep: Callable[..., Any], tmp_path: pathli
     assert differences(one, two) == ["predictions of 1 of 2 trials"]
 
     record = json.loads(file.with_suffix(".json").read_text())
-    record["segments"][0]["correct"] += 1
+    record["shifts"][0]["correct"] += 1
     record["segments"][0]["stat_new"] = 0.5
     file.with_suffix(".json").write_text(json.dumps(record))
     reseal(file.with_suffix(".json"))

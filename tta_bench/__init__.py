@@ -17,14 +17,14 @@ __version__ = "0.1.0"
 NUMERICS_VERSION = 1
 
 
-def load_results(*runs: str | os.PathLike[str], table: str = "rows", mix: bool = False) -> pd.DataFrame:
+def load_results(*runs: str | os.PathLike[str], table: str = "shifts", mix: bool = False) -> pd.DataFrame:
     """A tidy table of one or more runs.
 
     Args:
         runs: folders that ``tta-bench run`` made.
-        table: ``rows`` (a row for each trial, segment and shift: :data:`tta_bench.store.results.COLUMNS`), ``batches``
-            (the online curve), or one of what the report says: ``errors``, ``pairs``, ``ranks``, ``costs``, ``mce``,
-            ``gaps``.
+        table: ``shifts`` (errors: a row for each trial, segment, shift and visit), ``segments`` (passes, times, memory: a
+            row for each trial and segment), ``batches`` (the online curve), or one of what the report says: ``errors``,
+            ``pairs``, ``ranks``, ``costs``, ``published``, ``mce``, ``gaps``.
         mix: put runs together whose images, versions or precision differ.
 
     Raises:

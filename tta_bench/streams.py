@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -102,12 +103,24 @@ class Batch:
 
 @dataclass(frozen=True)
 class Segment:
-    """A named run of batches, [first, last) in the stream; ``visit`` counts earlier segments of the same name."""
+    """A named run of batches, [first, last) in the stream; ``visit`` counts earlier segments of the same name.
+
+    ``role`` is "stream", or "probe" for one that only asks how well earlier shifts are still recognised.
+    """
 
     name: str
     visit: int
     first: int
     last: int
+    role: str = "stream"
+
+
+class Cell(NamedTuple):
+    """What a row of the results is of: positions of a segment and of a shift in the stream, and the shift's visit."""
+
+    segment: int
+    shift: int
+    visit: int
 
 
 @dataclass(frozen=True)
@@ -122,8 +135,8 @@ class Stream:
         reset_before, adapt: (batches,) bool.
         segments: in order, covering all batches.
         graded_after: as in the spec.
-        visits: as ``visit``, or None where each image's is that of its segment.
-        grades: as ``graded``, or None where all are true.
+        visits: (N,) int16, how often each image's shift has been entered before; None where it is its segment's visit.
+        grades: (N,) bool, false for images that are only context; None where all are graded.
     """
 
     shifts: tuple[Shift, ...]
@@ -137,18 +150,34 @@ class Stream:
     visits: np.ndarray | None = None
     grades: np.ndarray | None = None
 
+    @functools.cached_property
+    def segment(self) -> np.ndarray:
+        """(batches,) int16, position of each batch's segment."""
+        sizes = [s.last - s.first for s in self.segments]
+        return np.repeat(np.arange(len(sizes), dtype=np.int16), sizes)
+
     @property
     def visit(self) -> np.ndarray:
-        """(N,) int16, how often each image's shift was entered before, as the protocol counts it."""
-        if self.visits is not None:
-            return self.visits
-        lengths = [int(self.bounds[s.last] - self.bounds[s.first]) for s in self.segments]
-        return np.repeat(np.array([s.visit for s in self.segments], dtype=np.int16), lengths)
+        """(N,) int16, how often the shift of each image has been entered before."""
+        return self._of_segments if self.visits is None else self.visits
 
     @property
     def graded(self) -> np.ndarray:
-        """(N,) bool, false for images that are only context, such as the older ones of a sliding window."""
+        """(N,) bool, whether each image is graded."""
         return np.ones(len(self.image), dtype=bool) if self.grades is None else self.grades
+
+    @functools.cached_property
+    def _of_segments(self) -> np.ndarray:
+        """(N,) int16, the visit of each image's segment."""
+        visits = np.array([s.visit for s in self.segments], dtype=np.int16)
+        return np.repeat(visits[self.segment], np.diff(self.bounds))
+
+    @functools.cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """The rows of the results: by segment, then shift, then visit; those of graded images alone."""
+        segment = np.repeat(self.segment, np.diff(self.bounds))
+        places = np.stack([segment, self.shift, self.visit], axis=1)[self.graded]
+        return tuple(Cell(*map(int, place)) for place in np.unique(places, axis=0))
 
     def batch(self, index: int) -> Batch:
         """Batch number ``index``."""
@@ -160,15 +189,21 @@ class Stream:
         """Digest of everything in the stream, in hexadecimal."""
         digest = hashlib.sha256()
         names = [s.id for s in self.shifts]
-        segments = [(s.name, s.visit, s.first, s.last) for s in self.segments]
-        graded = [] if self.graded_after is None else [self.graded_after]
+        segments = [(s.name, s.visit, s.first, s.last, *_unless("stream", s.role)) for s in self.segments]
+        graded = _unless(None, self.graded_after)
         digest.update(json.dumps([names, segments, *graded], separators=(",", ":")).encode())
         for array in (self.shift, self.image, self.bounds, self.reset_before, self.adapt):
             digest.update(np.ascontiguousarray(array).tobytes())
-        for name, further in (("visit", self.visits), ("graded", self.grades)):
-            if further is not None:
-                digest.update(name.encode() + np.ascontiguousarray(further).tobytes())
+        if not np.array_equal(self.visit, self._of_segments):  # what is as it always was leaves earlier digests alone
+            digest.update(b"visit" + self.visit.astype(np.int16).tobytes())
+        if not self.graded.all():
+            digest.update(b"graded" + self.graded.astype(bool).tobytes())
         return digest.hexdigest()
+
+
+def _unless(trivial: Any, value: Any) -> list[Any]:
+    """The value, where it is not the trivial one."""
+    return [] if value == trivial else [value]
 
 
 @functools.lru_cache(maxsize=64)

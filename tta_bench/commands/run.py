@@ -14,9 +14,9 @@ from tta_bench import suite
 from tta_bench.data.cache import Entry, ImageCache
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, Stopped, UsageError
+from tta_bench.run.faults import Fault
 from tta_bench.run.runner import TrialResult
 from tta_bench.schedule import preflight, scheduler
-from tta_bench.schedule.faults import Fault
 from tta_bench.schedule.forecast import forecast
 from tta_bench.schedule.interrupts import EXIT_CODE, Interrupts
 from tta_bench.schedule.options import Options, available_cpus
@@ -156,7 +156,7 @@ def _recall(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retry_fail
         if record is None or (trial.key in chosen and not _finished(record, retry_failed)):
             continue
         finished.add(trial.key)
-        tally.add(trial.label, trial.model, record["status"], record["segments"])
+        tally.add(trial.label, trial.model, record["status"], record["shifts"])
         if record["status"] == "ok":
             estimates.learn(trial, record["facts"]["trial_s"])
     waiting = [trial for trial in _distinct(selected) if trial.key not in finished]

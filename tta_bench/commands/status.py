@@ -35,7 +35,7 @@ def show(run: pathlib.Path) -> None:
     failed: Counter[str] = Counter()
     for trial in plan["trials"]:
         if record := records.read(run, trial["key"]):
-            tally.add(trial["label"], trial["model"], record["status"], record["segments"])
+            tally.add(trial["label"], trial["model"], record["status"], record["shifts"])
             failed[record["reason"]] += record["status"] == "failed"
     _print(run, plan["suite"], tally, failed)
 

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from tta_bench.report.cost import CostTable, costs
 from tta_bench.report.errors import curves, tables
 from tta_bench.report.evidence import Evidence
@@ -136,7 +134,7 @@ def make(evidence: Evidence, options: Options) -> Content:
         comparisons=compare(evidence, made, options.reference) if options.reference else [],
         mce=mce_tables(evidence, made),
         methods=list(_methods(evidence)),
-        gaps=list(_gaps(evidence.segments)),
+        gaps=list(_gaps(evidence)),
         notes=[*mixed, *evidence.notes, *_without(evidence, options.baseline), *_cautions(made)],
     )
 
@@ -150,10 +148,11 @@ def _methods(evidence: Evidence) -> Iterator[Method]:
             yield Method(t["label"], t["model"], t["method"], t["variant"], t["preset"], t["config"])
 
 
-def _gaps(segments: pd.DataFrame) -> Iterator[Gap]:
-    frame = segments[segments["status"] != "ok"]
+def _gaps(evidence: Evidence) -> Iterator[Gap]:
+    frame = evidence.shifts[evidence.shifts["status"] != "ok"]
+    known = evidence.segments.drop_duplicates("key").set_index("key")["log"]
     for (label, model, status, reason), part in frame.groupby(["label", "model", "status", "reason"], sort=False):
-        logs = part["log"].dropna()
+        logs = part["key"].map(known).dropna()
         shifts, seeds = tuple(dict.fromkeys(part["shift"])), tuple(sorted({int(s) for s in part["seed"]}))
         log = str(logs.iloc[0]) if len(logs) else ""
         yield Gap(str(label), str(model), str(status), str(reason), shifts, seeds, len(part), log)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from tta_bench.report.evidence import Evidence, adapting_most
+from tta_bench.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class CostRow:
     Attributes:
         images_per_s: images per second of step time, median over trials.
         step_ms, step_ms_p95: time of a batch's step, median and 95th percentile of a trial, their medians over trials, ms.
-        slowdown: step time over the baseline's, median over the shifts and seeds that both have.
+        slowdown: step time over the baseline's, median over the segments and seeds that both have.
         forwards, backwards, updates: images forwarded, images backwarded and optimizer steps for each 1,000 images.
         peak_memory_mib: largest peak of device memory, MiB.
         prepare_s: of ``prepare()``, in the trial that ran it, s.
@@ -47,7 +48,7 @@ class CostTable:
         caption: conditions in a sentence.
         baseline: the method that ``slowdown`` is over.
         shared: times were taken on a device that other trials used.
-        dataset, batch_size: that all rows share.
+        section: the setting of all rows, but for severity and number of images adapted on.
     """
 
     hardware: str
@@ -55,8 +56,7 @@ class CostTable:
     baseline: str
     rows: list[CostRow]
     shared: bool = False
-    dataset: str = ""
-    batch_size: int = 0
+    section: Setting | None = None
 
     def of(self, model: str) -> list[CostRow]:
         """The rows of a source model."""
@@ -78,8 +78,10 @@ def costs(evidence: Evidence, baseline: str, *, shared: bool = False) -> list[Co
     """
     frame = evidence.segments[evidence.segments["status"] == "ok"]
     made: list[CostTable] = []
-    for (dataset, size), part in frame.groupby(["dataset", "batch_size"], sort=False):
-        about, first = f"{dataset}, batch size {size}", len(made)
+    sections = [(evidence.sections[str(section)], part) for section, part in frame.groupby("section", sort=False)]
+    short = [_about(section) for section, _ in sections]
+    for (section, part), name in zip(sections, short, strict=True):
+        about, first = section.text if short.count(name) > 1 else name, len(made)
         _, part = adapting_most(part)  # the others predict most batches: their median step is no step of the method
         alone = part["device_share"].fillna(1.0) >= 1.0
         own, others = part[alone], part[~alone]
@@ -91,8 +93,12 @@ def costs(evidence: Evidence, baseline: str, *, shared: bool = False) -> list[Co
             untimed = [place for place in zip(part["model"], part["label"], strict=True) if place not in timed]
             if untimed:
                 made.append(_untimed(part, list(dict.fromkeys(untimed)), about, baseline))
-        made[first:] = [replace(table, dataset=str(dataset), batch_size=int(size)) for table in made[first:]]
+        made[first:] = [replace(table, section=section) for table in made[first:]]
     return made
+
+
+def _about(section: Setting) -> str:
+    return f"{section.dataset}, batch size {section.batch_size}"
 
 
 def _by_hardware(
@@ -124,8 +130,8 @@ def _untimed(part: pd.DataFrame, places: Sequence[tuple[str, str]], about: str, 
 
 
 def _steps(frame: pd.DataFrame) -> pd.Series:
-    """Median step time by (shift, seed, visit, adapt_images), ms."""
-    places = [frame["shift"], frame["seed"], frame["visit"], frame["adapt_images"].fillna(0)]
+    """Median step time by (segment, seed, visit, adapt_images), ms."""
+    places = [frame["segment"], frame["seed"], frame["visit"], frame["adapt_images"].fillna(0)]
     return frame["step_ms_median"].groupby(places).median()
 
 

@@ -17,59 +17,64 @@ from tta_bench.report.evidence import Evidence, adapting_most
 from tta_bench.report.images import ImageErrors
 from tta_bench.report.marks import Resampled
 from tta_bench.report.statistics import Ranks
-from tta_bench.report.table import Cell, ErrorTable, Row, Setting
+from tta_bench.report.table import Cell, ErrorTable, Row, TableSetting
+from tta_bench.setting import Setting
 
 _ORDER = {name: position for position, name in enumerate(("clean", *NAMES))}
 
 
 def tables(evidence: Evidence) -> list[ErrorTable]:
-    """One table for each data set, protocol, batch size and severity; ``clean`` stands in each.
+    """One table for each setting and severity; clean images of a stream that has no others stand in each.
 
     Where a run varies ``adapt_images``, that table is of the trials that adapt on most; :func:`curves` has the others.
     """
     made = []
-    for place, frame in _sections(evidence):
+    for base, frame in _sections(evidence):
         most, frame = adapting_most(frame)
         keys = set(frame["key"])
         errors = ImageErrors(evidence, keys.__contains__)
         for severity in _severities(frame):
-            part = frame[frame["severity"].isin([severity, 0])]
-            made.append(_table(evidence, part, Setting(*place, severity, most), errors))
+            part = frame[frame["of_severity"].isin([severity, 0])]
+            made.append(_table(evidence, part, TableSetting(base, severity, most), errors))
     return _named(made)
 
 
 def curves(evidence: Evidence) -> list[ErrorTable]:
     """Tables by number of images adapted on: over all images, and over those after the suite's largest number."""
     made = []
-    for place, frame in _sections(evidence):
+    for base, frame in _sections(evidence):
         if frame["adapt_images"].fillna(0).nunique() > 1:
             for severity in _severities(frame):
-                part = frame[frame["severity"].isin([severity, 0])]
+                part = frame[frame["of_severity"].isin([severity, 0])]
                 columns = [name for name in ("error_pct", "error_after_pct") if part[name].notna().any()]
-                made += [_curve(evidence, part, Setting(*place, severity), column) for column in columns]
+                made += [_curve(evidence, part, TableSetting(base, severity), column) for column in columns]
     return _named(made)
 
 
-def _sections(evidence: Evidence) -> Iterator[tuple[tuple[str, str, int], pd.DataFrame]]:
-    """((data set, protocol, batch size), their rows)."""
-    for (dataset, protocol, size), frame in evidence.segments.groupby(
-        ["dataset", "protocol", "batch_size"], sort=False
-    ):
-        yield (str(dataset), str(protocol), int(size)), frame
+def _sections(evidence: Evidence) -> Iterator[tuple[Setting, pd.DataFrame]]:
+    """Settings without severity and number of images adapted on, and their rows."""
+    for section, frame in evidence.shifts.groupby("section", sort=False):
+        yield evidence.sections[str(section)], frame
 
 
 def _severities(frame: pd.DataFrame) -> list[int]:
-    return sorted({int(s) for s in frame["severity"]} - {0}) or [0]
+    return sorted({int(s) for s in frame["of_severity"]} - {0}) or [0]
 
 
 def _named(made: Sequence[ErrorTable]) -> list[ErrorTable]:
     """Names that are unique: of what tells the tables apart, as little as it takes."""
-    if len({(t.setting.dataset, t.setting.protocol, t.setting.batch_size) for t in made}) < 2:
+    bases = list(dict.fromkeys(t.setting.base for t in made))
+    if len(bases) < 2:
         return list(made)
-    return [
-        replace(t, name="-".join([_plain(t.setting.dataset), t.setting.protocol, str(t.setting.batch_size), t.name]))
-        for t in made
-    ]
+    short = [_short(base) for base in bases]
+    names = {
+        base: _plain(base.text) if short.count(name) > 1 else name for base, name in zip(bases, short, strict=True)
+    }
+    return [replace(t, name=f"{names[t.setting.base]}-{t.name}") for t in made]
+
+
+def _short(base: Setting) -> str:
+    return f"{_plain(base.dataset)}-{base.protocol}-{base.batch_size}"
 
 
 def _plain(text: str) -> str:
@@ -79,7 +84,7 @@ def _plain(text: str) -> str:
 # -- cells and rows ----------------------------------------------------------------------------------------------------
 
 
-def _table(evidence: Evidence, frame: pd.DataFrame, setting: Setting, errors: ImageErrors) -> ErrorTable:
+def _table(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, errors: ImageErrors) -> ErrorTable:
     corruptions = sorted(frame["corruption"].unique(), key=lambda name: _ORDER.get(name, len(_ORDER)))
     cells = _Cells(frame)
     rows = cells.rows(corruptions)
@@ -101,7 +106,7 @@ def _table(evidence: Evidence, frame: pd.DataFrame, setting: Setting, errors: Im
     )
 
 
-def _curve(evidence: Evidence, frame: pd.DataFrame, setting: Setting, column: str) -> ErrorTable:
+def _curve(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, column: str) -> ErrorTable:
     """Mean error over corruptions against the number of images adapted on, over all images or over those after."""
     shifted = frame[frame["corruption"] != "clean"] if setting.severity else frame
     shifted = shifted.assign(
@@ -220,7 +225,7 @@ def _spread(errors: Sequence[float], state: str) -> Cell:
     return Cell(fmean(errors), spread, state, seeds=len(errors))
 
 
-def _caption(frame: pd.DataFrame, setting: Setting, further: Sequence[str] = ()) -> str:
+def _caption(frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] = ()) -> str:
     seeds = sorted(int(s) for s in frame["seed"].unique())
     images = sorted({int(n) for n in frame["images_planned"]})
     partial = " (a subset: not a result)" if frame["partial"].any() else ""

@@ -6,6 +6,7 @@ runs, and one label for two sets of hyperparameters. With ``mix`` the first kind
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import pathlib
@@ -16,10 +17,12 @@ from typing import Any
 import pandas as pd
 
 from tta_bench.errors import Problem, UsageError
+from tta_bench.setting import Setting
 from tta_bench.store import results
 from tta_bench.store.results import Results
 
-_CELL = ["label", "model", "dataset", "protocol", "batch_size", "adapt_images", "seed", "shift", "visit"]
+_CELL = ["label", "model", "setting", "seed", "segment", "shift", "visit"]
+TRIAL = ["run", "label", "model", "key"]  # what names a trial in the tables; labels may share a key
 _PACKAGES = ("torch", "timm")
 
 
@@ -29,8 +32,10 @@ class Evidence:
 
     Attributes:
         runs: in the order given.
-        segments: the rows of all runs (:data:`tta_bench.store.results.COLUMNS`), with ``run`` (number of the run),
-            ``images_planned`` (images a shift) and ``partial`` (only a part of the data set was used).
+        segments, shifts: the tables of all runs (:mod:`tta_bench.store.schema`), with ``run`` (number of the run),
+            ``images_planned`` (images a shift), ``partial`` (only a part of the data set was used), ``section`` (id of the
+            setting without severities and number of images adapted on) and ``of_severity`` (of the table in which a row
+            stands; 0: in that of every severity).
         batches: the online curves of all runs, with ``run``.
         mixed: in words, how the runs differ that the user asked to put together; empty where they do not.
         notes: what a reader must know of the rows, in sentences.
@@ -38,9 +43,16 @@ class Evidence:
 
     runs: tuple[Results, ...]
     segments: pd.DataFrame
+    shifts: pd.DataFrame
     batches: pd.DataFrame
     mixed: tuple[str, ...]
     notes: tuple[str, ...]
+
+    @functools.cached_property
+    def sections(self) -> dict[str, Setting]:
+        """Settings without severities and number of images adapted on, by id."""
+        found = (section_of(trial) for _, trial in self.trials())
+        return {section.id: section for section in found}
 
     @property
     def title(self) -> str:
@@ -50,12 +62,12 @@ class Evidence:
     @property
     def labels(self) -> list[str]:
         """All methods, in the order of the suites."""
-        return list(dict.fromkeys(self.segments["label"]))
+        return list(dict.fromkeys(self.shifts["label"]))
 
     @property
     def models(self) -> list[str]:
         """All source models, in the order of the suites."""
-        return list(dict.fromkeys(self.segments["model"]))
+        return list(dict.fromkeys(self.shifts["model"]))
 
     def trials(self) -> Iterator[tuple[Results, Mapping[str, Any]]]:
         """Each planned trial with its run."""
@@ -82,9 +94,8 @@ def gather(folders: Sequence[pathlib.Path], *, mix: bool = False) -> Evidence:
     if twice := [str(f) for f, place in zip(folders, places, strict=True) if places.count(place) > 1]:
         raise UsageError(Problem("the run is given twice", twice[0], hint="give each run once"))
     runs = tuple(results.load(folder) for folder in folders)
-    segments = pd.concat([_numbered(run, number) for number, run in enumerate(runs)], ignore_index=True)
-    batches = pd.concat([run.batches.assign(run=number) for number, run in enumerate(runs)], ignore_index=True)
-    problems = [*_doubled(runs, segments), *_relabelled(runs)]
+    segments, shifts, batches = (_joined(runs, name) for name in ("segments", "shifts", "batches"))
+    problems = [*_doubled(runs, shifts), *_relabelled(runs)]
     differences = list(_differences(runs, segments))
     if not mix:
         problems += [
@@ -92,7 +103,14 @@ def gather(folders: Sequence[pathlib.Path], *, mix: bool = False) -> Evidence:
         ]
     if problems:
         raise UsageError(problems)
-    return Evidence(runs, segments, batches, tuple(differences), tuple(_notes(runs, segments)))
+    return Evidence(runs, segments, shifts, batches, tuple(differences), tuple(_notes(runs, segments)))
+
+
+def of_shifts(table: pd.DataFrame, shifts: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ``table``, segments or batches, that are of the segments which ``shifts`` are rows of."""
+    place = [*TRIAL, "position"]
+    places = pd.MultiIndex.from_frame(table[place])
+    return table[places.isin(pd.MultiIndex.from_frame(shifts[place].drop_duplicates()))]
 
 
 def adapting_most(rows: pd.DataFrame) -> tuple[int, pd.DataFrame]:
@@ -102,11 +120,36 @@ def adapting_most(rows: pd.DataFrame) -> tuple[int, pd.DataFrame]:
     return most, rows[adapted == most]
 
 
-def _numbered(run: Results, number: int) -> pd.DataFrame:
-    planned = {trial["key"]: int(trial["images"]) for trial in run.plan["trials"]}
-    return run.segments.assign(
-        run=number, images_planned=run.segments["key"].map(planned), partial=not run.plan["all_images"]
-    )
+def _joined(runs: Sequence[Results], name: str) -> pd.DataFrame:
+    """A table of all runs, one below the other."""
+    return pd.concat([_numbered(run, number, name) for number, run in enumerate(runs)], ignore_index=True)
+
+
+def _numbered(run: Results, number: int, name: str) -> pd.DataFrame:
+    table = run.tables[name].assign(run=number)
+    if name == "batches":
+        return table
+    trials = {trial["key"]: trial for trial in run.plan["trials"]}
+    planned = {key: int(trial["images"]) for key, trial in trials.items()}
+    sections = {key: section_of(trial).id for key, trial in trials.items()}
+    table = table.assign(images_planned=table["key"].map(planned), partial=not run.plan["all_images"])
+    table = table.assign(section=table["key"].map(sections))
+    if name != "shifts":
+        return table
+    severities = {key: trial["setting_values"]["severities"] for key, trial in trials.items()}
+    return table.assign(of_severity=_of_severity(table, severities))
+
+
+def section_of(trial: Mapping[str, Any]) -> Setting:
+    """The setting of a planned trial, without severities and number of images adapted on."""
+    return Setting.of(trial["setting_values"]).without("severities").without("adapt_images")
+
+
+def _of_severity(shifts: pd.DataFrame, severities: Mapping[str, Sequence[float]]) -> list[int]:
+    """Of the table in which each row stands: that of the only severity in its stream; of several its own."""
+    only = {key: int(found[0]) if len(found) == 1 else None for key, found in severities.items()}
+    rows = zip(shifts["key"], shifts["severity"], strict=True)
+    return [int(severity) if (one := only[key]) is None else one for key, severity in rows]
 
 
 def _sessions(folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -121,11 +164,11 @@ def _sessions(folder: pathlib.Path) -> list[dict[str, Any]]:
 # -- what must not stand in one table ----------------------------------------------------------------------------------
 
 
-def _doubled(runs: Sequence[Results], segments: pd.DataFrame) -> Iterator[Problem]:
+def _doubled(runs: Sequence[Results], shifts: pd.DataFrame) -> Iterator[Problem]:
     """Cells that two runs fill: averaging them would count one of them as a further seed."""
     if len(runs) < 2:
         return
-    places = segments.groupby(_CELL, dropna=False, sort=False)["run"].agg(["nunique", "min", "max"])
+    places = shifts.groupby(_CELL, dropna=False, sort=False)["run"].agg(["nunique", "min", "max"])
     for (first, last), group in places[places["nunique"] > 1].groupby(["min", "max"]):
         label, model, *_ = group.index[0]
         what = f"{len(group)} cells are also in {runs[first].path}, the first is {label} on {model}"
@@ -139,7 +182,7 @@ def _relabelled(runs: Sequence[Results]) -> Iterator[Problem]:
     said = set()
     for number, run in enumerate(runs):
         for trial in run.plan["trials"]:
-            place = tuple(trial[name] for name in ("label", "model", "dataset", "protocol", "batch_size"))
+            place = (trial["label"], trial["model"], section_of(trial))
             config = json.dumps([trial["method"], trial["variant"], trial["config"]], sort_keys=True)
             first, before = configs.setdefault(place, (number, config))
             if config != before and place not in said:

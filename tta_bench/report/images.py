@@ -11,7 +11,7 @@ import numpy as np
 from tta_bench.report.evidence import Evidence
 from tta_bench.store import results
 
-_ARRAYS = ("images/image", "images/shift", "images/correct")
+_ARRAYS = ("images/image", "images/shift", "images/correct", "images/graded")
 
 Place = tuple[str, str, str]  # label, source model, shift
 
@@ -47,17 +47,17 @@ class ImageErrors:
         self._counts: dict[Place, _Counts] = {}
         self._prints: dict[tuple[str, str], str] = {}
         self.other_images = False  # rows of one source model and shift are of images with other fingerprints
-        ok = set(evidence.segments.loc[evidence.segments["status"] == "ok", "key"])
+        ok = set(evidence.shifts.loc[evidence.shifts["status"] == "ok", "key"])
         for run, trial in evidence.trials():
             if trial["key"] in ok and wanted(trial["key"]):
                 self._add(trial, results.read_arrays(run.path, trial["key"], _ARRAYS.__contains__))
 
     def _add(self, trial: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        image, shift, correct = (arrays[name] for name in _ARRAYS)
+        image, shift, correct, graded = (arrays[name] for name in _ARRAYS)
         where = (trial["model"], ",".join(name for _, _, name in trial["shifts"]))
         self.other_images |= self._prints.setdefault(where, trial["data"]) != trial["data"]
         for number, (_, _, name) in enumerate(trial["shifts"]):
-            here = slice(None) if len(trial["shifts"]) == 1 else shift == number
+            here = graded & (shift == number)
             place = (trial["label"], trial["model"], name)
             empty = np.zeros(0, dtype=np.uint16)
             self._counts.setdefault(place, _Counts(empty, empty)).add(image[here], correct[here])

@@ -79,7 +79,7 @@ def _severity(number: Published, ours: Ours) -> list[str] | None:
 def _protocol(number: Published, ours: Ours) -> list[str] | None:
     setting = ours.table.setting
     protocol, size = _PROTOCOLS.get(number.protocol, ("", None))
-    if protocol != setting.protocol:
+    if protocol != setting.protocol or setting.base.parameters:  # published protocols have none that we know of
         return None
     first = [f"adapted on the first {setting.adapt_images} images"] if setting.adapt_images else []
     other = size is not None and size != setting.batch_size

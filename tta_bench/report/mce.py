@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tta_bench.data.corrupt.corruptions import BENCHMARK
 from tta_bench.report.evidence import Evidence
 from tta_bench.report.table import ErrorTable
+from tta_bench.setting import Setting
 
 _SEVERITIES = (1, 2, 3, 4, 5)
 _DATASETS = ("ImageNet-C", "ImageNet-C (generated)")
@@ -57,11 +58,11 @@ def alexnet_errors() -> dict[str, float]:
 
 def _grids(tables: Sequence[ErrorTable]) -> Iterator[dict[int, ErrorTable]]:
     """The tables of ImageNet-C that differ in nothing but severity, by severity, where all five are there."""
-    found: dict[tuple[str, str, int, int], dict[int, ErrorTable]] = {}
+    found: dict[tuple[Setting, int], dict[int, ErrorTable]] = {}
     for table in tables:
         s = table.setting
         if s.dataset in _DATASETS:
-            found.setdefault((s.dataset, s.protocol, s.batch_size, s.adapt_images), {})[s.severity] = table
+            found.setdefault((s.base, s.adapt_images), {})[s.severity] = table
     yield from (grid for grid in found.values() if set(_SEVERITIES) <= set(grid))
 
 
@@ -96,7 +97,6 @@ def _errors(grid: dict[int, ErrorTable], label: str, model: str) -> tuple[dict[s
 
 def _caption(table: ErrorTable) -> str:
     s = table.setting
-    adapted = f", adapted on the first {s.adapt_images}" if s.adapt_images else ""
     seeds = "one seed" if table.seeds == 1 else f"mean over {table.seeds} seeds"
     generated = (
         " Corruptions were generated: they are not ImageNet-C's own images, and published mCE is of those."
@@ -105,7 +105,7 @@ def _caption(table: ErrorTable) -> str:
     )
     return (
         f"Corruption error: sum of the errors at severities 1 to 5 over AlexNet's, in per cent, and its mean over 15 "
-        f"corruptions (mCE), on {s.dataset}, protocol {s.protocol}, batch size {s.batch_size}{adapted}, "
+        f"corruptions (mCE), on {s.dataset}, {s.conditions}, "
         f"{seeds}.{generated}"
     )
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from tta_bench.data.corrupt.corruptions import GROUPS
 from tta_bench.report.statistics import Ranks
+from tta_bench.setting import Setting
 
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 
@@ -87,31 +88,64 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Setting:
+class TableSetting:
     """What all rows of a table share.
 
     Attributes:
+        base: the setting of the trials, without severity and number of images adapted on.
         severity: 0 where there is none.
-        adapt_images: images of each shift that were adapted on, 0 for all.
+        adapt_images: images of each segment that were adapted on, 0 for all.
     """
 
-    dataset: str
-    protocol: str
-    batch_size: int
+    base: Setting
     severity: int
     adapt_images: int = 0
 
     @property
+    def dataset(self) -> str:
+        """How tables call the data set."""
+        return self.base.dataset
+
+    @property
+    def protocol(self) -> str:
+        """The protocol's registered name."""
+        return self.base.protocol
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch."""
+        return self.base.batch_size
+
+    @property
+    def conditions(self) -> str:
+        """``protocol reset, batch size 200``, and what differs from the defaults."""
+        parts = [f"protocol {self.protocol}", self.base.told, f"batch size {self.batch_size}"]
+        parts += [self.base.precision] if self.base.precision != "float32" else []
+        parts += [f"adapted on the first {self.adapt_images}"] if self.adapt_images else []
+        return ", ".join(part for part in parts if part)
+
+    @property
     def text(self) -> str:
         """``CIFAR-10-C, severity 5, protocol reset, batch size 200``."""
-        parts = [self.dataset, *([f"severity {self.severity}"] if self.severity else [])]
-        parts += [f"protocol {self.protocol}", f"batch size {self.batch_size}"]
-        return ", ".join(parts + ([f"adapted on the first {self.adapt_images}"] if self.adapt_images else []))
+        severity = [f"severity {self.severity}"] if self.severity else []
+        return ", ".join([self.dataset, *severity, self.conditions])
+
+    def columns(self) -> dict[str, object]:
+        """The values as columns of a table."""
+        return {
+            "dataset": self.dataset,
+            "protocol": self.protocol,
+            "protocol_parameters": self.base.told,
+            "batch_size": self.batch_size,
+            "precision": self.base.precision,
+            "severity": self.severity,
+            "adapt_images": self.adapt_images,
+        }
 
 
 @dataclass(frozen=True)
 class ErrorTable:
-    """One table: one data set, protocol, batch size and severity.
+    """One table: one setting and severity.
 
     Attributes:
         name: short and unique in the report, for file names: ``severity-5``.
@@ -130,7 +164,7 @@ class ErrorTable:
 
     name: str
     title: str
-    setting: Setting
+    setting: TableSetting
     caption: str
     corruptions: list[str]
     rows: list[Row]

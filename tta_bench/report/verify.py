@@ -43,21 +43,42 @@ def _disagreements(
         yield "its key is not the digest of what was asked"
     if record["status"] != "ok":
         return
-    arrays = results.read_arrays(run, trial["key"], lambda name: name.startswith("images/"))
-    numbers = {name: number for number, (_, _, name) in enumerate(trial["shifts"])}
-    last, segment = 0, None
+    arrays = results.read_arrays(run, trial["key"], lambda name: True)
     for row in record["segments"]:
-        if (row["segment"], row["visit"]) != segment:  # rows of one segment share its batches
-            segment, first, last = (row["segment"], row["visit"]), last, last + row["batches"]
-        batch = arrays["images/batch"]
-        here = (batch >= first) & (batch < last) & (arrays["images/shift"] == numbers[row["shift"]])
-        for name, value in _recomputed(arrays, here, graded_after).items():
-            if name not in row or not math.isclose(row[name], value, rel_tol=1e-9):
-                yield f"{row['segment']}, {row['shift']}: {name} is {row.get(name)}, its predictions give {value}"
+        yield from _unlike(row, _segment(arrays, row["position"]), row["segment"])
+    numbers = {name: number for number, (_, _, name) in enumerate(trial["shifts"])}
+    for row in record["shifts"]:
+        found = _shift(arrays, row["position"], numbers[row["shift"]], row["visit"], graded_after)
+        yield from _unlike(row, found, f"{row['segment']}, {row['shift']}")
 
 
-def _recomputed(arrays: Mapping[str, np.ndarray], here: np.ndarray, graded_after: int | None) -> dict[str, float | int]:
+def _unlike(row: Mapping[str, Any], found: Mapping[str, Any], where: str) -> Iterator[str]:
+    for name, value in found.items():
+        if name not in row or not _close(row[name], value):
+            yield f"{where}: {name} is {row.get(name)}, its predictions give {value}"
+
+
+def _close(one: float | None, other: float | None) -> bool:
+    return one is other if one is None or other is None else math.isclose(one, other, rel_tol=1e-9)
+
+
+def _segment(arrays: Mapping[str, np.ndarray], position: int) -> dict[str, Any]:
+    of_batches = arrays["batches/segment"] == position
+    here = arrays["images/graded"] & of_batches[arrays["images/batch"]]
+    share = metrics.most_predicted_pct(arrays["images/predicted"][here])
+    return {"images": int(here.sum()), "batches": int(of_batches.sum()), "most_predicted_pct": share}
+
+
+def _shift(
+    arrays: Mapping[str, np.ndarray], position: int, number: int, visit: int, graded_after: int | None
+) -> dict[str, Any]:
+    """All but the mean over classes, which needs the labels: they are in no record."""
+    batch, adapted = arrays["images/batch"], arrays["batches/adapted"]
+    here = arrays["images/graded"] & (arrays["batches/segment"][batch] == position)
+    segment = adapted[arrays["batches/segment"] == position]
+    here &= (arrays["images/shift"] == number) & (arrays["images/visit"] == visit)
     correct, confidence = arrays["images/correct"][here], arrays["images/confidence"][here]
     if not len(correct):
         return {"images": 0}
-    return {**metrics.summary(correct, confidence), **metrics.after(correct, graded_after)}
+    apart = metrics.apart(correct, adapted[batch[here]]) if segment.any() and not segment.all() else {}
+    return {**metrics.summary(correct, confidence), **metrics.after(correct, graded_after), **apart}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,16 +37,43 @@ def to_host(graded: list[Graded]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return predicted, confidence, torch.stack([g.finite for g in graded]).cpu().numpy()
 
 
-def after(correct: np.ndarray, images: int | None) -> dict[str, float]:
-    """``error_after_pct``: the error over all but the first ``images`` of (N,); nothing where that is None."""
-    return {} if images is None else {"error_after_pct": 100.0 * float((~correct[images:]).mean())}
+def error_pct(correct: np.ndarray) -> float | None:
+    """Share of (N,) verdicts that are wrong, per cent; None of none."""
+    return 100.0 * int((~correct).sum()) / len(correct) if len(correct) else None
 
 
-def summary(correct: np.ndarray, confidence: np.ndarray) -> dict[str, float | int]:
+def summary(correct: np.ndarray, confidence: np.ndarray) -> dict[str, Any]:
     """The result columns of images (N,) that belong together."""
     return {
         "images": len(correct),
         "correct": int(correct.sum()),
-        "error_pct": 100.0 * int((~correct).sum()) / len(correct),
+        "error_pct": error_pct(correct),
         "confidence_mean": float(confidence.astype(np.float64).mean()),
     }
+
+
+def after(correct: np.ndarray, images: int | None) -> dict[str, Any]:
+    """``error_after_pct``: the error over all but the first ``images`` of (N,); nothing where that is None."""
+    if images is None:
+        return {}
+    rest = correct[images:]
+    return {"error_after_pct": 100.0 * float((~rest).mean()) if len(rest) else None}
+
+
+def apart(correct: np.ndarray, adapted: np.ndarray) -> dict[str, Any]:
+    """The images (N,) of batches that were adapted on, and the others, each with its number and error."""
+    found: dict[str, Any] = {}
+    for name, part in (("adapted", correct[adapted]), ("skipped", correct[~adapted])):
+        found |= {f"images_{name}": len(part), f"error_{name}_pct": error_pct(part)}
+    return found
+
+
+def class_mean_error_pct(correct: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over the classes that occur among (N,) labels of the share of their images that are wrong, per cent."""
+    images, wrong = np.bincount(labels), np.bincount(labels[~correct], minlength=int(labels.max()) + 1)
+    return 100.0 * float((wrong[images > 0] / images[images > 0]).mean())
+
+
+def most_predicted_pct(predicted: np.ndarray) -> float | None:
+    """Share of the class that is predicted most, per cent of (N,); None of none."""
+    return 100.0 * int(np.bincount(predicted).max()) / len(predicted) if len(predicted) else None

@@ -25,11 +25,12 @@ from tta_bench.data.cache import Direct, ImageCache, Images
 from tta_bench.errors import UsageError
 from tta_bench.models import SourceModel, state_sha256
 from tta_bench.run import metrics
+from tta_bench.run.faults import DataFault, kind_of, ruins_device
 from tta_bench.run.loading import loaded, to_tensor
 from tta_bench.run.meters import PassCounter, StepCounter, Stopwatch, peak_memory_mib, reset_peak_memory
 from tta_bench.run.precision import PRECISIONS
-from tta_bench.schedule.faults import DataFault, kind_of, ruins_device
-from tta_bench.streams import Batch, Segment, Shift, derived_seed
+from tta_bench.store import schema
+from tta_bench.streams import Batch, Segment, derived_seed
 from tta_bench.suite.plan import Materials, Trial
 
 WARMUP_BATCHES = 2  # a trial's first batches: kernels are chosen and memory is claimed in them, so they are timed apart
@@ -44,9 +45,10 @@ class TrialResult:
         key: the trial's key.
         status: "ok", "failed" or "skipped"; then ``reason`` says why, and ``traceback`` where.
         facts: scalars about the whole trial.
-        segments: one dict for each segment and shift.
-        batches: per batch, arrays of equal length.
-        images: per image in stream order, arrays of equal length.
+        segments: one dict for each segment: :class:`tta_bench.store.schema.Segment`.
+        shifts: one dict for each segment, shift and visit: :class:`tta_bench.store.schema.Shift`.
+        batches: per batch, arrays of equal length: :class:`tta_bench.store.schema.Batches`.
+        images: per image in stream order, arrays of equal length: :class:`tta_bench.store.schema.Images`.
         environment: where it ran.
         log: what it printed.
     """
@@ -57,6 +59,7 @@ class TrialResult:
     traceback: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     segments: list[dict[str, Any]] = field(default_factory=list)
+    shifts: list[dict[str, Any]] = field(default_factory=list)
     batches: Mapping[str, np.ndarray] = field(default_factory=dict)
     images: Mapping[str, np.ndarray] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -236,12 +239,12 @@ class _Run:
         images = self.bench.images(self.trial)
         with self.steps.watching():
             facts = self._set_up()
-            segments = [self._segment(segment, images) for segment in self.stream.segments]
-        rows = [row for segment in segments for row in segment["rows"]]
+            segments = [self._segment(position, images) for position in range(len(self.stream.segments))]
         return {
             "status": "ok",
             "facts": facts,
-            "segments": rows,
+            "segments": [segment["row"] for segment in segments],
+            "shifts": [row for segment in segments for row in segment["shifts"]],
             "batches": _joined([segment["batches"] for segment in segments]),
             "images": _joined([segment["images"] for segment in segments]),
         }
@@ -272,7 +275,8 @@ class _Run:
 
     # -- one segment -------------------------------------------------------------------------------------------------
 
-    def _segment(self, segment: Segment, images: list[Images | Direct]) -> dict[str, Any]:
+    def _segment(self, position: int, images: list[Images | Direct]) -> dict[str, Any]:
+        segment = self.stream.segments[position]
         reset_peak_memory(self.bench.device)
         graded, data_ms, stats = [], [], list[Mapping[str, float | Tensor] | None]()
         for batch, x, waited_ms in self._batches(segment, images):
@@ -285,7 +289,7 @@ class _Run:
             _check_shape(scores, len(x), self.adapter.context.num_classes)
             graded.append(metrics.grade(scores.detach(), self.adapter.outputs))
             stats.append(_copied(optimizers.stats(self.adapter)) if adapts else None)
-        return self._measured(segment, graded, np.array(data_ms), stats)
+        return self._measured(position, graded, np.array(data_ms), stats)
 
     def _batches(self, segment: Segment, images: list[Images | Direct]) -> Iterator[tuple[Batch, Tensor, float]]:
         """The segment's batches on the device, with the time spent waiting for each, ms."""
@@ -310,55 +314,81 @@ class _Run:
 
     def _measured(
         self,
-        segment: Segment,
+        position: int,
         graded: list[metrics.Graded],
         data_ms: np.ndarray,
         stats: list[Mapping[str, float | Tensor] | None],
     ) -> dict[str, Any]:
         """Read the meters and the scores' verdicts, once, and only now look at the labels."""
-        step_ms = self.watch.read_ms()
-        forwarded, backwarded = self.counter.read()
+        segment, stream = self.stream.segments[position], self.stream
         predicted, confidence, finite = metrics.to_host(graded)
         if not finite.all():
             bad = segment.first + int(np.argmin(finite))
             raise FloatingPointError(f"the scores of batch {bad} (segment {segment.name}) are not finite")
-        where = slice(int(self.stream.bounds[segment.first]), int(self.stream.bounds[segment.last]))
-        shift, image = self.stream.shift[where], self.stream.image[where]
-        correct = predicted == self._labels(shift, image)
-        sizes = np.diff(self.stream.bounds[segment.first : segment.last + 1])
-        numbers = np.arange(segment.first, segment.last)
+        where = slice(int(stream.bounds[segment.first]), int(stream.bounds[segment.last]))
+        shift, image = stream.shift[where], stream.image[where]
+        labels = self._labels(shift, image)
+        sizes = np.diff(stream.bounds[segment.first : segment.last + 1])
+        numbers, adapted = np.arange(segment.first, segment.last), np.array([s is not None for s in stats])
+        verdicts = {"shift": shift, "visit": stream.visit[where], "image": image,
+                    "batch": np.repeat(numbers, sizes).astype(np.int32), "graded": stream.graded[where],
+                    "predicted": predicted, "correct": predicted == labels, "confidence": confidence}  # fmt: skip
         kept = {f"stat_{name}": _numbers(name, stats) for name in optimizers.stats(self.adapter)}
-        adapted = np.array([s is not None for s in stats])
-        cost = {
-            **_timing(step_ms, sizes, numbers),
-            "data_ms_median": float(np.median(data_ms)),
-            "peak_memory_mib": peak_memory_mib(self.bench.device),
-        }
-        shared = {
-            "segment": segment.name,
-            "visit": segment.visit,
-            "batches": len(sizes),
-            "images_forwarded": forwarded,
-            "images_backwarded": backwarded,
-            "updates": self.steps.read(),
-            **{name: float(values[adapted].mean()) if adapted.any() else None for name, values in kept.items()},
-            **cost,
-        }
-        rows = [
-            {
-                **shared,
-                **_shift_columns(self.stream.shifts[s]),
-                **metrics.summary(correct[shift == s], confidence[shift == s]),
-                **metrics.after(correct[shift == s], self.stream.graded_after),
-            }
-            for s in np.unique(shift)
-        ]
+        places = np.full(len(sizes), position, dtype=np.int16)
+        timed = {"step_ms": self.watch.read_ms(), "data_ms": data_ms}
+        told: dict[str, np.ndarray] = {"batch": numbers, "segment": places, "images": sizes, "adapted": adapted}
+        batches = told | timed | kept
         return {
-            "rows": rows,
-            "batches": {"batch": numbers, "images": sizes, "step_ms": step_ms, "data_ms": data_ms, **kept},
-            "images": {"shift": shift, "image": image, "batch": np.repeat(numbers, sizes).astype(np.int32),
-                       "predicted": predicted, "correct": correct, "confidence": confidence},
-        }  # fmt: skip
+            "row": self._cost(position, batches, predicted[verdicts["graded"]]),
+            "shifts": self._graded(position, verdicts, labels, np.repeat(adapted, sizes)),
+            "batches": batches,
+            "images": verdicts,
+        }
+
+    def _cost(self, position: int, batches: Mapping[str, np.ndarray], predicted: np.ndarray) -> dict[str, Any]:
+        """The segment's row: what the meters say since the last one; ``predicted``: of the graded images."""
+        forwarded, backwarded = self.counter.read()
+        row = schema.Segment(
+            **self._place(position),
+            images=len(predicted),
+            batches=len(batches["batch"]),
+            images_forwarded=forwarded,
+            images_backwarded=backwarded,
+            updates=self.steps.read(),
+            most_predicted_pct=metrics.most_predicted_pct(predicted),
+            **_timing(batches["step_ms"], batches["images"], batches["batch"]),
+            data_ms_median=float(np.median(batches["data_ms"])),
+            peak_memory_mib=peak_memory_mib(self.bench.device),
+        )
+        adapted = batches["adapted"]
+        stats = {name: values for name, values in batches.items() if name.startswith(schema.STATISTIC)}
+        means = {name: float(values[adapted].mean()) if adapted.any() else None for name, values in stats.items()}
+        return {**vars(row), **means}
+
+    def _graded(
+        self, position: int, verdicts: Mapping[str, np.ndarray], labels: np.ndarray, adapted: np.ndarray
+    ) -> list[dict[str, Any]]:
+        """The rows of the segment's graded images, by shift and visit; ``adapted``: whether each was adapted on."""
+        found, skips = list[dict[str, Any]](), adapted.any() and not adapted.all()
+        for cell in (cell for cell in self.stream.cells if cell.segment == position):
+            here = verdicts["graded"] & (verdicts["shift"] == cell.shift) & (verdicts["visit"] == cell.visit)
+            correct, shift = verdicts["correct"][here], self.stream.shifts[cell.shift]
+            row = schema.Shift(
+                **{**self._place(position), "visit": cell.visit},
+                shift=shift.id,
+                corruption=shift.name,
+                severity=int(shift.severity or 0),
+                class_mean_error_pct=metrics.class_mean_error_pct(correct, labels[here]),
+                **metrics.summary(correct, verdicts["confidence"][here]),
+                **metrics.after(correct, self.stream.graded_after),
+                **(metrics.apart(correct, adapted[here]) if skips else {}),
+            )
+            found.append(vars(row))
+        return found
+
+    def _place(self, position: int) -> dict[str, Any]:
+        segment = self.stream.segments[position]
+        return {"position": position, "segment": segment.name, "visit": segment.visit, "role": segment.role}
 
 
 def _batch_statistics(adapter: Adapter) -> str:
@@ -404,7 +434,7 @@ def _check_shape(scores: Any, batch: int, classes: int) -> None:
         raise TypeError(f"step() must return scores of shape ({batch}, {classes}), it returned {shape}")
 
 
-def _timing(step_ms: np.ndarray, sizes: np.ndarray, numbers: np.ndarray) -> dict[str, float | None]:
+def _timing(step_ms: np.ndarray, sizes: np.ndarray, numbers: np.ndarray) -> dict[str, Any]:
     """Step times of a segment, the trial's warm-up batches apart; None where nothing is left to time."""
     warm = numbers < WARMUP_BATCHES
     timed, images = step_ms[~warm], sizes[~warm].sum()
@@ -414,10 +444,6 @@ def _timing(step_ms: np.ndarray, sizes: np.ndarray, numbers: np.ndarray) -> dict
         "images_per_s": float(images / timed.sum() * 1e3) if len(timed) else None,
         "warmup_ms": float(step_ms[warm].sum()) if warm.any() else None,
     }
-
-
-def _shift_columns(shift: Shift) -> dict[str, Any]:
-    return {"shift": shift.id, "corruption": shift.name, "severity": shift.severity or 0}
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tta_bench.errors import Problem, UsageError
-from tta_bench.schedule.faults import Fault
+from tta_bench.run.faults import Fault
 from tta_bench.schedule.options import Options
 from tta_bench.schedule.preflight import Requirements, prepare
 from tta_bench.schedule.worker import Worker

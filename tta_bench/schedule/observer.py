@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from tta_bench.run.faults import Fault
 from tta_bench.run.runner import TrialResult
-from tta_bench.schedule.faults import Fault
 from tta_bench.suite.plan import Trial
 
 

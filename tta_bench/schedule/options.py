@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tta_bench.data.cache import ImageCache, default_root
-from tta_bench.schedule import faults
+from tta_bench.run import faults
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The driver's loop: gives trials to workers, takes their results, answers faults (:mod:`tta_bench.schedule.faults`).
+"""The driver's loop: gives trials to workers, takes their results, answers faults (:mod:`tta_bench.run.faults`).
 
 All decisions are made here, in one thread, between two looks at what the cluster reports.
 
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tta_bench.errors import Problem, Stopped, UsageError
+from tta_bench.run import faults
+from tta_bench.run.faults import Fault, Kind
 from tta_bench.run.runner import TrialResult
-from tta_bench.schedule import faults
 from tta_bench.schedule.cluster import Cluster, Node, Slot
-from tta_bench.schedule.faults import Fault, Kind
 from tta_bench.schedule.observer import Observer, title
 from tta_bench.schedule.options import Options
 from tta_bench.schedule.queue import Estimates, Queue

@@ -15,8 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from tta_bench.data.cache import Entry
+from tta_bench.run.faults import Fault
 from tta_bench.run.runner import TrialResult
-from tta_bench.schedule.faults import Fault
 from tta_bench.schedule.observer import title
 from tta_bench.schedule.tally import Tally, duration
 from tta_bench.suite.plan import Trial
@@ -114,8 +114,8 @@ class TrialProgress:
         """A trial ended."""
         self.done += 1
         self.failed += result.status == "failed"
-        self.images += sum(row["images"] for row in result.segments)
-        self._tally.add(trial.label, trial.model, result.status, result.segments)
+        self.images += sum(row["images"] for row in result.shifts)
+        self._tally.add(trial.label, trial.model, result.status, result.shifts)
         if not self._bar or result.status == "failed":
             self._say(*self._line(trial, result))
 
@@ -159,8 +159,8 @@ class TrialProgress:
 
     def _line(self, trial: Trial, result: TrialResult) -> tuple[str, str, str]:
         if result.status == "ok":
-            images = sum(row["images"] for row in result.segments)
-            error = 100.0 * (images - sum(row["correct"] for row in result.segments)) / images
+            images = sum(row["images"] for row in result.shifts)
+            error = 100.0 * (images - sum(row["correct"] for row in result.shifts)) / images
             text = f"error {error:.1f} %, {result.facts['trial_s']:.1f} s"
         else:
             text = result.reason.splitlines()[0] if result.reason else ""

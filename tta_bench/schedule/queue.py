@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
+from tta_bench.setting import Setting
 from tta_bench.suite.plan import Materials, Trial
-from tta_bench.suite.setting import Setting
 
 EQUAL = 0.05  # estimates that differ by less than this share are equals
 SECONDS_PER_UNIT = 2e-11  # of images × passes × parameters, before any trial has ended

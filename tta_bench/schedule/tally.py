@@ -42,12 +42,12 @@ class Tally:
         """Trials that have ended, however."""
         return sum(self.statuses.values())
 
-    def add(self, label: str, model: str, status: str, segments: Iterable[Mapping[str, Any]]) -> None:
-        """A trial has ended."""
+    def add(self, label: str, model: str, status: str, shifts: Iterable[Mapping[str, Any]]) -> None:
+        """A trial has ended; ``shifts`` are its rows."""
         self.statuses[status] += 1
         images = correct = 0
-        for segment in (s for s in segments if s["corruption"] != "clean"):
-            images, correct = images + segment["images"], correct + segment["correct"]
+        for row in (row for row in shifts if row["corruption"] != "clean"):
+            images, correct = images + row["images"], correct + row["correct"]
         if status == "ok" and images:
             self._cells[label, model].errors.append(100.0 * (images - correct) / images)
 

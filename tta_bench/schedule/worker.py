@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 
 from tta_bench.errors import Problem, UsageError
+from tta_bench.run import faults
 from tta_bench.run.runner import TrialResult, Workbench, run_trial
-from tta_bench.schedule import faults
 from tta_bench.schedule.options import Options
 from tta_bench.schedule.preflight import other_code
 from tta_bench.store import runlog

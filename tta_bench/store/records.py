@@ -24,13 +24,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tta_bench import NUMERICS_VERSION
 from tta_bench.errors import Problem, UsageError
-from tta_bench.store import npz
+from tta_bench.store import npz, schema
+from tta_bench.streams import StreamSpec
 
 if TYPE_CHECKING:  # a process that only reads needs no torch
     from tta_bench.run.runner import TrialResult
     from tta_bench.suite.plan import Plan, Trial
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 def write_atomically(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -138,7 +139,10 @@ def _record(result: TrialResult, arrays: bytes, asked: Mapping[str, Any], sessio
     record = {k: v for k, v in vars(result).items() if k not in ("batches", "images", "log")}
     record |= {"schema_version": SCHEMA_VERSION, "session": session, "asked": dict(asked)}
     read_back = json.loads(json.dumps(record))  # as a reader will find it: tuples are lists then
-    return record | {"checksum": checksum(read_back, arrays)}
+    sealed: dict[str, Any] = read_back | {"checksum": checksum(read_back, arrays)}
+    if wrong := [*schema.faults(sealed)]:  # found now, not when it is read
+        raise TypeError("; ".join(wrong))
+    return sealed
 
 
 def checksum(record: Mapping[str, Any], arrays: bytes) -> str:
@@ -154,6 +158,14 @@ def checksum(record: Mapping[str, Any], arrays: bytes) -> str:
 
 def write_plan(run: pathlib.Path, plan: Plan) -> None:
     """Write what was asked for: every cell of the tables, in order, with the key of the trial that fills it."""
+    streams = plan.materials.streams()
+
+    @functools.cache
+    def rows(model: str, spec: StreamSpec) -> dict[str, Any]:
+        """What a stream's rows are of: its segments (name, visit, role), and its cells (segment, shift, visit)."""
+        made = streams.build(model, spec)
+        return {"segments": [(s.name, s.visit, s.role) for s in made.segments], "cells": made.cells}
+
     content = {
         "schema_version": SCHEMA_VERSION,
         "numerics_version": NUMERICS_VERSION,
@@ -164,7 +176,10 @@ def write_plan(run: pathlib.Path, plan: Plan) -> None:
         ),
         "models": {trial.model: trial.asked["model"] for trial in plan.trials},
         "axes": list(plan.axes),
-        "trials": (_planned(trial, plan.materials.images_a_shift(trial)) for trial in plan.trials),
+        "trials": (
+            _planned(trial, plan.materials.images_a_shift(trial)) | rows(trial.model, trial.stream)
+            for trial in plan.trials
+        ),
     }
     write_atomically(run / "plan.json", functools.partial(_write_lines, values=content))
 
@@ -179,9 +194,11 @@ def _planned(trial: Trial, images: int) -> dict[str, Any]:
         "preset_missing": trial.preset_missing,
         "config": dict(trial.config),
         "model": trial.model,
-        "setting": trial.setting.values() | {"id": trial.setting.id},
+        "setting": trial.setting.id,
+        "setting_values": trial.setting.values(),
         "dataset": trial.setting.dataset,
         "protocol": trial.setting.protocol,
+        "protocol_parameters": trial.setting.told,
         "adapt_images": trial.setting.values()["parameters"].get("adapt_images"),
         "shifts": [[s.name, s.severity or 0, s.id] for s in trial.stream.shifts],
         "seed": trial.seed,
@@ -214,7 +231,11 @@ class Stored:
 
 
 def look(run: pathlib.Path, key: str) -> Stored:
-    """Read a trial and compare its files with their checksum."""
+    """Read a trial and compare its files with their checksum.
+
+    Raises:
+        UsageError: the files are whole, but hold a fact that is unknown, lack one, or have one of another type.
+    """
     path = f"{run}/trials/{key}.json"
     try:
         with open(path, "rb") as stream:
@@ -238,7 +259,9 @@ def look(run: pathlib.Path, key: str) -> Stored:
         return Stored(None, f"{run}/trials/{key}.npz: {error.strerror}")
     if record.get("key") != key or record.get("checksum") != checksum(record, arrays):
         return Stored(None, f"{path} or the .npz beside it does not match its checksum")
-    record.pop("asked", None)  # nobody asks for it, and thousands of them take much memory
+    if wrong := [*schema.faults(record)]:
+        raise UsageError(unfit(wrong, path))
+    record.pop("asked")  # nobody asks for it, and thousands of them take much memory
     return Stored(record)
 
 
@@ -267,6 +290,12 @@ def check_version(run: pathlib.Path) -> None:
         version = content.get("schema_version") if isinstance(content, dict) else None
         if version is not None and version != SCHEMA_VERSION:
             raise UsageError(other_version(version, run / name))
+
+
+def unfit(wrong: Sequence[str], path: str) -> Problem:
+    """What to do about a file whose facts or arrays are not those of :mod:`tta_bench.store.schema`."""
+    hint = "read it with the tta-bench that made it (run.json names the version), or delete the trial and run it again"
+    return Problem(f"not as schema version {SCHEMA_VERSION} has it: {'; '.join(wrong)}", path, hint=hint)
 
 
 def other_version(version: Any, path: str | pathlib.Path) -> Problem:

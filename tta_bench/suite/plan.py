@@ -27,12 +27,12 @@ from tta_bench.errors import Problem, UsageError
 from tta_bench.models import Network
 from tta_bench.protocols import Protocol, ProtocolConfig, Streams
 from tta_bench.registry import DATASETS, PROTOCOLS, Registry, foreign_code
+from tta_bench.setting import Setting, setting_of
 from tta_bench.streams import Shift, StreamSpec, subset
 from tta_bench.suite import LoadedSuite, Suite
 from tta_bench.suite.keys import Keys
 from tta_bench.suite.resolve import Row, resolve
 from tta_bench.suite.select import Filter
-from tta_bench.suite.setting import Setting, setting_of
 from tta_bench.suite.sources import Model, open_datasets, open_models
 
 

@@ -35,7 +35,7 @@ class Point:
 def draw(section: Section) -> Iterator[Drawn]:
     """A figure for each kind of hardware: times of several are never in one."""
     setting = section.worst.setting
-    tables = [t for t in section.content.costs if (t.dataset, t.batch_size) == (setting.dataset, setting.batch_size)]
+    tables = [t for t in section.content.costs if t.section == setting.base]
     drawn = [(table, panels) for table in tables if (panels := _panels(section, table))]
     for number, (table, panels) in enumerate(drawn, 1):
         name = f"cost{section.suffix}{f'-{number}' if len(drawn) > 1 else ''}"

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from tta_bench.report.evidence import TRIAL, of_shifts
 from tta_bench.report.figures import plot, sheet, text
 from tta_bench.report.figures.section import Drawn, Section
 from tta_bench.report.figures.style import MUTED, Style
@@ -33,7 +34,7 @@ def draw(section: Section) -> Iterator[Drawn]:
     conditions = section.conditions()
     styles = section.styles_of(labels)
     words = section.words(_TITLE, sheet.lines(styles, points=False), rows, conditions, notes)
-    borders = _borders(section) if continual else {}
+    borders = _borders(section) if continual else []
     page = sheet.Sheet(words, shown, _room(borders))
     for axes, model in zip(page.axes, shown, strict=True):
         for label, style in styles.items():
@@ -75,12 +76,10 @@ def running(section: Section) -> pd.DataFrame:
 
 def _batches(section: Section) -> pd.DataFrame:
     """Batches of the trials at the most severe severity."""
-    batches, frame = section.content.evidence.batches, section.segments
+    batches, shifts = section.content.evidence.batches, section.most_severe
     if batches.empty:
         return batches
-    rows = frame[(frame["severity"] == section.worst.setting.severity) & (frame["status"] == "ok")]
-    found = batches[batches["key"].isin(set(rows["key"]))]
-    return found if section.continual else found[found["segment"].isin(set(rows["shift"]))]
+    return batches[batches["key"].isin(set(shifts["key"]))] if section.continual else of_shifts(batches, shifts)
 
 
 def _of_shifts(section: Section) -> pd.DataFrame:
@@ -97,29 +96,31 @@ def _of_streams(section: Section) -> pd.DataFrame:
     batches = _batches(section)
     if batches.empty:
         return batches
-    images = batches["images"].astype(float)
-    wrong = images * batches["error_pct"]
-    seen = images.groupby(batches["key"]).cumsum()
-    return batches.assign(images_seen=seen, error=wrong.groupby(batches["key"]).cumsum() / seen)
+    images = batches["images_graded"].astype(float)
+    wrong = images * batches["error_pct"].fillna(0.0)  # of a batch without graded images there is no error
+    trials = [batches[name] for name in TRIAL]
+    seen = images.groupby(trials).cumsum()
+    return batches.assign(images_seen=seen, error=wrong.groupby(trials).cumsum() / seen)
 
 
-def _borders(section: Section) -> dict[str, float]:
-    """Where each shift of the stream begins, images; empty where streams differ or are long."""
+def _borders(section: Section) -> list[tuple[str, float]]:
+    """Each segment of the stream and where it begins, images; nothing where streams differ, or have one or very many."""
     batches = _batches(section)
-    parts = batches.groupby(["key", "segment"], sort=False)["images"].sum().reset_index()
-    orders = {tuple(zip(part["segment"], part["images"], strict=True)) for _, part in parts.groupby("key", sort=False)}
-    if len(orders) != 1 or len(first := orders.pop()) > _NAMED:
-        return {}
+    parts = batches.groupby([*TRIAL, "position", "segment"], sort=False)["images_graded"].sum().reset_index()
+    trials = (part for _, part in parts.groupby(TRIAL, sort=False))
+    orders = {tuple(zip(part["segment"], part["images_graded"], strict=True)) for part in trials}
+    if len(orders) != 1 or not 1 < len(first := orders.pop()) <= _NAMED:
+        return []
     begins = np.cumsum([0, *(images for _, images in first)])
-    return {name: float(begin) for (name, _), begin in zip(first, begins, strict=False)}
+    return [(name, float(begin)) for (name, _), begin in zip(first, begins, strict=False)]
 
 
 def _short(name: str) -> str:
     return name.rpartition("-")[0].replace("_", " ") or name
 
 
-def _room(borders: dict[str, float]) -> sheet.Room:
-    names = 0.6 * text.widest(map(_short, borders), 7)  # turned by 35 degrees
+def _room(borders: list[tuple[str, float]]) -> sheet.Room:
+    names = 0.6 * text.widest((_short(name) for name, _ in borders), 7)  # turned by 35 degrees
     return sheet.Room(5.6, 1.8, top=0.35 + names) if borders else sheet.Room(2.5, 1.8)
 
 
@@ -133,8 +134,8 @@ def _line(axes: Axes, curve: pd.DataFrame, style: Style, *, fewer: bool) -> None
         axes.annotate("*", (x[-1], mean[-1]), (3, -4), textcoords="offset points", fontsize=9)
 
 
-def _name(axes: Axes, borders: dict[str, float]) -> None:
-    for name, begin in borders.items():
+def _name(axes: Axes, borders: list[tuple[str, float]]) -> None:
+    for name, begin in borders:
         axes.axvline(begin, color=MUTED, linewidth=0.5, linestyle=(0, (1, 2)))
         above: dict[str, Any] = {
             "xycoords": ("data", "axes fraction"),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from tta_bench.report.content import Content
+from tta_bench.report.evidence import TRIAL, of_shifts
 from tta_bench.report.figures.sheet import Entry, Words
 from tta_bench.report.figures.style import Style, styles
 from tta_bench.report.table import ErrorTable, Row
+from tta_bench.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Section:
-    """Tables of one data set, protocol and batch size.
+    """Tables of one setting, by severity.
 
     Attributes:
         content: the report.
@@ -48,8 +50,9 @@ class Section:
 
     @property
     def continual(self) -> bool:
-        """Whether a trial goes through several shifts without a reset."""
-        return self.worst.setting.protocol != "reset"
+        """Whether a stream is of several shifts, of which one after another or all together are adapted to."""
+        trials = self.shifts.groupby(TRIAL, sort=False)["shift"].nunique()
+        return bool((trials > 1).any())
 
     @functools.cached_property
     def styles(self) -> dict[str, Style]:
@@ -57,17 +60,21 @@ class Section:
         return styles(self.content.labels)
 
     @functools.cached_property
-    def segments(self) -> pd.DataFrame:
+    def shifts(self) -> pd.DataFrame:
         """The rows that the tables are made from, whatever their status."""
-        frame, setting = self.content.evidence.segments, self.worst.setting
-        frame = frame[(frame["dataset"] == setting.dataset) & (frame["protocol"] == setting.protocol)]
-        frame = frame[frame["batch_size"] == setting.batch_size]
+        frame, setting = self.content.evidence.shifts, self.worst.setting
+        frame = frame[frame["section"] == setting.base.id]
         return frame[frame["adapt_images"].fillna(0) == setting.adapt_images]
 
+    @property
+    def most_severe(self) -> pd.DataFrame:
+        """Those of them that are ok and of the most severe severity."""
+        frame = self.shifts
+        return frame[(frame["status"] == "ok") & (frame["severity"] == self.worst.setting.severity)]
+
     def per_thousand(self, column: str) -> dict[tuple[str, str], float]:
-        """A count for each 1,000 images at the most severe severity, by (source model, method)."""
-        frame = self.segments
-        frame = frame[(frame["status"] == "ok") & (frame["severity"] == self.worst.setting.severity)]
+        """A count for each 1,000 images in segments of the most severe severity, by (source model, method)."""
+        frame = of_shifts(self.content.evidence.segments, self.most_severe)
         sums = frame.groupby(["model", "label"], sort=False)[[column, "images"]].sum().astype(float)
         rates = 1000.0 * sums[column] / sums["images"]
         return {(str(model), str(label)): float(rate) for (model, label), rate in rates.items()}
@@ -80,13 +87,12 @@ class Section:
     def conditions(self, *, severity: str = "", further: Sequence[str] = ()) -> str:
         """Data set, severity, protocol, batch size, images and seeds, in words."""
         setting = self.worst.setting
-        where, _, rest = replace(setting, severity=0).text.partition(", protocol ")
         severity = severity or (f"severity {setting.severity}" if setting.severity else "")
-        images = sorted({int(n) for n in self.segments["images_planned"]})
-        seeds = sorted({int(n) for n in self.segments["seed"]})
+        images = sorted({int(n) for n in self.shifts["images_planned"]})
+        seeds = sorted({int(n) for n in self.shifts["seed"]})
         counted = " or ".join(f"{n:,}" for n in images)
         seeded = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds ({', '.join(map(str, seeds))})"
-        parts = [where, severity, f"protocol {rest}", f"{counted} images a corruption", seeded, *further]
+        parts = [setting.dataset, severity, setting.conditions, f"{counted} images a corruption", seeded, *further]
         return ", ".join(part for part in parts if part)
 
     def words(
@@ -107,17 +113,13 @@ class Section:
 
 def sections(content: Content) -> Iterator[Section]:
     """All sections of a report, in order."""
-    found: dict[tuple[str, str, int], list[ErrorTable]] = {}
+    found: dict[Setting, list[ErrorTable]] = {}
     for table in content.tables:
-        found.setdefault(_place(table), []).append(table)
-    for place, tables in found.items():
+        found.setdefault(table.setting.base, []).append(table)
+    for base, tables in found.items():
         name = tables[-1].name.removesuffix(f"-severity-{tables[-1].setting.severity}").removesuffix("-all")
-        curves = [curve for curve in content.curves if _place(curve) == place]
+        curves = [curve for curve in content.curves if curve.setting.base == base]
         yield Section(content, tables, curves, f"-{name}" if len(found) > 1 else "")
-
-
-def _place(table: ErrorTable) -> tuple[str, str, int]:
-    return table.setting.dataset, table.setting.protocol, table.setting.batch_size
 
 
 def is_known(row: Row) -> bool:

@@ -14,7 +14,8 @@ from tta_bench.report.content import Content, Options, make
 from tta_bench.report.evidence import gather
 from tta_bench.store.records import write_atomically
 
-TABLES = ("rows", "batches", "errors", "pairs", "ranks", "costs", "published", "mce", "gaps")
+OF_RUNS = ("segments", "shifts", "batches")
+TABLES = (*OF_RUNS, "errors", "pairs", "ranks", "costs", "published", "mce", "gaps")
 
 
 def load(runs: Sequence[pathlib.Path], table: str, *, mix: bool) -> pd.DataFrame:
@@ -22,21 +23,20 @@ def load(runs: Sequence[pathlib.Path], table: str, *, mix: bool) -> pd.DataFrame
     if table not in TABLES:
         raise UsageError(Problem(f"unknown table {table!r}", hint=near_miss(table, TABLES)))
     evidence = gather(runs, mix=mix)
-    if table in ("rows", "batches"):
-        return evidence.segments if table == "rows" else evidence.batches
+    if table in OF_RUNS:
+        return getattr(evidence, table)
     return frames(make(evidence, Options())).get(table, pd.DataFrame())
 
 
 def frames(content: Content) -> dict[str, pd.DataFrame]:
     """Each table of the report, tidy, by name; those that would be empty are left out.
 
-    ``rows`` and ``batches`` are those of the runs (:data:`tta_bench.store.results.COLUMNS`); ``errors`` has a row for each
-    cell of the error tables, means included; ``pairs`` for each two methods; ``costs``, ``ranks``, ``published``, ``mce``
-    and ``gaps`` for each row of theirs.
+    ``segments``, ``shifts`` and ``batches`` are those of the runs (:mod:`tta_bench.store.schema`); ``errors`` has a row
+    for each cell of the error tables, means included; ``pairs`` for each two methods; ``costs``, ``ranks``,
+    ``published``, ``mce`` and ``gaps`` for each row of theirs.
     """
     made = {
-        "rows": content.evidence.segments,
-        "batches": content.evidence.batches,
+        **{name: getattr(content.evidence, name) for name in OF_RUNS},
         "errors": pd.DataFrame(_errors(content)),
         "pairs": pd.DataFrame(_pairs(content)),
         "ranks": pd.DataFrame(_ranks(content)),
@@ -77,7 +77,7 @@ def _write(folder: pathlib.Path, name: str, content: bytes) -> pathlib.Path:
 
 def _errors(content: Content) -> Iterator[dict[str, Any]]:
     for table in (*content.tables, *content.curves):
-        place = {"table": table.name, **dataclasses.asdict(table.setting)}
+        place = {"table": table.name, **table.setting.columns()}
         for row in table.rows:
             for column in table.columns:
                 cell = dataclasses.asdict(table.cell(row, column))

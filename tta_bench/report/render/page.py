@@ -160,7 +160,7 @@ class Summary:
 
 
 def _summaries(content: Content) -> Iterator[Summary]:
-    last = {(t.setting.dataset, t.setting.protocol, t.setting.batch_size): t for t in content.tables}
+    last = {t.setting.base: t for t in content.tables}
     for table in last.values():
         cost = _main_cost(content.costs, table)
         steps = {(row.model, row.label): row.step_ms for row in cost.rows} if cost else {}
@@ -170,8 +170,7 @@ def _summaries(content: Content) -> Iterator[Summary]:
 
 def _main_cost(costs: Iterable[CostTable], table: ErrorTable) -> CostTable | None:
     """The hardware that timed most trials: step times of several never stand in one column."""
-    place = (table.setting.dataset, table.setting.batch_size)
-    own = [c for c in costs if c.hardware and not c.shared and (c.dataset, c.batch_size) == place]
+    own = [c for c in costs if c.hardware and not c.shared and c.section == table.setting.base]
     return max(own, key=lambda cost: sum(row.trials for row in cost.rows), default=None)
 
 

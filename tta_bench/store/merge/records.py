@@ -179,9 +179,9 @@ def _disagreement(clashes: Mapping[str, Sequence[Record]], trials: Mapping[str, 
 
 
 def _origin(record: Record) -> str:
-    where, segments = record.content["environment"], record.content["segments"]
+    where, shifts = record.content["environment"], record.content["shifts"]
     said = [f"{name} {where.get(name)}" for name in ("host", "device_name", "torch", "threads")]
-    wrong = 1 - sum(s["correct"] for s in segments) / sum(s["images"] for s in segments)
+    wrong = 1 - sum(s["correct"] for s in shifts) / sum(s["images"] for s in shifts)
     return ", ".join([*said, f"error_pct {100 * wrong:.3f}"])
 
 

@@ -44,6 +44,18 @@ class Setting:
             "severities": list(self.severities),
         }
 
+    @property
+    def text(self) -> str:
+        """All values in words."""
+        severities = [f"severity {', '.join(f'{s:g}' for s in self.severities)}"] if self.severities else []
+        parts = [self.dataset, *severities, f"protocol {self.protocol}", self.told, f"batch size {self.batch_size}"]
+        return ", ".join(part for part in [*parts, self.precision] if part)
+
+    @property
+    def told(self) -> str:
+        """The parameters in words: ``rounds 3, delta 0.1``; empty where all are at their default."""
+        return ", ".join(f"{name} {json.loads(value)}" for name, value in self.parameters)
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Setting:
         """The setting that :meth:`values` gave."""
