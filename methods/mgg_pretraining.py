@@ -28,7 +28,8 @@ from tta_bench.methods.functional import adapt_norm_affine, use_batch_statistics
 from tta_bench.methods.mgg_checkpoint import provenance, save
 from tta_bench.methods.mgg_optimizer import MGG
 from tta_bench.models import SourceModel
-from tta_bench.pretraining import PretrainJob, Stopped
+from tta_bench.preparation import CannotGoOn
+from tta_bench.pretraining import PretrainJob
 from tta_bench.store.results import write_atomically
 from tta_bench.streams import CLEAN, Shift, derived_seed
 
@@ -103,12 +104,12 @@ class MetaTrainer:
         """One batch (B, 3, H, W): the loss, its gradient into φ through the update before, the next update.
 
         Raises:
-            Stopped: the loss is not finite.
+            CannotGoOn: the loss is not finite.
         """
         _, loss = alignment.objective(self.model, x, self.statistics, self.options.alignment_weight)
         value = loss.item()
         if not math.isfinite(value):
-            raise Stopped(f"the loss is {value}")
+            raise CannotGoOn(f"the loss is {value}")
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, self.parameters)])
         self.pass_back(gradient)
         self.adam.step()
@@ -191,7 +192,7 @@ def pretrain(job: PretrainJob) -> str:
     """Run the procedure, or what is left of it; returns what to tell the user.
 
     Raises:
-        Stopped: the loss is not finite; the best checkpoint so far, if there is one, is kept.
+        CannotGoOn: the loss is not finite; the best checkpoint so far, if there is one, is kept.
     """
     if job.out.is_file() and provenance(str(job.out)).get("finished") == job.provenance["asked"]:
         return "already made"
@@ -223,11 +224,11 @@ def _epoch(job: PretrainJob, data: _Data, trainer: MetaTrainer, state: _State, e
     trainer.forget()
     try:
         losses = [trainer.step(x) for x in data.epoch(epoch)]
-    except Stopped as error:
+    except CannotGoOn as error:
         kept = (
             f"the checkpoint of epoch {state.best_epoch} is kept: {job.out}" if state.best else "there is no checkpoint"
         )
-        raise Stopped(f"{error} in epoch {epoch} of {options.epochs}; {kept}") from error
+        raise CannotGoOn(f"{error} in epoch {epoch} of {options.epochs}; {kept}") from error
     said = f"epoch {epoch} of {options.epochs}, loss {np.mean(losses):.4f}"
     state.epoch = epoch
     if epoch % options.every == 0 or epoch == options.epochs:

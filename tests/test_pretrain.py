@@ -14,7 +14,8 @@ import torch
 from conftest import Outcome
 from networks import state_digest
 
-from tta_bench import suite
+from tta_bench import load_results, suite
+from tta_bench.code import file_sha256
 from tta_bench.methods import mgg_checkpoint, mgg_pretraining
 from tta_bench.methods.mgg_pretraining import MetaTrainer
 from tta_bench.suite import plan
@@ -202,3 +203,89 @@ def test_one_folder_is_split_and_only_the_rest_is_tested(
     assert set(other.ids) != tested
     assert pretrain(run_cli, file, epochs=1).code == 0
     assert said()["source_images"] == "12, a seeded part (0.4) of the folder whose rest is tested on"
+
+
+# -- as a preparation of a run -----------------------------------------------------------------------------------------
+
+QUICKLY = "{epochs: 2, images: 8, every: 1, source_images: 40, selection_images: 20, selection_batch: 20}"
+
+
+def preparing(suite_file: SuiteFile, options: str = QUICKLY) -> pathlib.Path:
+    return suite_file(("[source, tent]", f"[source, {{name: mgg, config: {{checkpoint: {{pretrain: {options}}}}}}}]"),
+                      ("[clean, contrast]", "[contrast]"))  # fmt: skip
+
+
+def test_a_run_prepares_what_its_trials_need_once(run_cli: Cli, suite_file: SuiteFile) -> None:
+    command = ["run", preparing(suite_file), "--executor", "local", "--out", "out"]
+    planned = run_cli(*command, "--dry-run")
+    assert (planned.code, planned.out) == (0, "")
+    assert "to be prepared before trials can be planned: mgg-resnet_bn" in planned.err
+    assert not pathlib.Path("out").exists()
+
+    outcome = run_cli(*command)
+    assert outcome.code == 0, outcome.err
+    assert "mgg-resnet_bn: epoch 2 of 2, loss" in outcome.err
+    [made] = pathlib.Path("out/prepared").glob("*.safetensors")
+    assert not list(pathlib.Path("out/prepared/unfinished").iterdir())
+    torch.set_num_threads(1)  # as it was when the run prepared; its trials had all
+    assert pretrain(run_cli, suite_file()).code == 0
+    assert all(torch.equal(a, phi()[name]) for name, a in safetensors.torch.load_file(made).items())
+    rows = load_results("out", table="segments").set_index("label")
+    assert "resnet_bn of small, seed 0" in rows.loc["mgg", "checkpoint"]
+    asked = json.loads(pathlib.Path(f"out/trials/{rows.loc['mgg', 'key']}.json").read_text())["asked"]
+    assert asked["method"]["config"]["checkpoint"] == {"sha256": file_sha256(made)}
+
+    again = run_cli(*command)
+    assert "2 finished, 0 to run" in again.err
+    assert "epoch" not in again.err
+
+
+def test_another_option_is_another_preparation(run_cli: Cli, suite_file: SuiteFile) -> None:
+    command = ["--executor", "local", "--out", "out", "--only", "method=mgg"]
+    assert run_cli("run", preparing(suite_file), *command).code == 0
+    outcome = run_cli("run", preparing(suite_file, QUICKLY.replace("epochs: 2", "epochs: 1")), *command)
+    assert "0 finished, 1 to run" in outcome.err
+    assert len(list(pathlib.Path("out/prepared").glob("*.safetensors"))) == 2
+
+
+def test_an_interrupted_preparation_goes_on(
+    run_cli: Cli, suite_file: SuiteFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["run", preparing(suite_file), "--executor", "local", "--out", "out"]
+    original, steps = MetaTrainer.step, []
+
+    def interrupted(self: MetaTrainer, x: torch.Tensor) -> float:
+        steps.append(1)
+        if len(steps) == 6:  # in the second epoch of four batches each
+            raise KeyboardInterrupt
+        return original(self, x)
+
+    monkeypatch.setattr(MetaTrainer, "step", interrupted)
+    stopped = run_cli(*command)
+    assert stopped.code == 130
+    assert "interrupted; what had finished is kept. To go on:" in stopped.err
+    outcome = run_cli(*command)
+    assert outcome.code == 0, outcome.err
+    assert "going on after epoch 1" in outcome.err
+
+
+def test_what_is_not_asked_for_is_not_prepared(run_cli: Cli, suite_file: SuiteFile) -> None:
+    outcome = run_cli("run", preparing(suite_file), "--executor", "local", "--out", "out", "--only", "method=source")
+    assert outcome.code == 0, outcome.err
+    assert not pathlib.Path("out/prepared").exists()
+
+
+def test_a_wrong_option_is_shown_where_it_stands(run_cli: Cli, suite_file: SuiteFile) -> None:
+    file = preparing(suite_file, "{epochs: 2, imags: 8}")
+    outcome = run_cli("run", file, "--out", "out")
+    assert outcome.code == 2
+    column = next(line.index("imags") + 1 for line in file.read_text().splitlines() if "imags" in line)
+    assert f":{column}: unknown key 'imags'" in outcome.err
+    assert "images" in outcome.err
+
+
+def test_a_method_that_learns_nothing_has_no_preparation(run_cli: Cli, suite_file: SuiteFile) -> None:
+    file = suite_file(("[source, tent]", "[{name: tent, config: {optimizer: mgg, optimizer_options: {checkpoint: pretrain}}}]"))  # fmt: skip
+    outcome = run_cli("run", file, "--out", "out")
+    assert outcome.code == 2
+    assert "no such file: pretrain" in outcome.err

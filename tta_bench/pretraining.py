@@ -7,25 +7,27 @@ Such a method has a class ``Pretraining`` (a :class:`tta_bench.adapter.Config`: 
 from __future__ import annotations
 
 import copy
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tta_bench import __version__
 from tta_bench.adapter import Config
-from tta_bench.data import Dataset
+from tta_bench.data import CleanImages, Dataset, corrupted_source
+from tta_bench.data.base import digest
 from tta_bench.data.cache import ImageCache, entry_of
 from tta_bench.data.digests import Digests
-from tta_bench.models import SourceModel
+from tta_bench.models import Network, SourceModel
+from tta_bench.preparation import Preparation
+from tta_bench.registry import Entry, code_sha256
 from tta_bench.run.loading import to_tensor
 from tta_bench.streams import Shift
-
-
-class Stopped(Exception):
-    """Raised by a method whose pre-training cannot go on; what it had is kept. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -64,3 +66,100 @@ class PretrainJob:
         """Source images ``rows`` under ``shift``: a function from image indices (B,) to (B, 3, H, W) in [0, 1]."""
         held = self._cache.images(entry_of(self._source, shift, np.unique(rows).astype(np.int32), Digests()))
         return lambda index: to_tensor(held.take(index), self.device, torch.float32)
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """The pre-training of a method for one source model, not begun.
+
+    Attributes:
+        entry: of the method.
+        settings: its options.
+        suite: name of the suite.
+        data_seed: seeds the corruptions of the source images.
+        network, dataset: the source model and its data.
+        asked: what a trial's key says of the source model.
+        seed: of every draw.
+    """
+
+    entry: Entry
+    settings: Config
+    suite: str
+    data_seed: int
+    network: Network
+    dataset: Dataset
+    asked: Mapping[str, Any]
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """``mgg-resnet_bn``"""
+        return f"{self.entry.name}-{self.network.config.name}"
+
+    def source(self) -> CleanImages:
+        """The source images.
+
+        Raises:
+            UsageError: the suite names none.
+        """
+        corrupted_source(self.dataset, self.data_seed)
+        assert self.dataset.source is not None
+        return self.dataset.source
+
+    def about(self) -> dict[str, str]:
+        """What a checkpoint says of its origin that its content depends on; texts by name."""
+        source, note = self.source(), self.dataset.source_note
+        return {
+            "method": self.entry.name,
+            "suite": self.suite,
+            "source_model": str(self.network.config.name),
+            "source_model_tag": self.network.tag,
+            "weights_sha256": self.asked["weights_sha256"],
+            "source_data": digest(source.fingerprint(source.all_rows(), Digests())),
+            "source_images": f"{len(source.ids)}" + (f", {note}" if note else ""),
+            "seed": str(self.seed),
+            "options": self.settings.model_dump_json(),
+        }
+
+    def provenance(self, device: torch.device) -> dict[str, str]:
+        """What a checkpoint says of its origin; ``asked`` digests all that its content depends on."""
+        about = self.about()
+        return {
+            **about,
+            "tta_bench": __version__,
+            "torch": torch.__version__,
+            "device": device.type,
+            "asked": digest([self._shape(), about]),
+        }
+
+    def _shape(self) -> dict[str, Any]:
+        return {
+            "model": dict(self.asked),
+            "code": code_sha256(self.entry),
+            "strengths": self.dataset.strengths,
+            "data_seed": self.data_seed,
+        }
+
+    def run(self, out: pathlib.Path, cache: ImageCache, device: torch.device, say: Callable[[str], None]) -> str:
+        """Pre-train, going on from what an interrupted run left beside ``out``; returns a sentence on the result.
+
+        Raises:
+            CannotGoOn: it cannot be finished; what it had is kept.
+        """
+        cls: Any = self.entry.load()
+        pristine = self.network.load().to(device)
+        pristine.weights_sha256 = self.asked["weights_sha256"]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        images = corrupted_source(self.dataset, self.data_seed)
+        job = PretrainJob(self.settings, out, device, self.dataset.side, self.seed, self.source().labels,
+                          self.provenance(device), say, pristine, images, cache)  # fmt: skip
+        said: str = cls.pretrain(job)
+        return said
+
+    def preparation(self, cache: ImageCache, device: torch.device) -> Preparation:
+        """The same as a preparation of a run."""
+        make = functools.partial(self._make, cache, device)
+        return Preparation(self.name, {"shape": self._shape(), "about": self.about()}, ".safetensors", make)
+
+    def _make(self, cache: ImageCache, device: torch.device, out: pathlib.Path, say: Callable[[str], None]) -> str:
+        return self.run(out, cache, device, say)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +11,12 @@ import torch
 from pydantic import ValidationError
 from rich.console import Console
 
-from tta_bench import __version__, suite
+from tta_bench import suite
 from tta_bench.adapter import Config
-from tta_bench.data import Dataset, corrupted_source
-from tta_bench.data.base import digest
 from tta_bench.data.cache import ImageCache, default_root
-from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError, near_miss
-from tta_bench.models import Network
-from tta_bench.pretraining import PretrainJob, Stopped
-from tta_bench.registry import code_sha256
+from tta_bench.preparation import CannotGoOn
+from tta_bench.pretraining import Pretraining
 from tta_bench.suite import plan
 from tta_bench.suite.document import parse
 
@@ -58,30 +53,30 @@ def run(options: Options) -> int:
     settings = _settings(cls.Pretraining, options.further)
     sources = plan.sources(loaded)
     chosen = _chosen(options.models, sources)
-    cache = ImageCache(None) if options.cache == "off" else ImageCache(pathlib.Path(options.cache or default_root()))
-    folder = pathlib.Path(options.out or pathlib.Path("checkpoints") / loaded.suite.name)
-    code = code_sha256(loaded.registry.entry(options.name))
-    makers = {name: functools.partial(_job, options, settings, loaded, code, folder, cache, name, *sources[name])
-              for name in chosen}  # fmt: skip
-    for _, dataset, _ in (sources[name] for name in chosen):
-        corrupted_source(dataset, loaded.suite.data.seed)
-    return max([_one(cls, name, make, console) for name, make in makers.items()])
+    entry, data_seed = loaded.registry.entry(options.name), loaded.suite.data.seed
+    jobs = {name: Pretraining(entry, settings, loaded.suite.name, data_seed, *sources[name], options.seed)
+            for name in chosen}  # fmt: skip
+    for job in jobs.values():
+        job.source()
+    return max([_one(name, job, options, console) for name, job in jobs.items()])
 
 
-def _one(cls: Any, name: str, make: Callable[[Callable[[str], None]], PretrainJob], console: Console) -> int:
+def _one(name: str, job: Pretraining, options: Options, console: Console) -> int:
     def say(text: str) -> None:
         console.print(f"{name}: {text}", markup=False, soft_wrap=True)
 
-    job = make(say)
+    cache = ImageCache(None) if options.cache == "off" else ImageCache(pathlib.Path(options.cache or default_root()))
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    out = pathlib.Path(options.out or pathlib.Path("checkpoints") / job.suite) / f"{job.name}.safetensors"
     try:
-        say(cls.pretrain(job))
-    except Stopped as error:
+        say(job.run(out, cache, device, say))
+    except CannotGoOn as error:
         say(f"stopped: {error}")
         return 3
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from the last whole epoch")
         raise
-    print(job.out, flush=True)
+    print(out, flush=True)
     return 0
 
 
@@ -108,41 +103,3 @@ def _chosen(models: Sequence[str], known: Iterable[str]) -> list[str]:
         if model not in names:
             raise UsageError(Problem(f"--model {model}: the suite has no such model", hint=near_miss(model, names)))
     return list(models) or names
-
-
-def _job(
-    options: Options, settings: Config, loaded: suite.LoadedSuite, code: str, folder: pathlib.Path,
-    cache: ImageCache, name: str, network: Network, dataset: Dataset, asked: Mapping[str, Any],
-    say: Callable[[str], None],
-) -> PretrainJob:  # fmt: skip
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    source = corrupted_source(dataset, loaded.suite.data.seed)
-    pristine = network.load().to(device)
-    pristine.weights_sha256 = asked["weights_sha256"]
-    assert dataset.source is not None
-    provenance = {
-        "method": options.name,
-        "suite": loaded.suite.name,
-        "source_model": name,
-        "source_model_tag": network.tag,
-        "weights_sha256": asked["weights_sha256"],
-        "source_data": digest(dataset.source.fingerprint(dataset.source.all_rows(), Digests())),
-        "source_images": f"{len(dataset.source.ids)}" + (f", {dataset.source_note}" if dataset.source_note else ""),
-        "seed": str(options.seed),
-        "options": settings.model_dump_json(),
-        "tta_bench": __version__,
-        "torch": torch.__version__,
-        "device": device.type,
-    }
-    shape = {
-        "model": dict(asked),
-        "code": code,
-        "strengths": dataset.strengths,
-        "data_seed": loaded.suite.data.seed,
-    }
-    same = {k: v for k, v in provenance.items() if k not in ("tta_bench", "torch", "device")}
-    provenance["asked"] = digest([shape, same])
-    out = folder / f"{options.name}-{name}.safetensors"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return PretrainJob(settings, out, device, dataset.side, options.seed, dataset.source.labels, provenance, say,
-                       pristine, source, cache)  # fmt: skip

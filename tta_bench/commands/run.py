@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 
-from tta_bench import suite
+from tta_bench import preparation, suite
 from tta_bench.data.cache import Entry, ImageCache
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, Stopped, UsageError
@@ -27,6 +29,7 @@ from tta_bench.schedule.tally import Tally
 from tta_bench.store import conclusion, records, rundir, runlog
 from tta_bench.suite import plan as planning
 from tta_bench.suite.plan import Plan, Trial
+from tta_bench.suite.prepare import pretrainings
 from tta_bench.suite.select import Filter
 
 
@@ -55,41 +58,66 @@ def run(options: Options, resume: str) -> int:
     console = own_console()
     _check(options)
     loaded = suite.load(options.suite, sets=options.sets, plugins=options.plugins)
-    digests = Digests(progress=ReadingProgress(console))
-    only = Filter(options.only)
-    plan = planning.make(loaded, options.limit, only, digests)
-    _say_cost(console, digests)
-    selected = only.select(plan.trials)
     options = options.resolved(loaded.suite.cache)
-    cache = options.image_cache()
-    out = _out(options, plan)
+    out = _out(options, loaded.suite.name)
     records.check_version(out)
-    past = _recall(out, plan, selected, options.retry_failed)
-    missing = cache.to_build(plan.cache_entries(past.waiting))
-    if problem := preflight.no_room(cache, missing):
-        raise UsageError(problem)
-    for damage in past.damaged:
-        _say(console, f"damaged, and counted as not run: {damage}")
-    said = _summary(plan, selected, past.waiting, cache, missing, options, out)
-    console.print(said, markup=False, highlight=False, soft_wrap=True)
-    if options.dry_run:
-        if past.waiting:
-            _say(console, _forecast(plan, past, options))
-        return 0
     try:
         with Interrupts() as interrupts:
-            _prepare(cache, missing, console)
-            with rundir.locked(out):
-                _run(options, loaded, plan, past, out, console, interrupts)
-                code = _conclude(plan, selected, out, console, interrupts)
+            code = _from_suite_to_tables(options, loaded, out, console, interrupts)
     except KeyboardInterrupt:
         _say(console, f"interrupted; what had finished is kept. To go on:\n  {resume}")
         return EXIT_CODE
     except Stopped as stopped:
         _say(console, f"{stopped}\nstopped; what had finished is kept. To go on:\n  {resume}")
         return 3
-    print(out)
+    if not options.dry_run:
+        print(out)
     return code
+
+
+def _from_suite_to_tables(
+    options: Options, loaded: suite.LoadedSuite, out: pathlib.Path, console: Console, interrupts: Interrupts
+) -> int:
+    only, digests = Filter(options.only), Digests(progress=ReadingProgress(console))
+    prepared = _prepared(loaded, only, options, out, console)
+    if prepared is None:
+        return 0
+    plan = planning.make(loaded, options.limit, only, digests, prepared)
+    _say_cost(console, digests)
+    selected = only.select(plan.trials)
+    cache = options.image_cache()
+    past = _recall(out, plan, selected, options.retry_failed)
+    missing = cache.to_build(plan.cache_entries(past.waiting))
+    if problem := preflight.no_room(cache, missing):
+        raise UsageError(problem)
+    for damage in past.damaged:
+        _say(console, f"damaged, and counted as not run: {damage}")
+    _say(console, _summary(plan, selected, past.waiting, cache, missing, options, out))
+    if options.dry_run:
+        if past.waiting:
+            _say(console, _forecast(plan, past, options))
+        return 0
+    _fill(cache, missing, console)
+    with rundir.locked(out):
+        _run(options, loaded, plan, past, out, console, interrupts)
+        return _conclude(plan, selected, out, console, interrupts)
+
+
+def _prepared(
+    loaded: suite.LoadedSuite, only: Filter, options: Options, out: pathlib.Path, console: Console
+) -> dict[Any, pathlib.Path] | None:
+    """The files of all preparations that the trials need, made where they are not there; None if ``--dry-run`` forbids."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    jobs = pretrainings(loaded, only.allows)
+    preparations = {place: job.preparation(options.image_cache(), device) for place, job in jobs.items()}
+    if waiting := preparation.waiting(list(preparations.values()), out):
+        if options.dry_run:
+            names = ", ".join(p.name for p in waiting)
+            _say(console, f"{loaded.suite.name}: to be prepared before trials can be planned: {names}")
+            return None
+        with rundir.locked(out):
+            preparation.finish(waiting, out, functools.partial(_say, console))
+    return preparation.results(preparations, out)
 
 
 def _say_cost(console: Console, digests: Digests) -> None:
@@ -122,11 +150,11 @@ def _check(options: Options) -> None:
         check_address(options.address)
 
 
-def _out(options: Options, plan: Plan) -> pathlib.Path:
+def _out(options: Options, name: str) -> pathlib.Path:
     if options.out:
         return pathlib.Path(options.out).absolute()
     suffix = f"-limit{options.limit}" if options.limit else ""
-    return (pathlib.Path("results") / f"{plan.name}{suffix}").absolute()
+    return (pathlib.Path("results") / f"{name}{suffix}").absolute()
 
 
 def _distinct(trials: Sequence[Trial]) -> list[Trial]:
@@ -199,7 +227,7 @@ def _missing_presets(trials: Sequence[Trial]) -> list[str]:
     ]
 
 
-def _prepare(cache: ImageCache, missing: Sequence[Entry], console: Console) -> None:
+def _fill(cache: ImageCache, missing: Sequence[Entry], console: Console) -> None:
     if missing:
         with ImageProgress(console, sum(len(e.rows) for e in missing)) as progress:
             cache.build(missing, available_cpus(), progress)

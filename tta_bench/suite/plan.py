@@ -31,6 +31,7 @@ from tta_bench.setting import Setting, setting_of
 from tta_bench.streams import Shift, StreamSpec, subset
 from tta_bench.suite import LoadedSuite, Suite
 from tta_bench.suite.keys import Keys
+from tta_bench.suite.prepare import Place
 from tta_bench.suite.resolve import Row, resolve
 from tta_bench.suite.select import Filter
 from tta_bench.suite.sources import Model, open_datasets, open_models
@@ -166,6 +167,7 @@ def make(
     limit: int | None = None,
     only: Filter | None = None,
     digests: Digests | None = None,
+    prepared: Mapping[Place, pathlib.Path] | None = None,
 ) -> Plan:
     """Plan a suite.
 
@@ -175,6 +177,7 @@ def make(
         only: which rows are to be run, all by default; one that is not, and whose hyperparameters are refused (such as a
             checkpoint that is not there), is left out.
         digests: reads what image files hold, and remembers it; one without progress by default.
+        prepared: the files that preparations have made for rows which ask for them.
 
     Raises:
         UsageError: with every problem of models, data and hyperparameters.
@@ -182,7 +185,7 @@ def make(
     suite, problems = loaded.suite, list[Problem]()
     models = open_models(loaded, problems)
     datasets = open_datasets(loaded, models, problems)
-    configs = resolve(loaded, only.allows if only else lambda *_: True, problems)
+    configs = resolve(loaded, only.allows if only else lambda *_: True, prepared or {}, problems)
     problems += _too_few_images(loaded, datasets, limit)
     if problems:
         raise UsageError(problems)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.models import ModelConfig
 from tta_bench.registry import Entry, code_sha256
 from tta_bench.suite import LoadedSuite, MethodEntry, config_problems
+from tta_bench.suite.prepare import Place, place_of
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,18 @@ class Row:
     source_images: bool
 
 
-def resolve(loaded: LoadedSuite, wanted: Callable[[str, str, str], bool], problems: list[Problem]) -> list[Row]:
+def resolve(
+    loaded: LoadedSuite,
+    wanted: Callable[[str, str, str], bool],
+    prepared: Mapping[Place, pathlib.Path],
+    problems: list[Problem],
+) -> list[Row]:
     """Every row of the suite's methods with every source model, in the suite's order.
 
     Args:
         loaded: the suite.
         wanted: whether a row (label, method, model) is to be run; what is wrong with one that is not is not said.
+        prepared: the files that preparations have made for rows which ask for them.
         problems: gets what is wrong, each once; such a row is left out.
     """
     rows, code = [], functools.cache(code_sha256)
@@ -53,7 +61,7 @@ def resolve(loaded: LoadedSuite, wanted: Callable[[str, str, str], bool], proble
         for label, chosen in method.variants():
             for model, size in itertools.product(loaded.suite.models, loaded.suite.batch_size):
                 refused = problems if wanted(label, method.name, model.name) else []
-                row = _row(loaded, index, cls, label, chosen, model, size, code, refused)
+                row = _row(loaded, index, cls, label, chosen, model, size, code, prepared, refused)
                 rows += [row] if row else []
     problems += _unknown_presets(loaded)
     unique = list(dict.fromkeys(problems))  # a wrong field is wrong with every model
@@ -63,13 +71,14 @@ def resolve(loaded: LoadedSuite, wanted: Callable[[str, str, str], bool], proble
 
 def _row(
     loaded: LoadedSuite, index: int, cls: type[Adapter], label: str, chosen: Mapping[str, Any], model: ModelConfig,
-    batch_size: int, code: Callable[[Entry], str], problems: list[Problem],
+    batch_size: int, code: Callable[[Entry], str], prepared: Mapping[Place, pathlib.Path], problems: list[Problem],
 ) -> Row | None:  # fmt: skip
     method = loaded.suite.methods[index]
     preset = model.preset if model.preset and model.preset in cls.presets else ""
     missing = model.preset if model.preset and not preset and cls.Config.model_fields else ""
     values = cls.presets[preset].resolve(batch_size) if preset else {}
     values |= _named(model.name, {**method.config, **method.per_model.get(model.name, {}), **chosen})
+    values = {name: _made(prepared, place_of(method.name, model.name, value), value) for name, value in values.items()}
     try:
         config = cls.Config.model_validate(values, context={"registry": loaded.registry})
     except pydantic.ValidationError as error:
@@ -84,6 +93,11 @@ def _row(
     }
     source_images = cls.declared(config).needs.source_images
     return Row(method, label, model.name, batch_size, preset, missing, config, asked, source_images)
+
+
+def _made(prepared: Mapping[Place, pathlib.Path], place: Place | None, value: Any) -> Any:
+    """A value, or in its place the file that was prepared for it."""
+    return str(prepared[place]) if place is not None and place in prepared else value
 
 
 def _named(model: str, value: Any) -> Any:
