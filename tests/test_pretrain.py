@@ -235,7 +235,7 @@ def test_a_run_prepares_what_its_trials_need_once(run_cli: Cli, suite_file: Suit
     asked = json.loads(pathlib.Path(f"out/trials/{rows.loc['mgg', 'key']}.json").read_text())["asked"]
     assert asked["method"]["config"]["checkpoint"] == {"sha256": file_sha256(made)}
 
-    again = run_cli(*command)
+    again = run_cli("run", preparing(suite_file), *command[2:])
     assert "2 finished, 0 to run" in again.err
     assert "epoch" not in again.err
 
