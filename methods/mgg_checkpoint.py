@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tta_bench.adapter import locate_file
+from tta_bench.files import write_atomically
 from tta_bench.methods.mgg_memory import SHAPES
-from tta_bench.store.results import write_atomically
 
 HOW_TO_GET_ONE = (
     "make one with 'tta-bench pretrain mgg SUITE', or give the published mgg_ckpt.pth (github.com/keikeiqi/MGTTA)"

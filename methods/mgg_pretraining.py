@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tta_bench.adapter import Config
+from tta_bench.files import write_atomically
 from tta_bench.methods import alignment, mgg_memory
 from tta_bench.methods.functional import adapt_norm_affine, use_batch_statistics
 from tta_bench.methods.mgg_checkpoint import provenance, save
@@ -30,7 +31,6 @@ from tta_bench.methods.mgg_optimizer import MGG
 from tta_bench.models import SourceModel
 from tta_bench.preparation import CannotGoOn
 from tta_bench.pretraining import PretrainJob
-from tta_bench.store.results import write_atomically
 from tta_bench.streams import CLEAN, Shift, derived_seed
 
 Statistics = tuple[Tensor, Tensor]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tta_bench.files import write_json
 from tta_bench.run.runner import TrialResult
 from tta_bench.setting import Setting
 from tta_bench.store import records, results
@@ -45,9 +46,9 @@ def write_run(
     own = {name: value for name, value in plan.items() if name not in trials[0]} if trials else {}
     whole = {"schema_version": results.SCHEMA_VERSION, "numerics_version": 1, "suite": "suite", "notes": [],
              "all_images": True, "models": {t["model"]: {"tag": t["model"]} for t in trials}, "trials": trials}  # fmt: skip
-    results.write_json(path / "plan.json", {**whole, **own})
+    write_json(path / "plan.json", {**whole, **own})
     about = {"session": 0, "tta_bench": "0.1.0", "packages": {"torch": "2.13.0", "timm": "1.0.31"}, **(session or {})}
-    results.write_json(path / "run.json", {"schema_version": results.SCHEMA_VERSION, "sessions": [about]})
+    write_json(path / "run.json", {"schema_version": results.SCHEMA_VERSION, "sessions": [about]})
     for trial, verdict in zip(trials, cells.values(), strict=True):
         if isinstance(verdict, str):
             result = TrialResult(trial["key"], verdict, f"{verdict} for a reason")

@@ -110,6 +110,15 @@ def test_a_broken_one_is_named_with_its_line_and_nothing_is_run(
     assert not (strangers / "out").exists()
 
 
+def test_a_method_is_checked_with_an_optimizer_of_another_file(
+    strangers: pathlib.Path, run_cli: Callable[..., object]
+) -> None:
+    options = [word for name in ("method", "optimizer") for word in ("--plugin", strangers / f"{name}.py")]
+    outcome = run_cli("check", "sharpen", *options, "--config", "optimizer=sign")
+    assert outcome.code == 0, outcome.out  # type: ignore[attr-defined]
+    assert "sharpen: 0 of" in outcome.out  # type: ignore[attr-defined]
+
+
 def test_listing_says_what_there_is_of_each_kind(strangers: pathlib.Path, run_cli: Callable[..., object]) -> None:
     options = [word for name in FILES for word in ("--plugin", strangers / f"{name}.py")]
     listed = run_cli("plugins", *options).out  # type: ignore[attr-defined]

@@ -26,7 +26,8 @@ def check(name: str, plugins: Iterable[str], values: Iterable[str]) -> int:
         if not equals:
             raise UsageError(Problem(f"--config {pair}: not of the form key=value"))
         config[key] = parse(value, f"--config {pair}").data
-    report = check_method(Registry(plugins=[pathlib.Path(p) for p in plugins]).load(name), config)
+    registry = Registry(pathlib.Path(file) for file in plugins)
+    report = check_method(registry.load(name), config, registry)
     console = Console(highlight=False)
     for network, reason in report.skipped.items():
         console.print(f"[yellow]skipped[/yellow] on the {network}-norm network: {reason}")

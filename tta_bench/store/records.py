@@ -10,20 +10,18 @@ all the memory that it takes.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import io
 import json
-import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from tta_bench import NUMERICS_VERSION
 from tta_bench.errors import Problem, UsageError
+from tta_bench.files import write_atomically, write_together
 from tta_bench.store import npz, schema
 from tta_bench.streams import StreamSpec
 
@@ -32,57 +30,6 @@ if TYPE_CHECKING:  # a process that only reads needs no torch
     from tta_bench.suite.plan import Plan, Trial
 
 SCHEMA_VERSION = 4
-
-
-def write_atomically(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Call ``write(stream)`` on a new file beside ``path``, flush it to disk, and rename it into place."""
-    _write_together([(path, write)])
-
-
-def _write_together(files: Iterable[tuple[pathlib.Path, Callable[[IO[bytes]], Any]]]) -> None:
-    """Write several files as :func:`write_atomically` writes one; all are on disk before the first is renamed.
-
-    Flushed one after another they would each wait for the file system's journal; written first, they share it.
-    """
-    made: list[tuple[int, str, pathlib.Path]] = []
-    try:
-        for path, write in files:
-            descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-            made.append((descriptor, name, path))
-            with os.fdopen(descriptor, "wb", closefd=False) as stream:
-                write(stream)
-            os.fchmod(descriptor, 0o644)
-        if len(made) > 1:
-            _begin_flushing(descriptor for descriptor, _, _ in made)
-        for descriptor, _, _ in made:
-            os.fsync(descriptor)
-        for _, name, path in made:
-            pathlib.Path(name).replace(path)
-    except BaseException:
-        for _, name, _ in made:
-            pathlib.Path(name).unlink(missing_ok=True)
-        raise
-    finally:
-        for descriptor, _, _ in made:
-            os.close(descriptor)
-
-
-def _begin_flushing(descriptors: Iterable[int]) -> None:
-    """Have the kernel begin to write files without waiting for it; only fsync, after this, says that they are on disk."""
-    if hasattr(os, "posix_fadvise"):
-        for descriptor in descriptors:
-            with contextlib.suppress(OSError):  # a file system may know no such thing
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Write ``text`` as UTF-8, atomically."""
-    write_atomically(path, lambda stream: stream.write(text.encode()))
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=1))
 
 
 def _write_lines(stream: IO[bytes], values: Mapping[str, Any]) -> None:
@@ -116,8 +63,8 @@ def write_all(run: pathlib.Path, ended: Sequence[tuple[TrialResult, Mapping[str,
     folder = run / "trials"
     folder.mkdir(parents=True, exist_ok=True)
     arrays = [_arrays(result) for result, _ in ended]
-    _write_together((folder / f"{r.key}.npz", _writer(file)) for (r, _), file in zip(ended, arrays, strict=True))
-    _write_together(
+    write_together((folder / f"{r.key}.npz", _writer(file)) for (r, _), file in zip(ended, arrays, strict=True))
+    write_together(
         (folder / f"{r.key}.json", functools.partial(_write_lines, values=_record(r, file, asked, session)))
         for (r, asked), file in zip(ended, arrays, strict=True)
     )

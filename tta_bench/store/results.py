@@ -16,12 +16,11 @@ import numpy as np
 import pandas as pd
 
 from tta_bench.errors import Problem, UsageError
+from tta_bench.files import write_atomically
 from tta_bench.store import npz, records, schema, tables
 from tta_bench.store.records import SCHEMA_VERSION as SCHEMA_VERSION
 from tta_bench.store.records import statuses as statuses
 from tta_bench.store.records import write as write
-from tta_bench.store.records import write_atomically as write_atomically
-from tta_bench.store.records import write_json as write_json
 from tta_bench.store.records import write_plan as write_plan
 
 

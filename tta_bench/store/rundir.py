@@ -18,7 +18,8 @@ from typing import Any
 
 from tta_bench import __version__
 from tta_bench.errors import Problem, UsageError
-from tta_bench.store.records import SCHEMA_VERSION, write_json
+from tta_bench.files import write_json
+from tta_bench.store.records import SCHEMA_VERSION
 
 _PACKAGES = ("torch", "timm", "ray", "numpy", "scipy", "pandas", "pillow", "scikit-learn", "scikit-image", "numba",
              "safetensors", "imagecorruptions-imaug", "opencv-python", "opencv-python-headless")  # fmt: skip

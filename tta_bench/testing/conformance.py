@@ -22,6 +22,7 @@ from tta_bench.data.kinds.digits import load_split
 from tta_bench.errors import Problem, UsageError
 from tta_bench.models import SourceModel
 from tta_bench.networks.from_timm import ModelSpec, build_network
+from tta_bench.registry import Registry
 from tta_bench.run.loading import to_tensor
 from tta_bench.run.meters import PassCounter, StepCounter
 from tta_bench.testing import Secrets, find_leaks, prepared
@@ -67,9 +68,9 @@ class Report:
 class Bench:
     """A method with one network: makes fresh adapters and batches."""
 
-    def __init__(self, cls: type[Adapter], config: Mapping[str, Any], network: str):
+    def __init__(self, cls: type[Adapter], config: Mapping[str, Any], network: str, registry: Registry | None = None):
         self.cls, self.network = cls, network
-        self.config = cls.Config.model_validate({**cls.example, **config})
+        self.config = cls.Config.model_validate({**cls.example, **config}, context={"registry": registry})
         torch.manual_seed(0)
         net = build_network(NETWORKS[network]).requires_grad_(False)
         classifier: Any = net.get_classifier()  # type: ignore[operator]
@@ -334,12 +335,15 @@ RULES: list[Callable[[Bench], Iterator[str]]] = [
 ]  # fmt: skip
 
 
-def check_method(cls: type[Adapter], config: Mapping[str, Any] | None = None) -> Report:
+def check_method(
+    cls: type[Adapter], config: Mapping[str, Any] | None = None, registry: Registry | None = None
+) -> Report:
     """Check a method against every rule.
 
     Args:
         cls: the Adapter class.
         config: fields of its Config, for one that has required fields.
+        registry: where the optimizer that they name is found; by default among what is installed.
 
     Raises:
         UsageError: its Config refuses ``config``.
@@ -347,7 +351,7 @@ def check_method(cls: type[Adapter], config: Mapping[str, Any] | None = None) ->
     findings, skipped = [], {}
     for network in NETWORKS:
         try:
-            bench = Bench(cls, config or {}, network)
+            bench = Bench(cls, config or {}, network, registry)
         except ValueError as error:
             hint = "give the required fields: --config KEY=VALUE"
             raise UsageError(

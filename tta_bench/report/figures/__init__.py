@@ -10,12 +10,12 @@ from typing import Any
 
 import matplotlib
 
+from tta_bench.files import write_atomically
 from tta_bench.report.content import Content
 from tta_bench.report.figures import adapt_images, cost, errors, heatmap, online, ranks, severity, updates
 from tta_bench.report.figures.section import Drawn, sections
 from tta_bench.report.figures.style import house_style
 from tta_bench.report.figures.svg import adaptive
-from tta_bench.store.records import write_atomically
 
 _ALL = (errors.draw, severity.draw, online.draw, cost.draw, updates.draw, heatmap.draw, ranks.draw, adapt_images.draw)
 _OPTIONS: dict[str, dict[str, Any]] = {

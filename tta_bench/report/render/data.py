@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from tta_bench.errors import Problem, UsageError, near_miss
+from tta_bench.files import write_atomically
 from tta_bench.report.content import Content, Options, make
 from tta_bench.report.evidence import gather
-from tta_bench.store.records import write_atomically
 
 OF_RUNS = ("segments", "shifts", "batches")
 TABLES = (*OF_RUNS, "errors", "pairs", "ranks", "costs", "published", "mce", "gaps")

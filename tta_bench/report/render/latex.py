@@ -10,10 +10,10 @@ from typing import Any
 
 import jinja2
 
+from tta_bench.files import write_text
 from tta_bench.report.content import Content
 from tta_bench.report.render import grids
 from tta_bench.report.render.grid import Entry, Grid, Line
-from tta_bench.store.records import write_text
 
 _HEIGHT = 40  # lines of a page
 _WIDE = 6  # columns; with more, a table of a two-column paper takes both

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterator, Sequence
 
+from tta_bench.files import write_text
 from tta_bench.report.content import Content
 from tta_bench.report.render import grids
 from tta_bench.report.render.grid import Entry, Grid, Line
-from tta_bench.store.records import write_text
 
 _SPECIAL = r"\`*_{}[]<>#|~$"  # what GitHub would take for markup, in a table or in a line
 

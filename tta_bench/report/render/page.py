@@ -17,13 +17,13 @@ import jinja2
 from markupsafe import Markup
 
 from tta_bench import __version__
+from tta_bench.files import write_text
 from tta_bench.report import provenance
 from tta_bench.report.content import Content
 from tta_bench.report.cost import CostTable
 from tta_bench.report.figures import Figure
 from tta_bench.report.figures.style import colours
 from tta_bench.report.table import Cell, ErrorTable, Pair, Row
-from tta_bench.store.records import write_text
 
 _STATUSES = ("ok", "failed", "skipped", "missing")
 _SCALE = 1.4  # figures are drawn for paper; a screen is read from further away

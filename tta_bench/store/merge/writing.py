@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tta_bench.files import write_atomically, write_json
 from tta_bench.store import records, results, runlog
 from tta_bench.store.merge.inputs import Run, Trial
 from tta_bench.store.merge.records import Record
@@ -21,11 +22,11 @@ def write(target: pathlib.Path, inputs: Sequence[Run], trials: Sequence[Trial], 
         for name in (f"trials/{key}.npz", runlog.name(key)):
             _copy(record.run.path / name, target / name)
         session = numbers[record.run.given, record.content["session"]]
-        results.write_json(folder / f"{key}.json", records.renumbered(record.run.path, record.content, session))
+        write_json(folder / f"{key}.json", records.renumbered(record.run.path, record.content, session))
     notes = sorted({note for run in inputs for note in run.plan["notes"]})
-    results.write_json(target / "run.json", {"schema_version": results.SCHEMA_VERSION, "sessions": sessions})
+    write_json(target / "run.json", {"schema_version": results.SCHEMA_VERSION, "sessions": sessions})
     models = {name: about for run in inputs for name, about in run.plan["models"].items()}
-    results.write_json(target / "plan.json", {**inputs[0].plan, "notes": notes, "models": models, "trials": trials})
+    write_json(target / "plan.json", {**inputs[0].plan, "notes": notes, "models": models, "trials": trials})
 
 
 def _copy(file: pathlib.Path, to: pathlib.Path) -> None:
@@ -33,7 +34,7 @@ def _copy(file: pathlib.Path, to: pathlib.Path) -> None:
     if file.exists():
         to.parent.mkdir(exist_ok=True)
         with open(file, "rb") as source:
-            results.write_atomically(to, lambda stream: shutil.copyfileobj(source, stream))
+            write_atomically(to, lambda stream: shutil.copyfileobj(source, stream))
 
 
 def _sessions(inputs: Sequence[Run]) -> tuple[list[dict[str, Any]], dict[tuple[str, int], int]]:

@@ -1,0 +1,101 @@
+"""Settings: which numbers may stand in one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import write_run
+
+from tta_bench import suite
+from tta_bench.report import content
+from tta_bench.report.content import Options
+from tta_bench.report.evidence import gather
+from tta_bench.setting import Setting
+from tta_bench.suite import plan
+from tta_bench.suite.select import Filter
+
+SETTING = Setting("D-C", "dirichlet", (("delta", "0.1"), ("visits", "2")), (3, 5), 64, "float64")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"dataset": "E-C"}, {"protocol": "reset"}, {"parameters": (("delta", "0.2"), ("visits", "2"))},
+     {"severities": (5,)}, {"batch_size": 32}, {"precision": "float32"}],
+)  # fmt: skip
+def test_everything_that_differs_has_another_id(change: dict[str, Any]) -> None:
+    assert dataclasses.replace(SETTING, **change).id != SETTING.id
+
+
+def test_a_setting_comes_back_from_a_plan() -> None:
+    assert Setting.of(json.loads(json.dumps(SETTING.values()))) == SETTING
+    assert SETTING.told == "delta 0.1, visits 2"
+    assert SETTING.text == "D-C, severity 3, 5, protocol dirichlet, delta 0.1, visits 2, batch size 64, float64"
+
+
+@pytest.mark.parametrize("axis", ["delta", "severities", "batch_size", "precision"])
+def test_without_an_axis_settings_that_differ_in_it_alone_are_one(axis: str) -> None:
+    others = {
+        "delta": dataclasses.replace(SETTING, parameters=(("delta", "1"), ("visits", "2"))),
+        "severities": dataclasses.replace(SETTING, severities=(1,)),
+        "batch_size": dataclasses.replace(SETTING, batch_size=1),
+        "precision": dataclasses.replace(SETTING, precision="float32"),
+    }
+    for name, other in others.items():
+        assert (other.without(axis) == SETTING.without(axis)) is (name == axis)
+    with pytest.raises(KeyError, match="is no axis"):
+        SETTING.without("dataset")
+
+
+def test_batch_size_and_precision_are_axes(suite_file: Callable[..., pathlib.Path]) -> None:
+    file = suite_file(("batch_size: 40", "batch_size: [20, 40]\nprecision: [float32, float64]"),
+                      ("    mean:", "    preset: imagenet_vit_b16\n    mean:"))  # fmt: skip
+    made = plan.make(suite.load(str(file)))
+    assert made.axes == ("batch_size", "precision")
+    found = {(t.label, t.setting.batch_size, t.setting.precision, t.stream.shifts[0].id) for t in made.trials}
+    assert len(found) == len(made.trials) == 2 * 2 * 2 * 2
+    assert len({t.key for t in made.trials}) == 16
+    assert {(t.stream.batch_size, t.asked["batch_size"]) for t in made.trials} == {(20, 20), (40, 40)}
+    rates = {t.stream.batch_size: t.config["lr"] for t in made.trials if t.label == "tent"}
+    assert rates == {20: 1e-3 * 20 / 64, 40: 1e-3 * 40 / 64}, "the preset's rule acts on each"
+    chosen = Filter(["batch_size=20,precision=float64"]).select(made.trials)
+    assert [(t.label, t.precision) for t in chosen] == [(n, "float64") for n in ("source", "tent") for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("batch_size: [40, 40]", "40 is listed twice"), ("batch_size: []", "batch_size"),
+     ("precision: [float16]", "unknown precision 'float16'"), ("batch_size: [40, x]", "batch_size")],
+)  # fmt: skip
+def test_wrong_axes_are_refused(suite_file: Callable[..., pathlib.Path], line: str, said: str) -> None:
+    file = suite_file(("batch_size: 40", line if line.startswith("b") else f"batch_size: 40\n{line}"))
+    with pytest.raises(suite.loader.UsageError, match=said):
+        suite.load(str(file))
+
+
+def test_two_values_of_a_parameter_never_share_a_table(tmp_path: pathlib.Path) -> None:
+    cells = {("source", "m", f"{name}-5", 0): np.arange(100) >= 30 for name in ("fog", "snow")}
+    write_run(tmp_path / "a", cells, parameters={"delta": 0.1})
+    write_run(tmp_path / "b", {k: np.arange(100) >= 60 for k in cells}, parameters={"delta": 1.0})
+    report = content.make(gather([tmp_path / "a", tmp_path / "b"]), Options())
+    assert [[row.mean.mean for row in table.rows] for table in report.tables] == [[30.0], [60.0]]
+    assert [("delta 0.1" in t.caption, "delta 1.0" in t.caption) for t in report.tables] == [
+        (True, False),
+        (False, True),
+    ]
+    assert len({table.name for table in report.tables}) == 2
+    assert [len({row.trials for row in cost.rows}) for cost in report.costs] == [1, 1]
+    assert len({cost.caption for cost in report.costs}) == 2
+
+
+def test_clean_images_of_a_stream_stand_with_its_severity_alone(suite_file: Callable[..., pathlib.Path]) -> None:
+    file = suite_file(("severities: [5]", "severities: [3, 5]\nprotocol: {kind: continual}"))
+    made = plan.make(suite.load(str(file)))
+    assert [t.setting.severities for t in made.trials if t.label == "source"] == [(3,), (5,)]
+    made = plan.make(suite.load(str(file), sets=["protocol.kind=reset"]))
+    assert [t.setting.severities for t in made.trials if t.label == "source"] == [(), (3,), (5,)]
