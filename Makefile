@@ -1,12 +1,13 @@
 # make demo   a virtual environment, the embedded benchmark, its report: about a minute after installation
 # make test   what the tests need, then lint, types and tests, JOBS of them at a time (2)
+# make faults the tests that kill workers, nodes and drivers, fill disks and delete files: about as long again
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test faults lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -14,7 +15,10 @@ demo: $(VENV)/.demo
 	$(BIN)/tta-bench report results/digits_c
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not faults"
+
+faults: $(VENV)/.test
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m faults
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

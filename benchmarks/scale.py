@@ -135,7 +135,7 @@ def canned(trial: Trial, batches: int, error: float = 0.3) -> TrialResult:
     place = {"position": 0, "segment": shift.id, "visit": 0, "role": "stream"}
     segment = {**place, "images": images, "batches": batches, "images_forwarded": images, "images_backwarded": images,
                "updates": batches, "most_predicted_pct": 100.0 * float(rng.random()), **costs}  # fmt: skip
-    row = {**place, "shift": shift.id, "corruption": shift.corruption, "severity": shift.severity, "images": images,
+    row = {**place, "shift": shift.id, "corruption": shift.name, "severity": shift.severity or 0, "images": images,
            "correct": int(correct.sum()), "error_pct": 100.0 * float((~correct).mean()),
            "class_mean_error_pct": 100.0 * float(rng.random()), "confidence_mean": float(rng.random())}  # fmt: skip
     facts = {"adapted_parameters": 2000, "batch_statistics": "per-batch", "checkpoint": "", "reset_keeps": "ema",

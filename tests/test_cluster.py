@@ -23,6 +23,7 @@ from tta_bench.schedule.preflight import requirements
 from tta_bench.store import results
 from tta_bench.suite import plan
 
+pytestmark = pytest.mark.faults
 Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -16,11 +16,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import LONG_S, Outcome, clean_environment, wait_until
-from test_scheduler import descendants, same, table
+from runs import result_rows
+from test_scheduler import descendants, same
 
 from tta_bench.run.faults import Fault, attempts, reason, ruins_device, verdict
 from tta_bench.store import conclusion, results
 
+pytestmark = pytest.mark.faults
 Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]
 
@@ -143,7 +145,8 @@ def test_faults_of_methods_are_rows_and_stop_nothing_else(
     assert found["attempts"].to_dict() == {
         "source": 1, "marks": 1, "greedy_once": 2, "raises": 1, "nan": 1, "hangs": 1, "greedy": 2,
     }  # fmt: skip
-    assert found.loc["greedy_once", "error_pct"] == found.loc["source", "error_pct"]
+    errors = results.load(out).shifts.set_index("label")["error_pct"]
+    assert errors["greedy_once"] == errors["source"]
     assert found.loc["raises", "reason"] == "ZeroDivisionError: a method's own error"
     assert "not finite" in found.loc["nan", "reason"]
     assert found.loc["hangs", "reason"] == "no result after 30 s (--timeout)"
@@ -326,7 +329,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
     assert outcome.code == 0
     assert f"{done} finished, {32 - done} to run" in outcome.err
     assert run_cli("run", file, *options, "--out", tmp_path / "whole").code == 0
-    pd.testing.assert_frame_equal(table(tmp_path / "kept"), table(tmp_path / "whole"), check_exact=True)
+    pd.testing.assert_frame_equal(result_rows(tmp_path / "kept"), result_rows(tmp_path / "whole"), check_exact=True)
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="needs /proc to find the workers")

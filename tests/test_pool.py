@@ -257,6 +257,7 @@ class Fifth(Adapter):
 """
 
 
+@pytest.mark.faults
 def test_a_worker_killed_with_several_trials_loses_none(
     run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from test_training_scripts import script
 
-from tta_bench import suite
+from tta_bench import files, suite
 from tta_bench.data.base import digest
 from tta_bench.run.runner import TrialResult
 from tta_bench.store import conclusion, npz, records, results, schema
@@ -263,8 +263,8 @@ def test_every_array_is_on_disk_before_a_result_counts(
 ) -> None:
     """No JSON, whose rename makes a result count, before all arrays are flushed and renamed; nothing renamed unflushed."""
     trials = plan.make(suite.load(str(suite_file()))).trials
-    steps, sync, rename = list[str](), records.os.fsync, pathlib.Path.replace
-    monkeypatch.setattr(records.os, "fsync", lambda number: (steps.append("fsync"), sync(number)))
+    steps, sync, rename = list[str](), files.os.fsync, pathlib.Path.replace
+    monkeypatch.setattr(files.os, "fsync", lambda number: (steps.append("fsync"), sync(number)))
     monkeypatch.setattr(
         pathlib.Path, "replace", lambda path, to: (steps.append(pathlib.Path(to).suffix), rename(path, to))
     )

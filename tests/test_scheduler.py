@@ -127,6 +127,7 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="needs /proc to find the workers")
 def test_a_killed_run_goes_on_where_it_was(run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path,
                                            plugin: pathlib.Path, cache: pathlib.Path) -> None:  # fmt: skip
@@ -154,6 +155,7 @@ def test_a_killed_run_goes_on_where_it_was(run_cli: Cli, suite_file: SuiteFile, 
     same(broken, whole)
 
 
+@pytest.mark.faults
 def test_a_killed_worker_is_replaced_and_its_trial_retried(run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path,
                                                            plugin: pathlib.Path) -> None:  # fmt: skip
     dead = f"[source, {{name: killed, config: {{folder: {tmp_path}/marks, times: 2}}}}]"
@@ -164,6 +166,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_retried(run_cli: Cli, suite_f
     assert found["killed"] == found["source"]
 
 
+@pytest.mark.faults
 def test_a_worker_that_always_dies_is_a_failed_row_and_run_again(run_cli: Cli, suite_file: SuiteFile,
                                                                  tmp_path: pathlib.Path, plugin: pathlib.Path) -> None:  # fmt: skip
     dead = f"[source, {{name: killed, config: {{folder: {tmp_path}/marks, times: 3}}}}]"
