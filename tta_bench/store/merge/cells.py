@@ -44,7 +44,7 @@ def unite(inputs: Sequence[Run], winner: Run | None, whole: Run | None) -> tuple
 def _cells(trial: Trial) -> list[tuple[Any, ...]]:
     """The cells of the tables that a trial fills. Several continual streams may begin with the same clean images."""
     shifts = [name for _, severity, name in trial["shifts"] if severity] or [name for _, _, name in trial["shifts"]]
-    return [(trial["label"], trial["model"], trial["adapt_images"], trial["seed"], name) for name in shifts]
+    return [(trial["label"], trial["model"], trial["setting"], trial["seed"], name) for name in shifts]
 
 
 def _differently(whole: Sequence[Trial], held: Mapping[tuple[Any, ...], Trial]) -> list[str]:
@@ -58,12 +58,13 @@ def _differently(whole: Sequence[Trial], held: Mapping[tuple[Any, ...], Trial]) 
 
 
 def _ordered(trials: Sequence[Trial], plans: Sequence[Sequence[Trial]]) -> list[Trial]:
-    """``trials`` in a suite's order: by method, model, seed, adapt_images, severity, corruption, each as in ``plans``."""
+    """``trials`` in the order of ``plans``: by method, model, batch size, seed, adapt_images, severity, corruption."""
 
     def axis(values: Any) -> dict[Any, int]:
         return _axis([list(dict.fromkeys(value for trial in plan for value in values(trial))) for plan in plans])
 
     labels, models = axis(lambda t: [t["label"]]), axis(lambda t: [t["model"]])
+    conditions = axis(lambda t: [_conditions(t)])
     seeds, counts = axis(lambda t: [t["seed"]]), axis(lambda t: [_images_adapted_on(t)])
     severities = axis(lambda t: [severity for _, severity, _ in t["shifts"] if severity])
     corruptions = axis(lambda t: [corruption for corruption, _, _ in t["shifts"]])
@@ -72,9 +73,15 @@ def _ordered(trials: Sequence[Trial], plans: Sequence[Sequence[Trial]]) -> list[
         severity = max(severities.get(severity, 0) for _, severity, _ in trial["shifts"])  # clean goes with the first
         shifts = [corruptions[corruption] for corruption, _, _ in trial["shifts"]]
         count = counts[_images_adapted_on(trial)]
-        return labels[trial["label"]], models[trial["model"]], seeds[trial["seed"]], count, severity, shifts
+        row = labels[trial["label"]], models[trial["model"]], conditions[_conditions(trial)]
+        return *row, seeds[trial["seed"]], count, severity, shifts
 
     return sorted(trials, key=place)
+
+
+def _conditions(trial: Trial) -> str:
+    """What a suite varies besides shifts, seeds and the number of images adapted on."""
+    return f"{trial['batch_size']} {trial['precision']}"
 
 
 def _images_adapted_on(trial: Trial) -> float:

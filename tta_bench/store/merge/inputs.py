@@ -13,6 +13,7 @@ from typing import Any
 
 from tta_bench import suite
 from tta_bench.errors import Problem, UsageError
+from tta_bench.setting import Setting
 from tta_bench.store import records, results
 from tta_bench.suite import plan as planning
 
@@ -128,12 +129,18 @@ def _setting(run: Run) -> dict[str, Any]:
         "the number of images": sorted({t["images"] for t in run.trials}),
         "batch_size": sorted({t["batch_size"] for t in run.trials}),
         "precision": sorted({t["precision"] for t in run.trials}),
-        "protocol": sorted({t["protocol"] for t in run.trials}),
+        "protocol": sorted({_protocol(t) for t in run.trials}),
         "the largest adapt_images": [max(counts, default="all")],  # error_after_pct is over the images after it
         "numerics_version": [run.plan["numerics_version"]],
         **{f"the weights of {model}": [about["weights_sha256"][:16]] for model, about in run.plan["models"].items()},
         **{f"the data of {model}": sorted(names) for model, names in _datasets(run).items()},
     }
+
+
+def _protocol(trial: Trial) -> str:
+    """The protocol in words, but for the number of images adapted on, which runs may divide among them."""
+    setting = Setting.of(trial["setting_values"]).without("adapt_images")
+    return f"{setting.protocol}, {setting.told}" if setting.told else setting.protocol
 
 
 def _datasets(run: Run) -> dict[str, set[str]]:

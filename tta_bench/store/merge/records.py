@@ -107,7 +107,7 @@ def _making(trial: Trial, asked: Mapping[str, Any]) -> dict[tuple[Any, ...], Any
         ("source", trial["label"], trial["model"]): asked.get("source"),
         ("model", trial["model"]): asked.get("model"),
         ("data", trial["model"], shifts): asked.get("data"),
-        ("stream", trial["model"], shifts, trial["seed"], trial["adapt_images"]): asked.get("stream"),
+        ("stream", trial["model"], shifts, trial["seed"], trial["setting"]): asked.get("stream"),
     }
 
 
