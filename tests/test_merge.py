@@ -177,7 +177,7 @@ def test_a_suite_that_now_asks_otherwise_is_said(run_cli: Cli, part_runs: pathli
      ("seed1", lambda plan: plan.update(all_images=True), "all_images (no --limit) is True, and False in"),
      ("limited", lambda plan: None, "the number of images is 50, and 100 in"),
      ("seed1", lambda plan: [t.update(batch_size=7) for t in plan["trials"]], "batch_size is 7, and 40 in"),
-     ("seed1", lambda plan: [t.update(protocol="continual") for t in plan["trials"]], "protocol is continual, and reset in"),
+     ("seed1", lambda plan: [t["setting_values"].update(protocol="continual") for t in plan["trials"]], "protocol is continual, and reset in"),
      ("seed1", lambda plan: [t.update(dataset="D") for t in plan["trials"]], "the data of resnet_bn is D, and"),
      ("seed1", lambda plan: plan["models"]["resnet_bn"].update(weights_sha256="0" * 64), "the weights of resnet_bn is 0000"),
      ("seed1", lambda plan: plan.update(schema_version=99), "written by a newer tta-bench")],

@@ -16,9 +16,11 @@ from networks import state_digest
 
 from tta_bench import load_results, suite
 from tta_bench.code import file_sha256
+from tta_bench.data.cache import ImageCache
 from tta_bench.methods import mgg_checkpoint, mgg_pretraining
 from tta_bench.methods.mgg_pretraining import MetaTrainer
 from tta_bench.suite import plan
+from tta_bench.suite.prepare import pretrainings
 
 Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]
@@ -240,12 +242,11 @@ def test_a_run_prepares_what_its_trials_need_once(run_cli: Cli, suite_file: Suit
     assert "epoch" not in again.err
 
 
-def test_another_option_is_another_preparation(run_cli: Cli, suite_file: SuiteFile) -> None:
-    command = ["--executor", "local", "--out", "out", "--only", "method=mgg"]
-    assert run_cli("run", preparing(suite_file), *command).code == 0
-    outcome = run_cli("run", preparing(suite_file, QUICKLY.replace("epochs: 2", "epochs: 1")), *command)
-    assert "0 finished, 1 to run" in outcome.err
-    assert len(list(pathlib.Path("out/prepared").glob("*.safetensors"))) == 2
+def test_another_option_is_another_preparation(suite_file: SuiteFile) -> None:
+    loaded = [suite.load(str(preparing(suite_file, QUICKLY.replace("epochs: 2", f"epochs: {n}")))) for n in (1, 2, 2)]
+    jobs = [job for each in loaded for job in pretrainings(each, lambda *_: True).values()]
+    files = [job.preparation(ImageCache(None), torch.device("cpu")).file for job in jobs]
+    assert files[0] != files[1] == files[2]
 
 
 def test_an_interrupted_preparation_goes_on(
