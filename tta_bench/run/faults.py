@@ -62,13 +62,12 @@ def reason(history: Sequence[Fault], last: str) -> str:
 
 
 def ends_worker(facts: Mapping[str, Any]) -> bool:
-    """Whether a worker must end after a trial: its process holds what the trial has allocated, or can use its device or
-    disk no more.
+    """Whether a worker must end after a trial: its machine lacks what the trial needs, or has no memory left.
 
     Args:
         facts: of the trial's result.
     """
-    return facts.get("failure") in ("infrastructure", "memory") or bool(facts.get("device_ruined"))
+    return facts.get("failure") in ("infrastructure", "memory")
 
 
 def kind_of(error: BaseException) -> Kind:
@@ -84,9 +83,3 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in text or "out of memory" in text)
-
-
-def ruins_device(error: BaseException) -> bool:
-    """Whether this process can use its device no more: after a CUDA error every later call fails, too."""
-    kinds = (RuntimeError, getattr(torch, "AcceleratorError", RuntimeError))
-    return isinstance(error, kinds) and "CUDA error" in str(error) and not is_out_of_memory(error)

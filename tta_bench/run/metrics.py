@@ -6,35 +6,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 
 class Graded(NamedTuple):
-    """A batch's verdicts, still on the device: predicted class (B,), its probability (B,), all scores finite ()."""
+    """A batch's verdicts: predicted class (B,) int32, its probability (B,) float32, whether all scores are finite."""
 
-    predicted: Tensor
-    confidence: Tensor
-    finite: Tensor
+    predicted: np.ndarray
+    confidence: np.ndarray
+    finite: bool
 
 
-@torch.no_grad()
-def grade(scores: Tensor, outputs: str) -> Graded:
-    """Verdicts on scores (B, C), without waiting for the device.
+def grade(scores: np.ndarray, outputs: str) -> Graded:
+    """Verdicts on scores (B, C), float32.
 
     Args:
-        scores: logits or probabilities, (B, C).
+        scores: logits or probabilities.
         outputs: "logits" or "probabilities": which of the two.
     """
-    probabilities = scores.softmax(1) if outputs == "logits" else scores
-    confidence, predicted = probabilities.max(1)
-    return Graded(predicted, confidence, scores.isfinite().all())
-
-
-def to_host(graded: list[Graded]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(predicted (N,) int32, confidence (N,) float32, finite (batches,) bool) of several batches; waits for the device."""
-    predicted = torch.cat([g.predicted for g in graded]).cpu().numpy().astype(np.int32)
-    confidence = torch.cat([g.confidence for g in graded]).cpu().numpy().astype(np.float32)
-    return predicted, confidence, torch.stack([g.finite for g in graded]).cpu().numpy()
+    given = torch.from_numpy(scores)
+    confidence, predicted = (given.softmax(1) if outputs == "logits" else given).max(1)
+    return Graded(predicted.numpy().astype(np.int32), confidence.numpy().copy(), bool(given.isfinite().all()))
 
 
 def error_pct(correct: np.ndarray) -> float | None:

@@ -1,21 +1,17 @@
-"""Run trials on Ray, or in this process."""
+"""Run trials on Ray, or one after another without it."""
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
-import tempfile
 from collections.abc import Sequence
 
 import torch
 
-from tta_bench.errors import Problem, Stopped
-from tta_bench.run.runner import Workbench, run_trial
-from tta_bench.schedule.observer import Observer, title
+from tta_bench.schedule import local
+from tta_bench.schedule.observer import Observer
 from tta_bench.schedule.options import Options, available_cpus
 from tta_bench.schedule.preflight import requirements
 from tta_bench.schedule.queue import Estimates
-from tta_bench.store import runlog
 from tta_bench.suite.plan import Materials, Trial
 
 
@@ -24,7 +20,7 @@ def describe(options: Options, trials: int) -> str:
     gpus = torch.cuda.device_count()
     if options.executor == "local":
         place = "one GPU" if gpus else f"{options.threads} CPU threads"
-        return f"{trials} trials in this process, on {place}"
+        return f"{trials} trials, one after another, on {place}"
     if options.address:
         return f"{trials} trials on the Ray cluster at {options.address}"
     size = f"{options.gpus_per_trial:g} GPU" if gpus else f"{options.threads} CPU"
@@ -66,7 +62,7 @@ def run(
         Stopped: trials are left that cannot be run.
     """
     if options.executor == "local":
-        _run_local(materials, trials, options, observer)
+        local.run(materials, trials, options, observer)
         return
     from tta_bench.schedule.cluster import Slot, connected
     from tta_bench.schedule.pool import Pool
@@ -78,19 +74,3 @@ def run(
         arguments = (cluster.share(materials), options, needed.code)
         pool = Pool(cluster, slot, options, arguments, cluster.share(needed), estimates)
         pool.run(trials, observer)
-
-
-def _run_local(materials: Materials, trials: Sequence[Trial], options: Options, observer: Observer) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bench = Workbench(materials, options.image_cache(), device, options.threads)
-    with tempfile.TemporaryDirectory(prefix="tta-bench-logs-") as folder:
-        for trial in trials:
-            observer.tick(1, [f"this process: {title(trial)}"], None)
-            file = pathlib.Path(folder) / "log"
-            with runlog.captured(file):
-                result = run_trial(trial, bench)
-            facts = {**result.facts, "device_share": 1.0, "attempts": 1}
-            observer.finished([(trial, dataclasses.replace(result, log=runlog.read(file), facts=facts))])
-            if result.facts.get("device_ruined"):
-                what = f"a CUDA error has ruined this process's device: {result.reason}"
-                raise Stopped(Problem(what, hint="run again to go on with the other trials, or use --executor ray"))

@@ -1,27 +1,24 @@
-"""One device slot: a process that runs one trial after another and keeps what they share. Knows nothing of Ray."""
+"""One device slot: a supervisor that runs one trial after another, with what it needs around it. Knows nothing of Ray."""
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import importlib
 import os
 import pathlib
-import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
 import torch
 
 from tta_bench.errors import Problem, UsageError
-from tta_bench.run import faults
-from tta_bench.run.runner import TrialResult, Workbench, run_trial
+from tta_bench.run import faults, output
+from tta_bench.run.runner import Supervisor, TrialResult
+from tta_bench.run.server import ForkServer, die_with_parent
 from tta_bench.schedule.options import Options
 from tta_bench.schedule.preflight import other_code
-from tta_bench.store import runlog
 from tta_bench.suite.plan import Materials, Trial
 
 
@@ -42,12 +39,6 @@ class Place:
     logs: str
 
 
-def _die_with_parent() -> None:
-    """Have the kernel end this process with Ray's node manager, which started it; a method that hangs would outlive it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
-
-
 class Worker:
     """Runs trials for a driver.
 
@@ -56,27 +47,32 @@ class Worker:
         options: of the run.
         share: the part of the device that this worker has; below 1 others use it at the same time.
         expected: the driver's identity.
+        server: makes the processes of methods; by default one of this worker's own.
 
     Raises:
         UsageError: this machine would run other code than the driver's.
     """
 
-    def __init__(self, materials: Materials, options: Options, share: float, expected: Mapping[str, str]):
-        if wrong := other_code(expected):
+    def __init__(
+        self, materials: Materials, options: Options, share: float, expected: Mapping[str, str] | None,
+        server: ForkServer | None = None,
+    ):  # fmt: skip
+        die_with_parent()
+        self._server = server or ForkServer.start()
+        if expected is not None and (wrong := other_code(expected)):
             raise UsageError(Problem(wrong))
-        _die_with_parent()
         materials.enter()
-        importlib.import_module("timm")  # takes seconds, which are no trial's
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._bench = Workbench(materials, options.image_cache(), device, options.threads)
-        self._share = share
         self._logs = pathlib.Path(tempfile.mkdtemp(prefix="tta-bench-logs-"))
+        cache = options.image_cache()
+        self._supervisor = Supervisor(materials, cache, options.threads, self._server, options.timeout, self._logs)
+        self._share = share
 
     def ready(self) -> Place:
         """Where it is, once it can run trials."""
-        device = self._bench.device
-        name = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else "cpu"
-        return Place(socket.gethostname(), os.getpid(), name, str(self._logs))
+        asked = self._server.fork(_tell_device)  # in a child: this process never touches a GPU
+        device = asked.connection.recv()
+        asked.end()
+        return Place(socket.gethostname(), os.getpid(), device, str(self._logs))
 
     def run_all(self, trials: Sequence[Trial]) -> list[TrialResult]:
         """Run trials one after another; those after one that must end this process are left out, not begun."""
@@ -89,12 +85,12 @@ class Worker:
 
     def run(self, trial: Trial) -> TrialResult:
         """Run one trial."""
-        file = self._logs / f"{trial.key}.log"
-        with runlog.captured(file):
-            result = run_trial(trial, self._bench)
-        text = runlog.read(file)
-        file.unlink()
-        return dataclasses.replace(result, log=text, facts={**result.facts, "device_share": self._share})
+        result = self._supervisor.run(trial)
+        return dataclasses.replace(result, facts={**result.facts, "device_share": self._share})
+
+
+def _tell_device(connection: Connection) -> None:
+    connection.send(str(torch.cuda.get_device_properties(0).uuid) if torch.cuda.is_available() else "cpu")
 
 
 def left_behind(place: Place, trial: Trial, *, elsewhere: bool = True) -> str:
@@ -102,6 +98,6 @@ def left_behind(place: Place, trial: Trial, *, elsewhere: bool = True) -> str:
     file = pathlib.Path(place.logs) / f"{trial.key}.log"
     if place.host != socket.gethostname():
         return f"its output stayed on {place.host}: {file}" if elsewhere else ""
-    text = runlog.read(file)
+    text = output.read(file)
     file.unlink(missing_ok=True)
     return text

@@ -186,7 +186,11 @@ class Facts:
     failure: str | None = fact(
         "origin", "whose fault a failure was: method, memory, timeout or infrastructure", default=None, column=False
     )
-    device_ruined: bool | None = fact("origin", "it left its device unusable", default=None, column=False)
+    global_changes: str | None = fact(
+        "origin",
+        "what the method changed that others share (torch's switches and functions, …); its process ended for it",
+        default=None,
+    )
     device_share: float | None = fact(
         "origin", "part of the device that it had; below 1 its times are not its own", default=None
     )

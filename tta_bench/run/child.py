@@ -1,0 +1,363 @@
+"""The process in which a method runs: the only one, and it has no labels, file names or shifts.
+
+It serves the trials of one method, source model and precision. It gets pixels, and returns scores and what the meters
+say; grading is its supervisor's (:mod:`tta_bench.run.supervisor`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import platform
+import random
+import socket
+import sys
+import time
+import traceback
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tta_bench import optimizers
+from tta_bench.adapter import Adapter, SourceRequest, context_for
+from tta_bench.errors import UsageError
+from tta_bench.models import SourceModel, state_sha256
+from tta_bench.run import ring as rings
+from tta_bench.run.faults import DataFault, kind_of
+from tta_bench.run.global_state import GlobalState, settle
+from tta_bench.run.messages import (
+    Batch,
+    Failed,
+    Job,
+    Measured,
+    Opened,
+    Opening,
+    Scored,
+    SegmentEnd,
+    SetUp,
+    Skipped,
+    SourceWanted,
+    TrialEnd,
+    TrialOver,
+)  # fmt: skip
+from tta_bench.run.meters import PassCounter, StepCounter, Stopwatch, peak_memory_mib, reset_peak_memory
+from tta_bench.run.output import captured, shown
+from tta_bench.run.precision import PRECISIONS
+
+_KEPT = 4  # prepared statistics that a child holds
+_ARGUMENTS = ("tta-bench",)  # what a method finds as the command line: a plugin that reads it must not meet ours
+
+
+class _Skip(Exception):
+    """The method says that it cannot run here."""
+
+
+def serve(connection: Connection, opening: Opening, log: str) -> None:
+    """Run trials until the supervisor closes the connection."""
+    sys.argv = [*_ARGUMENTS]
+    settle(opening.threads)
+    with captured(log):
+        child = _opened(connection, opening)
+    while child is not None:
+        child.run(connection.recv())
+
+
+def _opened(connection: Connection, opening: Opening) -> Child | None:
+    try:
+        child = Child(connection, opening)
+        connection.send(Opened(child.pristine.num_classes, environment(child.device, opening.threads)))
+        return child
+    except BaseException as error:  # see Child.run
+        connection.send(failed(error))
+        return None
+
+
+def environment(device: torch.device, threads: int) -> dict[str, Any]:
+    """Where a trial ran: none of it is in the key, all of it is in the row."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "device": device.type,
+        "device_name": name,
+        "threads": threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def failed(error: BaseException) -> Failed:
+    """What the supervisor is told of an exception; its own text may raise, or hold anything."""
+    try:
+        text = str(error)
+    except BaseException as second:
+        text = f"(its text cannot be had: {type(second).__name__})"
+    reason = text if isinstance(error, DataFault) else f"{type(error).__name__}: {text}"
+    try:
+        trace = traceback.format_exc()
+    except BaseException:
+        trace = ""
+    return Failed(kind_of(error), shown(reason), shown(trace))
+
+
+class Child:
+    """What is kept between trials: the pristine source model with its counter, and prepared statistics.
+
+    Raises:
+        DataFault: this machine has other weights than the run was planned with, or none.
+    """
+
+    def __init__(self, connection: Connection, opening: Opening):
+        with contextlib.suppress(OSError):  # what relative paths name is then said to be lacking
+            os.chdir(opening.folder)
+        self.connection, self.opening = connection, opening
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.precision = PRECISIONS[opening.precision]
+        self.state = GlobalState()
+        model = _loaded(opening)
+        self.pristine = model.to(self.device, self.precision.dtype)
+        self.counter = PassCounter(self.pristine)
+        self.prepared: OrderedDict[str, tuple[dict[str, Tensor], dict[str, Any]]] = OrderedDict()
+
+    def run(self, job: Job) -> None:
+        """Run one trial; whatever a method raises, ``SystemExit`` and ``KeyboardInterrupt`` too, is a result of it."""
+        outcome: TrialOver | Skipped | Failed
+        with captured(job.log):
+            try:
+                _Trial(self, job).run()
+                outcome = TrialOver()
+            except _Skip as skipped:
+                outcome = Skipped(shown(str(skipped)))
+            except BaseException as error:
+                outcome = failed(error)
+            changes = tuple(self.state.changes())
+        self.connection.send(replace(outcome, changes=changes))
+
+
+def _loaded(opening: Opening) -> SourceModel:
+    try:
+        model = opening.network.load()
+    except (UsageError, OSError) as error:
+        raise DataFault(str(error)) from error
+    if state_sha256(model.net) != opening.weights_sha256:
+        raise DataFault("the weights are others than those that the run was planned with")
+    return model
+
+
+class _Trial:
+    """One trial under way."""
+
+    def __init__(self, child: Child, job: Job):
+        self.child, self.job, self.device = child, job, child.device
+        self.ring = rings.taken(job.ring, child.connection)
+        if self.device.type == "cuda":
+            rings.register(self.ring)
+        _seed(job.prepare_seed)  # of no stream: what prepare() returned is reused by others
+        self.counter = child.counter
+        self.counter.read()
+        registry = child.opening.registry
+        cls: type[Adapter] = registry.load(child.opening.method)
+        model = copy.deepcopy(child.pristine)
+        model.weights_sha256 = child.opening.weights_sha256
+        config = cls.Config.model_validate(job.config, context={"registry": registry})
+        context = context_for(model, job.batch_size, job.side, self.device, job.prepare_seed)
+        if reason := cls.skip(model, config, context):
+            raise _Skip(reason)
+        self.adapter = cls(model, config, context)
+        self.steps = StepCounter()
+        self.watch = Stopwatch(self.device)
+        self.sent = deque[Any]()  # CUDA events after the scores that the supervisor has not been told of
+
+    def run(self) -> None:
+        """Set the method up, then work through the stream as it comes."""
+        with self.steps.watching():
+            facts = self._set_up()
+            self.child.connection.send(SetUp(self.adapter.outputs, facts))
+            while self._segment():
+                pass
+
+    # -- set-up --------------------------------------------------------------------------------------------------------
+
+    def _set_up(self) -> dict[str, Any]:
+        adapter = self.adapter
+        adapter.setup()
+        adapter.remember()
+        prepared, facts = self._prepared()
+        adapter.reset()  # prepare() leaves nothing behind but what it returned, so that it may be reused
+        adapter.prepared = {name: value.clone() for name, value in prepared.items()}
+        adapter.context.generator.manual_seed(self.job.method_seed)
+        _seed(self.job.method_seed)
+        self.steps.read()
+        self.counter.read()
+        self.needs = optimizers.needs(adapter)
+        return {
+            **facts,
+            "adapted_parameters": sum(p.numel() for p in adapter.model.parameters() if p.requires_grad),
+            "batch_statistics": _batch_statistics(adapter),
+            "checkpoint": optimizers.checkpoint_origin(adapter),
+            "reset_keeps": ",".join(adapter.reset_keeps),
+            **self.needs.columns(),
+        }
+
+    def _prepared(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(what ``prepare`` returned, facts about it); reused for a method, config, model, source data and seed.
+
+        Raises:
+            TypeError: the method asks for source images without declaring it, so that they are not in the trial's key.
+        """
+        request, kept = self.adapter.source_request(), self.child.prepared
+        if request is None:
+            return {}, {}
+        if not self.adapter.needs.source_images:
+            raise TypeError("source_request() asks for images, but the method's needs do not have source_images")
+        place = f"{self.job.prepared_as} {request}"
+        if place not in kept:
+            kept[place] = self._prepare(request)
+            if len(kept) > _KEPT:
+                kept.popitem(last=False)
+        return kept[place]
+
+    def _prepare(self, request: SourceRequest) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        if self.job.source_images is None:
+            raise _Skip("the suite names no source images")
+        count = min(request.images, self.job.source_images)
+        start = time.perf_counter()
+        returned = self.adapter.prepare(self._source(count, request.batch_size))
+        prepared = {name: value.detach().clone() for name, value in returned.items()}
+        forwarded, backwarded = self.counter.read()
+        facts = {
+            "source_images": count,
+            "prepare_s": time.perf_counter() - start,
+            "prepare_images_forwarded": forwarded,
+            "prepare_images_backwarded": backwarded,
+        }
+        return prepared, facts
+
+    def _source(self, count: int, batch_size: int) -> Iterator[Tensor]:
+        for first in range(0, count, batch_size):
+            end = min(first + batch_size, count)
+            parts = []
+            for start in range(first, end, self.job.ring.images):
+                self.child.connection.send(SourceWanted(start, min(self.job.ring.images, end - start)))
+                parts.append(self._images(self.child.connection.recv()))
+            yield torch.cat(parts)
+
+    # -- the stream ----------------------------------------------------------------------------------------------------
+
+    def _segment(self) -> bool:
+        """Work through one segment; False where the trial is at its end instead."""
+        reset_peak_memory(self.device)
+        data_ms, stats = list[float](), list[Mapping[str, float | Tensor] | None]()
+        while True:
+            start = time.perf_counter()
+            message = self._next()
+            if isinstance(message, TrialEnd):
+                return False
+            if isinstance(message, SegmentEnd):
+                break
+            x = self._images(message)
+            data_ms.append((time.perf_counter() - start) * 1e3)
+            stats.append(self._batch(message, x))
+        self.child.connection.send(self._measured(np.array(data_ms), stats))
+        return True
+
+    def _next(self) -> Batch | SegmentEnd | TrialEnd:
+        while self.sent and not self.child.connection.poll():
+            self._tell_oldest()
+        return self.child.connection.recv()  # type: ignore[no-any-return]
+
+    def _batch(self, batch: Batch, x: Tensor) -> Mapping[str, float | Tensor] | None:
+        """What the method says of a batch, once its scores are on their way; None where it did not adapt."""
+        adapts = batch.adapt and batch.images >= self.needs.min_batch
+        with self.watch.timing():
+            if batch.reset:
+                self.adapter.reset()
+            scores = self.adapter.step(x) if adapts else self.adapter.predict(x)
+            said = _copied(optimizers.stats(self.adapter)) if adapts else None
+        _check_shape(scores, batch.images, self.adapter.context.num_classes)
+        torch.from_numpy(self.ring.scores[batch.slot, : batch.images]).copy_(scores.detach(), non_blocking=True)
+        if self.device.type == "cuda":
+            self.sent.append(torch.cuda.current_stream().record_event())
+            if len(self.sent) == rings.SLOTS - 1:
+                self._tell_oldest()
+        else:
+            self.child.connection.send(Scored())
+        return said
+
+    def _tell_oldest(self) -> None:
+        self.sent.popleft().synchronize()
+        self.child.connection.send(Scored())
+
+    def _images(self, batch: Batch) -> Tensor:
+        """A batch's images (B, 3, H, W) in [0, 1]: a fresh tensor on the device."""
+        pixels = torch.from_numpy(self.ring.pixels[batch.slot, : batch.images]).to(self.device, non_blocking=True)
+        return pixels.permute(0, 3, 1, 2).contiguous().to(self.child.precision.dtype).div_(255)
+
+    def _measured(self, data_ms: np.ndarray, stats: list[Mapping[str, float | Tensor] | None]) -> Measured:
+        while self.sent:
+            self._tell_oldest()
+        forwarded, backwarded = self.counter.read()
+        return Measured(
+            forwarded,
+            backwarded,
+            self.steps.read(),
+            peak_memory_mib(self.device),
+            np.array([said is not None for said in stats]),
+            self.watch.read_ms(),
+            data_ms,
+            {name: _numbers(name, stats) for name in optimizers.stats(self.adapter)},
+        )
+
+
+def _seed(seed: int) -> None:
+    """A method's own randomness is Context.generator; a stray global draw at least does not depend on what ran before."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def _batch_statistics(adapter: Adapter) -> str:
+    """Whether BatchNorm normalises with the batch's own statistics: "per-batch", "per-image" at batch 1, "" where not."""
+    layers = [m for m in adapter.model.net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    if not any(layer.training or layer.running_mean is None for layer in layers):
+        return ""
+    return "per-image" if adapter.context.batch_size == 1 else "per-batch"
+
+
+def _copied(stats: Mapping[str, float | Tensor]) -> Mapping[str, float | Tensor]:
+    """Tensors as they are now; they are read at the end of the segment, and a method may go on writing to them."""
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in stats.items()}
+
+
+def _numbers(name: str, stats: list[Mapping[str, float | Tensor] | None]) -> np.ndarray:
+    """One statistic of each batch, float64, not a number where it was not adapted on; read from the device all at once.
+
+    Raises:
+        TypeError: its name cannot be a column's, or its value is no number.
+    """
+    if not (name.isascii() and name.isidentifier()):
+        raise TypeError(f"stats() says {name!r}: a name must be of letters, digits and underscores")
+    numbers = np.full(len(stats), np.nan)
+    values = [s[name] for s in stats if s is not None]
+    try:
+        if values and all(isinstance(value, Tensor) for value in values):
+            read = torch.stack([torch.as_tensor(value) for value in values]).double().cpu().numpy()
+        else:
+            read = np.array([float(value) for value in values])
+        numbers[[s is not None for s in stats]] = read
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"stats() must return numbers or 0-dim tensors; {name!r} is {values[0]!r:.100}") from error
+    return numbers
+
+
+def _check_shape(scores: Any, batch: int, classes: int) -> None:
+    shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    if shape != (batch, classes):
+        raise TypeError(f"step() must return scores of shape ({batch}, {classes}), it returned {shape}")

@@ -1,0 +1,104 @@
+"""Memory that a supervisor and its child share: slots for the pixels of batches, and for their scores."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import pathlib
+import tempfile
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+import numpy as np
+
+SLOTS = 4  # batches on their way at a time
+_MEMORY = pathlib.Path("/dev/shm")
+
+
+class Size(NamedTuple):
+    """Attributes: images: most images of a batch; side: height and width, pixels; classes: number of classes."""
+
+    images: int
+    side: int
+    classes: int
+
+    @property
+    def pixels(self) -> tuple[int, ...]:
+        """Shape of all slots for pixels."""
+        return (SLOTS, self.images, self.side, self.side, 3)
+
+    @property
+    def scores(self) -> tuple[int, ...]:
+        """Shape of all slots for scores."""
+        return (SLOTS, self.images, self.classes)
+
+    @property
+    def scores_start(self) -> int:
+        """Where scores begin, bytes; at a page."""
+        return -(-int(np.prod(self.pixels)) // mmap.PAGESIZE) * mmap.PAGESIZE
+
+    @property
+    def bytes(self) -> int:
+        """All of it."""
+        return self.scores_start + 4 * int(np.prod(self.scores))
+
+
+class Ring:
+    """The slots, as arrays over shared memory that has no name and goes with its last user.
+
+    Attributes:
+        pixels: (SLOTS, images, side, side, 3) uint8.
+        scores: (SLOTS, images, classes) float32.
+    """
+
+    def __init__(self, descriptor: int, size: Size):
+        self.size = size
+        self.memory = mmap.mmap(descriptor, size.bytes)
+        os.close(descriptor)
+        count = int(np.prod(size.pixels))
+        self.pixels = np.frombuffer(self.memory, np.uint8, count).reshape(size.pixels)
+        scores = np.frombuffer(self.memory, np.float32, int(np.prod(size.scores)), size.scores_start)
+        self.scores = scores.reshape(size.scores)
+
+
+def offered(size: Size, other: Connection, pid: int) -> Ring:
+    """A new ring, which the process ``pid`` at the other end takes with :func:`taken`.
+
+    Raises:
+        OSError: there is no memory for it.
+    """
+    descriptor = _memory(size.bytes)
+    reduction.send_handle(other, descriptor, pid)
+    return Ring(descriptor, size)
+
+
+def taken(size: Size, other: Connection) -> Ring:
+    """The ring that the process at the other end offers."""
+    return Ring(reduction.recv_handle(other), size)
+
+
+def _memory(size: int) -> int:
+    """A file descriptor of so many bytes: in memory, or, where there is too little (containers), on disk."""
+    folders = [str(_MEMORY)] if _MEMORY.is_dir() else []
+    for folder in (*folders, None):
+        descriptor, name = tempfile.mkstemp(prefix="tta-bench-", dir=folder)
+        pathlib.Path(name).unlink()
+        try:
+            os.posix_fallocate(descriptor, 0, size)  # a page that is lacking later would end the process
+        except OSError:
+            os.close(descriptor)
+            if folder is None:
+                raise
+        else:
+            return descriptor
+    raise AssertionError
+
+
+def register(ring: Ring) -> None:
+    """Make a ring pinned memory of this process's GPU, so that copies from and to it need not wait."""
+    import torch
+
+    with contextlib.suppress(RuntimeError):
+        torch.cuda.cudart().cudaHostRegister(ring.pixels.ctypes.data, ring.size.bytes, 0)  # type: ignore[attr-defined]
