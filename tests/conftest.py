@@ -138,12 +138,14 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 
 
-def run_locally(file: pathlib.Path, out: pathlib.Path, cache: pathlib.Path, **options: Any) -> pathlib.Path:
-    """Run a suite in this process with one thread, for fixtures, which have no ``run_cli``; returns ``out``."""
+def run_locally(
+    file: pathlib.Path, out: pathlib.Path, cache: pathlib.Path, code: int = 0, **options: Any
+) -> pathlib.Path:
+    """Run a suite without Ray, with one thread, for fixtures, which have no ``run_cli``; returns ``out``."""
     from tta_bench.commands import run as sweep
 
     asked = sweep.Options(str(file), executor="local", cpus_per_trial=1, out=str(out), cache=str(cache), **options)
-    assert sweep.run(asked, resume="") == 0
+    assert sweep.run(asked, resume="") == code
     return out
 
 

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 import torch
 from networks import batches, ready, small_model
-from plugins import Replaced
+from plugins import Replaced, supervisor
 from torch import Tensor
 
 from tta_bench import suite
 from tta_bench.adapter import Adapter, Config, FilePath, constant
-from tta_bench.data.cache import ImageCache
 from tta_bench.methods.eta import Eta
 from tta_bench.methods.mgg import Mgg
 from tta_bench.methods.norm import Norm
@@ -27,7 +26,7 @@ from tta_bench.methods.sar import Sar
 from tta_bench.methods.source import Source
 from tta_bench.methods.tent import Tent
 from tta_bench.registry import Registry
-from tta_bench.run.runner import Workbench, run_trial
+from tta_bench.run.runner import Supervisor
 from tta_bench.suite import plan
 from tta_bench.testing import Secrets, find_leaks
 
@@ -277,7 +276,6 @@ def test_file_valued_hyperparameters_are_known(tmp_path: pathlib.Path) -> None:
 
 # -- no secret is in reach ---------------------------------------------------------------------------------------------
 
-_found: list[str] = []
 _secrets = Secrets()  # a module's global: the walk does not look there
 
 
@@ -288,12 +286,13 @@ class Spy(Tent):
 
     def step(self, x: Tensor) -> Tensor:
         scores = super().step(x)
-        _found.extend(find_leaks({"adapter": self, "x": x, "context": self.context, "config": self.config}, _secrets))
+        searched = {"adapter": self, "x": x, "context": self.context, "config": self.config}
+        print("\n".join(find_leaks(searched, _secrets)))
         return scores
 
 
 @pytest.fixture
-def trial(cache: pathlib.Path, tmp_path: pathlib.Path, digit_folder: pathlib.Path) -> tuple[plan.Trial, Workbench]:
+def trial(cache: pathlib.Path, tmp_path: pathlib.Path, digit_folder: pathlib.Path) -> tuple[plan.Trial, Supervisor]:
     from conftest import DIGITS_SUITE
 
     text = DIGITS_SUITE.replace("{kind: digits, max_images: 100}", f"{{kind: folder, root: {digit_folder}, "
@@ -301,12 +300,12 @@ def trial(cache: pathlib.Path, tmp_path: pathlib.Path, digit_folder: pathlib.Pat
     (tmp_path / "s.yaml").write_text(text)
     made = plan.make(suite.load(str(tmp_path / "s.yaml")))
     chosen = next(t for t in made.trials if t.method == "tent" and t.stream.shifts[0].name == "contrast")
-    return chosen, Workbench(made.materials, ImageCache(cache), torch.device("cpu"), 1)
+    return chosen, supervisor(made.materials, cache)
 
 
-def secrets_of(trial: plan.Trial, bench: Workbench) -> Secrets:
+def secrets_of(trial: plan.Trial, bench: Supervisor) -> Secrets:
     data, stream = bench.materials.datasets[trial.model], bench.streams.build(trial.model, trial.stream)
-    [images] = bench.images(trial)
+    images = bench.cache.images(bench.materials.cache_entry(trial.model, trial.stream, trial.stream.shifts[0]))
     order = data.labels[stream.image]
     return Secrets(
         labels=[data.labels, order, *(order[i:j] for i, j in zip(stream.bounds[:-1], stream.bounds[1:], strict=True))],
@@ -316,22 +315,23 @@ def secrets_of(trial: plan.Trial, bench: Workbench) -> Secrets:
     )
 
 
-def run_with(cls: type[Adapter], trial: tuple[plan.Trial, Workbench]) -> None:
+def printed_by(cls: type[Adapter], trial: tuple[plan.Trial, Supervisor]) -> list[str]:
     wanted, bench = trial
     bench.materials = dataclasses.replace(bench.materials, registry=Replaced(tent=cls))
-    result = run_trial(wanted, bench)
+    result = bench.run(wanted)
+    bench.end_child()
     assert result.status == "ok", result.traceback
+    return result.log.split("\n")
 
 
 def test_a_method_reaches_no_label_path_shift_or_later_image(
-    trial: tuple[plan.Trial, Workbench], monkeypatch: pytest.MonkeyPatch
+    trial: tuple[plan.Trial, Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("test_adapter._secrets", secrets_of(*trial))
-    _found.clear()
-    run_with(Spy, trial)
+    found = [leak for leak in printed_by(Spy, trial) if leak]
     # the last batch is no later image once it is the present one: only x itself may then hold it
-    assert [leak for leak in _found if not leak.startswith("x:")] == []
-    assert _found == ["x: a later image"], "the walk did look: in the third step x is what was secret before"
+    assert [leak for leak in found if not leak.startswith("x:")] == []
+    assert found == ["x: a later image"], "the walk did look: in the third step x is what was secret before"
 
 
 Plant = Callable[[Adapter, Tensor, Secrets], None]
@@ -388,7 +388,7 @@ PLANTS: dict[Plant, str] = {
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
-def test_a_planted_secret_is_caught(plant: Plant, trial: tuple[plan.Trial, Workbench]) -> None:
+def test_a_planted_secret_is_caught(plant: Plant, trial: tuple[plan.Trial, Supervisor]) -> None:
     class Planted(Source):
         shared: ClassVar[dict[str, int]] = {}
 
@@ -400,17 +400,13 @@ def test_a_planted_secret_is_caught(plant: Plant, trial: tuple[plan.Trial, Workb
     assert any(PLANTS[plant] in leak for leak in leaks), leaks
 
 
-def test_x_owns_its_memory(trial: tuple[plan.Trial, Workbench]) -> None:
-    sizes = []
-
+def test_x_owns_its_memory(trial: tuple[plan.Trial, Supervisor]) -> None:
     class Measures(Tent):
         def step(self, x: Tensor) -> Tensor:
-            sizes.append((x.untyped_storage().nbytes(), x.numel() * x.element_size(), float(x.min()), float(x.max())))
+            print(x.untyped_storage().nbytes() == x.numel() * x.element_size(), bool(x.min() >= 0), bool(x.max() <= 1))
             return self.predict(x)
 
-    run_with(Measures, trial)
-    assert all(stored == own and 0 <= low <= high <= 1 for stored, own, low, high in sizes)
-    assert len(sizes) == 3
+    assert printed_by(Measures, trial) == ["True True True"] * 3 + [""]
 
 
 def test_built_ins_are_found_as_a_strangers_are() -> None:

@@ -55,6 +55,10 @@ def cli() -> None:
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file that defines plugins.")
 def run(**options: Any) -> None:
     """Run SUITE, a YAML file or the name of a shipped suite; finished trials are skipped."""
+    from tta_bench.run.server import own_server
+
+    if not options["dry_run"] and options["address"] is None:
+        own_server()  # its imports take seconds, beside those of this process
     from tta_bench.commands import run as sweep
     from tta_bench.schedule.options import Options
 

@@ -8,6 +8,7 @@ only the run that asks for it.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib.util
 import operator
@@ -15,8 +16,9 @@ import pathlib
 import shutil
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -24,6 +26,7 @@ from typing import Any
 from tta_bench.code import closure_sha256, file_sha256, package_closure, plugin_closure, siblings
 from tta_bench.errors import Problem, UsageError, near_miss
 
+SLOW_IMPORT_S = 30  # after which a plugin that is being imported is named
 _PREFIX = "tta_bench_plugin_"  # of the names of modules that are plugin files
 
 
@@ -152,10 +155,32 @@ def _load(entry: Entry) -> type:
     import tta_bench.torchvision_repair  # noqa: F401  (the plugin may import timm next)
 
     module, _, attribute = entry.target.partition(":")
-    found = getattr(importlib.import_module(module), attribute)
+    with _importing(entry.target):
+        found = getattr(importlib.import_module(module), attribute)
     if not isinstance(found, type):
         raise TypeError(f"{entry.target} is not a class")
     return found
+
+
+@contextlib.contextmanager
+def _importing(what: str) -> Iterator[None]:
+    """While a plugin is imported: it does not see our command line, cannot end the process, and is named if it is slow.
+
+    Raises:
+        ImportError: it would end the process.
+    """
+    notice = f"{what} is still being imported after {SLOW_IMPORT_S} s"
+    slow = threading.Timer(SLOW_IMPORT_S, lambda: print(notice, file=sys.stderr, flush=True))
+    slow.daemon = True
+    arguments, sys.argv = sys.argv, sys.argv[:1]
+    slow.start()
+    try:
+        yield
+    except SystemExit as ended:
+        raise ImportError(f"it ends the program when it is imported (SystemExit: {ended})") from ended
+    finally:
+        slow.cancel()
+        sys.argv = arguments
 
 
 @functools.cache
@@ -180,7 +205,8 @@ def _plugin_module(file: pathlib.Path) -> Any:
     if beside and str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))  # last, so that no file there takes the place of an installed package
     try:
-        spec.loader.exec_module(module)
+        with _importing(str(file)):
+            spec.loader.exec_module(module)
     except SyntaxError as error:
         text = (error.text or "").rstrip("\n")
         source = f"{error.lineno or 0:>6} | {text}" if text else ""

@@ -30,7 +30,7 @@ from tta_bench.adapter import Adapter, SourceRequest, context_for
 from tta_bench.errors import UsageError
 from tta_bench.models import SourceModel, state_sha256
 from tta_bench.run import ring as rings
-from tta_bench.run.faults import DataFault, kind_of
+from tta_bench.run.faults import DataFault, kind_of, text_of
 from tta_bench.run.global_state import GlobalState, settle
 from tta_bench.run.messages import (
     Batch,
@@ -94,17 +94,10 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
 
 
 def failed(error: BaseException) -> Failed:
-    """What the supervisor is told of an exception; its own text may raise, or hold anything."""
-    try:
-        text = str(error)
-    except BaseException as second:
-        text = f"(its text cannot be had: {type(second).__name__})"
+    """What the supervisor is told of an exception."""
+    text = text_of(error)
     reason = text if isinstance(error, DataFault) else f"{type(error).__name__}: {text}"
-    try:
-        trace = traceback.format_exc()
-    except BaseException:
-        trace = ""
-    return Failed(kind_of(error), shown(reason), shown(trace))
+    return Failed(kind_of(error), shown(reason), shown(traceback.format_exc()))
 
 
 class Child:

@@ -81,5 +81,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device or the host had no more memory to give."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    text = str(error)
+    text = text_of(error)
     return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in text or "out of memory" in text)
+
+
+def text_of(error: BaseException) -> str:
+    """An exception's own text; making it may fail, too."""
+    try:
+        return str(error)
+    except Exception as second:
+        return f"(its text cannot be had: {type(second).__name__})"

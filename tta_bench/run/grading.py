@@ -52,7 +52,7 @@ class Grader:
                     "batch": np.repeat(numbers, sizes).astype(np.int32), "graded": stream.graded[where],
                     "predicted": predicted, "correct": predicted == labels,
                     "confidence": np.concatenate([g.confidence for g in graded])}  # fmt: skip
-        batches = {
+        batches: dict[str, np.ndarray] = {
             "batch": numbers,
             "segment": np.full(len(sizes), position, dtype=np.int16),
             "images": sizes,

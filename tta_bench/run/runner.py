@@ -10,7 +10,6 @@ import os
 import pathlib
 import signal
 import socket
-import tempfile
 import time
 import traceback
 from collections import deque
@@ -107,7 +106,6 @@ class Supervisor:
         threads: CPU threads of torch in a method's process; the same number gives the same bits.
         server: makes the children.
         timeout: seconds after which a trial's child is ended, or None.
-        logs: folder of the output of trials under way; a temporary one by default.
     """
 
     def __init__(
@@ -117,11 +115,10 @@ class Supervisor:
         threads: int,
         server: ForkServer,
         timeout: float | None = None,
-        logs: pathlib.Path | None = None,
     ):
         self.materials, self.cache, self.server = materials, cache, server
         self.streams = materials.streams()
-        self.logs = logs or pathlib.Path(tempfile.mkdtemp(prefix="tta-bench-logs-"))
+        self.logs = server.folder
         self._threads, self._timeout = threads, timeout
         self._child: _Child | None = None
 

@@ -8,27 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib
 import json
 import os
+import pathlib
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing import connection, reduction
 from multiprocessing.connection import Connection
 from typing import Any
 
-PRELOADED = ("tta_bench.torchvision_repair", "timm", "tta_bench.run.child", "tta_bench.optimizers")
+PRELOADED = ("tta_bench.torchvision_repair", "timm", "tta_bench.run.child", "tta_bench.schedule.worker")
 _EXIT_S = 5.0  # how long a child may take to end, after its connection is closed, before it is killed
+_LONGEST = 100  # characters of the path of a socket: the system takes 107, and names a longer one in no clear words
 _PROGRAM = """import json, sys
-sys.path[:] = json.loads(sys.argv[2])
+sys.path[:] = json.loads(sys.argv[3])
 from tta_bench.run import server
-server.serve(int(sys.argv[1]))
+server.serve(int(sys.argv[1]), sys.argv[2])
 """
 
 
@@ -44,7 +49,11 @@ class Process:
         self._server, self.pid, self.connection = server, pid, connected
 
     def end(self, *, kill: bool = True) -> int:
-        """End the process, by force unless it has ended by itself; its exit code, negative for a signal."""
+        """End the process, by force unless it is about to end by itself; its exit code, negative for a signal.
+
+        Raises:
+            ConnectionError: the server has ended, and with it the process.
+        """
         self.connection.close()
         deadline = time.monotonic() + _EXIT_S
         while (code := self._server.exit_code(self.pid)) is None:
@@ -56,67 +65,62 @@ class Process:
 
 
 class ForkServer:
-    """A connection to a fork server.
+    """A connection to a fork server of this machine.
 
     Args:
-        control: the socket over which it is asked.
-        process: the server, where this process has started it.
+        address: path of its socket.
+
+    Raises:
+        OSError: no server is there.
     """
 
-    def __init__(self, control: Connection, process: subprocess.Popen[bytes] | None = None):
-        self._control, self._process = control, process
+    def __init__(self, address: str):
+        self.address = address
+        self._control = connection.Client(address, "AF_UNIX")
 
     @classmethod
     def start(cls) -> ForkServer:
         """Start a server that ends with this process; returns at once, its imports take seconds."""
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-P", "-c", _PROGRAM, str(theirs.fileno()), json.dumps(sys.path)]
-        with theirs:
-            process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        return cls(Connection(ours.detach()), process)
+        address = pathlib.Path(tempfile.mkdtemp(prefix="tta-bench-", dir=_short_folder())) / "s"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(address))
+            listener.listen()
+            number = listener.fileno()
+            command = [sys.executable, "-P", "-c", _PROGRAM, str(number), str(address), json.dumps(sys.path)]
+            subprocess.Popen(command, pass_fds=[number], stdin=subprocess.DEVNULL)
+            return cls(str(address))
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The server's own, for files that go with it."""
+        return pathlib.Path(self.address).parent
 
     def fork(self, function: Callable[..., None], *arguments: Any) -> Process:
-        """A child that runs ``function(connection, *arguments)``, both pickled.
+        """A child that runs ``function(connection, *arguments)``, both pickled, with this process's environment.
 
         Raises:
-            OSError: the server has ended.
+            ConnectionError: the server has ended.
         """
         ours, theirs = socket.socketpair()
         with theirs:
-            pid = self._ask("fork", theirs)
-        child = Process(self, pid, Connection(ours.detach()))
-        child.connection.send((function, arguments))
+            self._control.send(None)
+            reduction.send_handle(self._control, theirs.fileno(), 0)
+        child = Process(self, self._answer(), Connection(ours.detach()))
+        child.connection.send((function, arguments, dict(os.environ)))
         return child
 
-    def shared_with(self, child: Process) -> None:
-        """Let a child ask this server, too; it takes :meth:`received`."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._ask("serve", theirs)
-        with ours:
-            reduction.send_handle(child.connection, ours.fileno(), child.pid)
-
-    @classmethod
-    def received(cls, connected: Connection) -> ForkServer:
-        """The server that the process at the other end shares."""
-        return cls(Connection(reduction.recv_handle(connected)))
-
     def exit_code(self, pid: int) -> int | None:
-        """The exit code of a child that has ended, negative for a signal; None while it runs. Asked for once."""
-        self._control.send(("exit code", pid))
+        """The exit code of a child that has ended, negative for a signal; None while it runs. Asked for once.
+
+        Raises:
+            ConnectionError: the server has ended.
+        """
+        self._control.send(pid)
         return self._answer()  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """End the server, and its children with it."""
+        """End the server, if this is the connection of the process that started it, and its children with it."""
         self._control.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def _ask(self, request: str, handed: socket.socket) -> Any:
-        self._control.send((request, None))
-        reduction.send_handle(self._control, handed.fileno(), self._process.pid if self._process else 0)
-        return self._answer()
 
     def _answer(self) -> Any:
         try:
@@ -125,58 +129,79 @@ class ForkServer:
             raise ConnectionError("the fork server has ended") from error
 
 
+@functools.cache
+def own_server() -> ForkServer:
+    """This process's fork server, started when it is first asked for."""
+    return ForkServer.start()
+
+
+def _short_folder() -> str | None:
+    """Where a socket's path is short enough; None for the folder of temporary files."""
+    return None if len(tempfile.gettempdir()) < _LONGEST - len("/tta-bench-________/s") else "/tmp"
+
+
 # -- the server's side -------------------------------------------------------------------------------------------------
 
 
-def serve(descriptor: int) -> None:
-    """Answer requests until the process that started this one closes its end."""
-    die_with_parent()
+def serve(listener: int, address: str) -> None:
+    """Answer requests until the first process that connected, which started this one, closes its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the driver says what it means
-    for module in PRELOADED:
-        importlib.import_module(module)
-    from tta_bench.run import global_state  # here: its starter needs no torch for it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # at once, but for the folder
+    try:
+        die_with_parent(signal.SIGTERM)
+        for module in PRELOADED:
+            importlib.import_module(module)
+        from tta_bench.run import global_state  # here: its starter needs no torch for it
 
-    global_state.functions()
-    gc.freeze()  # or every child would copy the memory of all objects when it first collects
-    first = Connection(descriptor)
+        global_state.functions()
+        gc.freeze()  # or every child would copy the memory of all objects when it first collects
+        with socket.socket(fileno=listener) as listening:
+            _answer_all(listening)
+    finally:
+        shutil.rmtree(pathlib.Path(address).parent, ignore_errors=True)
+
+
+def _answer_all(listening: socket.socket) -> None:
+    first = Connection(listening.accept()[0].detach())
     controls = [first]
     while True:
-        for control in connection.wait(controls):
-            assert isinstance(control, Connection)
+        for ready in connection.wait([listening, *controls]):
+            if isinstance(ready, socket.socket):
+                controls.append(Connection(ready.accept()[0].detach()))
+                continue
+            assert isinstance(ready, Connection)
             try:
-                request, pid = control.recv()
-            except EOFError:
-                if control is first:
+                _answer_one(ready, [listening, *controls])
+            except (EOFError, OSError):
+                if ready is first:
                     return
-                controls.remove(control)
-                continue
-            if request == "exit code":
-                control.send(_exit_code(pid))
-                continue
-            handed = reduction.recv_handle(control)
-            if request == "serve":
-                controls.append(Connection(handed))
-                control.send(None)
-            elif pid := os.fork():
-                os.close(handed)
-                control.send(pid)
-            else:
-                _run_child(handed, controls)
+                controls.remove(ready)
 
 
-def _exit_code(pid: int) -> int | None:
-    ended, status = os.waitpid(pid, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if ended else None
+def _answer_one(control: Connection, opened: list[Any]) -> None:
+    """Fork a child for a handle, or say how the child with a number has ended."""
+    if (asked := control.recv()) is not None:
+        ended, status = os.waitpid(asked, os.WNOHANG)
+        control.send(os.waitstatus_to_exitcode(status) if ended else None)
+        return
+    handed = reduction.recv_handle(control)
+    if pid := os.fork():
+        os.close(handed)
+        control.send(pid)
+    else:
+        _run_child(handed, opened)
 
 
-def _run_child(descriptor: int, controls: list[Connection]) -> None:
+def _run_child(descriptor: int, opened: list[Any]) -> None:
     code = 1
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         die_with_parent()
-        for control in controls:
-            control.close()
+        for other in opened:
+            other.close()
         connected = Connection(descriptor)
-        function, arguments = connected.recv()
+        function, arguments, environment = connected.recv()
+        _take_on(environment)
         function(connected, *arguments)
         code = 0
     except EOFError:
@@ -190,7 +215,12 @@ def _run_child(descriptor: int, controls: list[Connection]) -> None:
         os._exit(code)
 
 
-def die_with_parent() -> None:
+def _take_on(environment: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
     """Have the kernel end this process with the one that started it; a method that hangs would outlive it."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, by)  # 1: PR_SET_PDEATHSIG

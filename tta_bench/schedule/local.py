@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 
 from tta_bench.errors import Problem, Stopped
 from tta_bench.run.runner import TrialResult
-from tta_bench.run.server import ForkServer, Process
+from tta_bench.run.server import Process, own_server
 from tta_bench.schedule.observer import Observer, title
 from tta_bench.schedule.options import Options
 from tta_bench.schedule.worker import Worker
@@ -24,15 +24,14 @@ def run(materials: Materials, trials: Sequence[Trial], options: Options, observe
     Raises:
         Stopped: the worker process has ended.
     """
-    server = ForkServer.start()
+    server = own_server()
+    worker = server.fork(_work, materials, options, server.address)
     try:
-        worker = server.fork(_work, materials, options)
-        server.shared_with(worker)
         for trial in trials:
             result = _result(worker, trial, observer)
             observer.finished([(trial, dataclasses.replace(result, facts={**result.facts, "attempts": 1}))])
     finally:
-        server.close()
+        worker.end()
 
 
 def _result(worker: Process, trial: Trial, observer: Observer) -> TrialResult:
@@ -44,14 +43,13 @@ def _result(worker: Process, trial: Trial, observer: Observer) -> TrialResult:
             observer.tick(1, state, None)
         result: TrialResult = worker.connection.recv()
     except (EOFError, ConnectionError) as error:
-        code = worker.end(kill=False)
-        what = f"the process that runs trials has ended, with exit code {code}, at {title(trial)}"
+        what = f"the process that runs trials ({worker.pid}) has ended, at {title(trial)}"
         raise Stopped(Problem(what, hint="run again to go on; --executor ray replaces processes that end")) from error
     return result
 
 
-def _work(connection: Connection, materials: Materials, options: Options) -> None:
+def _work(connection: Connection, materials: Materials, options: Options, address: str) -> None:
     """The worker process."""
-    worker = Worker(materials, options, 1.0, None, ForkServer.received(connection))
+    worker = Worker(materials, options, 1.0, None, address)
     while True:
         connection.send(worker.run(connection.recv()))

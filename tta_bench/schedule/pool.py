@@ -214,8 +214,8 @@ class Pool:
 
     def _start(self, node: Node, slot: Slot, *, alone: bool = False) -> _Worker:
         share = 1.0 if alone or not 0 < slot.gpus < 1 else slot.gpus
-        materials, options, expected = self._arguments
-        handle, reference = self._cluster.start(node, slot, (materials, options, share, expected))
+        materials, options, *rest = self._arguments
+        handle, reference = self._cluster.start(node, slot, (materials, options, share, *rest))
         worker = _Worker(self._started, handle, node, alone=alone, since=time.monotonic())
         self._started += 1
         self._workers[worker.number] = worker

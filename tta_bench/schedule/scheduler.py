@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from tta_bench.run.server import own_server
 from tta_bench.schedule import local
 from tta_bench.schedule.observer import Observer
 from tta_bench.schedule.options import Options, available_cpus
@@ -71,6 +72,7 @@ def run(
         any_gpu = any(node.resources.get("GPU") for node in cluster.nodes().values())
         slot = Slot(options.cpus_per_trial or 1, options.gpus_per_trial if any_gpu else 0.0)
         needed = requirements(materials, trials)
-        arguments = (cluster.share(materials), options, needed.code)
+        here = None if options.address else own_server().address  # else workers may be on other machines
+        arguments = (cluster.share(materials), options, needed.code, here)
         pool = Pool(cluster, slot, options, arguments, cluster.share(needed), estimates)
         pool.run(trials, observer)

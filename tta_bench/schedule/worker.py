@@ -6,7 +6,6 @@ import dataclasses
 import os
 import pathlib
 import socket
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -47,7 +46,7 @@ class Worker:
         options: of the run.
         share: the part of the device that this worker has; below 1 others use it at the same time.
         expected: the driver's identity.
-        server: makes the processes of methods; by default one of this worker's own.
+        server: address of a fork server of this machine; without one the worker starts its own.
 
     Raises:
         UsageError: this machine would run other code than the driver's.
@@ -55,16 +54,15 @@ class Worker:
 
     def __init__(
         self, materials: Materials, options: Options, share: float, expected: Mapping[str, str] | None,
-        server: ForkServer | None = None,
+        server: str | None = None,
     ):  # fmt: skip
         die_with_parent()
-        self._server = server or ForkServer.start()
+        self._server = ForkServer(server) if server else ForkServer.start()
         if expected is not None and (wrong := other_code(expected)):
             raise UsageError(Problem(wrong))
         materials.enter()
-        self._logs = pathlib.Path(tempfile.mkdtemp(prefix="tta-bench-logs-"))
         cache = options.image_cache()
-        self._supervisor = Supervisor(materials, cache, options.threads, self._server, options.timeout, self._logs)
+        self._supervisor = Supervisor(materials, cache, options.threads, self._server, options.timeout)
         self._share = share
 
     def ready(self) -> Place:
@@ -72,7 +70,7 @@ class Worker:
         asked = self._server.fork(_tell_device)  # in a child: this process never touches a GPU
         device = asked.connection.recv()
         asked.end()
-        return Place(socket.gethostname(), os.getpid(), device, str(self._logs))
+        return Place(socket.gethostname(), os.getpid(), device, str(self._server.folder))
 
     def run_all(self, trials: Sequence[Trial]) -> list[TrialResult]:
         """Run trials one after another; those after one that must end this process are left out, not begun."""

@@ -1,0 +1,139 @@
+"""No method touches another, the harness or the labels; whatever it does is a row of its own."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import run_locally
+
+PLUGIN = pathlib.Path(__file__).parent / "poison.py"
+HONEST = ("source", "norm", "tent")
+CHANGED = {
+    "patched-batchnorm": "torch.nn.modules.batchnorm.BatchNorm2d.forward",
+    "patched-linear": "torch.nn.modules.linear.Linear.forward",
+    "patched-softmax": "torch.Tensor.softmax, torch.nn.functional.softmax",
+    "patched-harness": "tta_bench.optimizers.stats, tta_bench.run.metrics.grade",
+    "no-gradients": "torch.is_grad_enabled()",
+    "default-dtype": "torch.get_default_dtype(), torch.Storage",
+    "threads": "torch.get_num_threads(), threads that still run",
+    "working-directory": "os.getcwd()",
+    "environment": "os.environ",
+    "hook": "torch: hooks on all modules or optimizers",
+    "seeds": None,
+}
+FAILS = {
+    "exits": "SystemExit: 0",
+    "interrupts": "KeyboardInterrupt: ",
+    "hard-exit": "the method ended its process, with exit code 0",
+    "crash": "the method's process died of SIGSEGV",
+    "killed": "the method's process was killed (SIGKILL): most likely the machine had no memory left",
+    "no-text": "Unprintable: (its text cannot be had: ValueError)",
+    "wild-names": "TypeError: stats() says 'größe µ': a name must be of letters, digits and underscores",
+    "no-numbers": "TypeError: stats() must return numbers or 0-dim tensors; 'state' is 'fine'",
+    "wild-text": None,
+}
+
+
+def suite_text(methods: list[str]) -> str:
+    from conftest import DIGITS_SUITE
+
+    text = DIGITS_SUITE.replace("[source, tent]", json.dumps(methods)).replace("seeds: [0]", "seeds: [0, 1]")
+    return text.replace("max_images: 100", "max_images: 80").replace("[clean, contrast]", "[contrast]")
+
+
+Row = Mapping[str, Any]
+
+
+def rows(run: pathlib.Path) -> dict[tuple[str, int], Row]:
+    """Records by label and seed."""
+    plan = json.loads((run / "plan.json").read_text())["trials"]
+    return {(t["label"], t["seed"]): json.loads((run / "trials" / f"{t['key']}.json").read_text()) for t in plan}
+
+
+def results(run: pathlib.Path) -> dict[tuple[str, int], dict[str, np.ndarray]]:
+    """What the honest methods predicted."""
+    found = {}
+    for place, row in rows(run).items():
+        if place[0] in HONEST:
+            with np.load(run / "trials" / f"{row['key']}.npz") as arrays:
+                found[place] = {name: arrays[name] for name in arrays.files if not name.endswith("_ms")}
+    return found
+
+
+@pytest.fixture(scope="module")
+def poisoned(tmp_path_factory: pytest.TempPathFactory, cache: pathlib.Path) -> pathlib.Path:
+    """A run of every method there is, the poisonous ones before, between and after the honest ones."""
+    root = tmp_path_factory.mktemp("poisoned")
+    methods = [*CHANGED, "source", *FAILS, "norm", "tent"]
+    (root / "suite.yaml").write_text(suite_text(methods))
+    return run_locally(root / "suite.yaml", root / "run", cache, code=3, plugins=[str(PLUGIN)])
+
+
+@pytest.fixture(scope="module")
+def honest(
+    tmp_path_factory: pytest.TempPathFactory, cache: pathlib.Path
+) -> dict[tuple[str, int], dict[str, np.ndarray]]:
+    root = tmp_path_factory.mktemp("honest")
+    (root / "suite.yaml").write_text(suite_text(list(HONEST)))
+    return results(run_locally(root / "suite.yaml", root / "run", cache))
+
+
+def assert_equal(some: Mapping[Any, Mapping[str, np.ndarray]], others: Mapping[Any, Mapping[str, np.ndarray]]) -> None:
+    assert len(some) == len(HONEST) * 2
+    for place, arrays in others.items():
+        assert arrays.keys() == some[place].keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(some[place][name], array, err_msg=f"{place} {name}")
+
+
+def test_honest_methods_compute_the_same_beside_poisonous_ones(poisoned: pathlib.Path, honest: Any) -> None:
+    assert_equal(results(poisoned), honest)
+
+
+@pytest.mark.faults
+def test_so_they_do_on_ray(
+    run_cli: Callable[..., Any], tmp_path: pathlib.Path, poisoned: pathlib.Path, honest: Any
+) -> None:
+    (tmp_path / "suite.yaml").write_text((poisoned.parent / "suite.yaml").read_text())
+    outcome = run_cli("run", tmp_path / "suite.yaml", "--plugin", PLUGIN, "--out", tmp_path / "run")
+    assert outcome.code == 3
+    assert_equal(results(tmp_path / "run"), honest)
+    reasons = {place: row["reason"] for place, row in rows(poisoned).items() if place[0] != "killed"}
+    assert reasons == {place: row["reason"] for place, row in rows(tmp_path / "run").items() if place[0] != "killed"}
+
+
+@pytest.mark.parametrize("method", CHANGED)
+def test_a_row_says_what_its_method_changed(poisoned: pathlib.Path, method: str) -> None:
+    for seed in (0, 1):
+        row = rows(poisoned)[method, seed]
+        assert (row["status"], row["facts"].get("global_changes")) == ("ok", CHANGED[method])
+
+
+@pytest.mark.parametrize("method", FAILS)
+def test_a_method_that_ends_itself_or_says_nonsense_is_a_failed_row(poisoned: pathlib.Path, method: str) -> None:
+    for seed in (0, 1):
+        row = rows(poisoned)[method, seed]
+        assert row["status"] == "failed"
+        assert row["reason"].startswith(FAILS[method] or "")
+
+
+def test_a_wild_text_is_shortened_and_its_escapes_are_shown(poisoned: pathlib.Path) -> None:
+    row = rows(poisoned)["wild-text", 0]
+    assert row["reason"].startswith("ValueError: \\x1b[31mred\\x00 \\ud800 long long")
+    assert row["reason"].endswith("long end")
+    assert len(row["reason"]) < 11_000 > len(row["traceback"])
+    log = (poisoned / "logs" / f"{row['key']}.log").read_text()
+    assert "characters left out: see the log" in log
+    assert len(log) > 500_000
+
+
+def test_a_process_serves_one_method_model_and_precision(poisoned: pathlib.Path) -> None:
+    pids = {place: row["environment"]["pid"] for place, row in rows(poisoned).items()}
+    assert pids["source", 0] == pids["source", 1], "an honest method keeps its process"
+    assert pids["no-gradients", 0] != pids["no-gradients", 1], "another is given a new one"
+    assert len({pids[label, 0] for label in (*HONEST, *CHANGED, "exits")}) == len(HONEST) + len(CHANGED) + 1
