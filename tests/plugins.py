@@ -11,6 +11,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+import pytest
+
 from tta_bench.data.cache import ImageCache
 from tta_bench.registry import METHODS, Kind, Registry
 from tta_bench.run.runner import Supervisor
@@ -60,3 +62,25 @@ class Forks(ForkServer):
 def supervisor(materials: Materials, cache: pathlib.Path) -> Supervisor:
     """One that runs trials with one thread."""
     return Supervisor(materials, ImageCache(cache), 1, Forks(cache))
+
+
+def fork_this_process(monkeypatch: pytest.MonkeyPatch, folder: pathlib.Path) -> None:
+    """Have runs without Ray fork this process, with what a test has replaced in it."""
+    monkeypatch.setattr("tta_bench.schedule.local.own_server", lambda: Forks(folder))
+    monkeypatch.setattr("tta_bench.schedule.worker.ForkServer.at", lambda address: Forks(folder))
+
+
+KILL_WORKER = """\
+def kill_worker():
+    \"\"\"End the Ray worker that this process works for, which is not its parent; they share a working directory.\"\"\"
+    import os, pathlib, time
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            ours = os.readlink(process / "cwd") == os.getcwd()
+            if ours and (process / "cmdline").read_bytes().startswith(b"ray::Worker"):
+                os.kill(int(process.name), 9)
+        except OSError:
+            pass
+    time.sleep(60)
+
+"""

@@ -195,6 +195,15 @@ class Unprintable(Exception):
         raise ValueError("no text")
 
 
+class Hangs(Poison):
+    """Never returns."""
+
+    name = "hangs"
+
+    def harm(self) -> None:
+        threading.Event().wait()
+
+
 class NoText(Poison):
     """Raises an exception whose text cannot be had."""
 

@@ -26,7 +26,7 @@ SHIPPED = "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors"
 def test_every_built_in_method_keeps_every_rule(name: str) -> None:
     report = check_method(Registry().load(name))
     assert report.findings == []
-    assert len(report.rules) == 13
+    assert len(report.rules) == 14
 
 
 @pytest.mark.parametrize(("name", "config"), [("norm", {"statistics": "blend"}), ("norm", {"statistics": "running"}),
@@ -254,7 +254,7 @@ def test_check_on_the_command_line(run_cli: Callable[..., Outcome], tmp_path: pa
     good = run_cli("check", "norm")
     assert good.code == 0
     assert "skipped on the layer-norm network: the model has no batch normalisation layer" in good.out
-    assert "norm: 0 of 13 rules broken, on 1 networks" in good.out
+    assert "norm: 0 of 14 rules broken, on 1 networks" in good.out
     (tmp_path / "bad.py").write_text(
         "from tta_bench.adapter import Adapter\nclass Bad(Adapter):\n    name = 'bad'\n    def step(self, x): return x\n"
     )

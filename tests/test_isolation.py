@@ -50,9 +50,9 @@ Row = Mapping[str, Any]
 
 
 def rows(run: pathlib.Path) -> dict[tuple[str, int], Row]:
-    """Records by label and seed."""
-    plan = json.loads((run / "plan.json").read_text())["trials"]
-    return {(t["label"], t["seed"]): json.loads((run / "trials" / f"{t['key']}.json").read_text()) for t in plan}
+    """Records of the trials that were run, by label and seed."""
+    places = {t["key"]: (t["label"], t["seed"]) for t in json.loads((run / "plan.json").read_text())["trials"]}
+    return {places[file.stem]: json.loads(file.read_text()) for file in (run / "trials").glob("*.json")}
 
 
 def results(run: pathlib.Path) -> dict[tuple[str, int], dict[str, np.ndarray]]:
@@ -137,3 +137,28 @@ def test_a_process_serves_one_method_model_and_precision(poisoned: pathlib.Path)
     assert pids["source", 0] == pids["source", 1], "an honest method keeps its process"
     assert pids["no-gradients", 0] != pids["no-gradients", 1], "another is given a new one"
     assert len({pids[label, 0] for label in (*HONEST, *CHANGED, "exits")}) == len(HONEST) + len(CHANGED) + 1
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("no-gradients", "batch: changes torch.is_grad_enabled()"),
+        ("patched-linear", "batch: changes torch.nn.modules.linear.Linear.forward"),
+        ("exits", "batch: raised SystemExit: 0"),
+        ("hard-exit", "broken  hard-exit ends its process, with exit code 0"),
+    ],
+)
+def test_check_names_what_a_method_does_to_its_process(run_cli: Callable[..., Any], method: str, said: str) -> None:
+    outcome = run_cli("check", method, "--plugin", PLUGIN)
+    assert (outcome.code, said in outcome.out) == (3, True), outcome
+
+
+def test_a_method_that_hangs_has_its_time_without_ray(run_cli: Callable[..., Any], tmp_path: pathlib.Path) -> None:
+    (tmp_path / "suite.yaml").write_text(suite_text(["hangs", "source"]))
+    arguments = ("--plugin", PLUGIN, "--executor", "local", "--timeout", 10, "--only", "seed=0")
+    outcome = run_cli("run", tmp_path / "suite.yaml", *arguments, "--out", tmp_path / "run")
+    assert outcome.code == 3
+    found = rows(tmp_path / "run")
+    assert found["hangs", 0]["reason"] == "no result after 10 s (--timeout)"
+    assert found["hangs", 0]["facts"]["failure"] == "timeout"
+    assert found["source", 0]["status"] == "ok"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Outcome
+from plugins import KILL_WORKER
 from test_scheduler import same
 
 from tta_bench import suite
@@ -221,27 +222,16 @@ def test_what_was_not_begun_is_given_again(made: Plan, failure: str) -> None:
     assert cluster.killed >= 1
 
 
-def test_a_ruined_device_ends_the_worker_and_fails_one(made: Plan) -> None:
-    bad = made.trials[4].key
-
-    def ruins(trial: Trial) -> TrialResult:
-        ruined = TrialResult(trial.key, "failed", "CUDA error", facts={"failure": "method", "device_ruined": True})
-        return ruined if trial.key == bad else ok(trial)
-
-    cluster, seen = run(made, ruins)
-    assert {r.key for r in seen.results if r.status == "failed"} == {bad}
-    assert cluster.killed == 1
-    assert sum(sizes(cluster)) == 10 + len(cluster.given[1]) - [t.key for t in cluster.given[1]].index(bad) - 1
-
-
 def test_a_methods_own_failure_ends_nothing(made: Plan) -> None:
     cluster, seen = run(made, lambda t: failed(t, "method") if t.key == made.trials[4].key else ok(t))
     assert sizes(cluster) == [1, 9]
     assert Counter(r.status for r in seen.results) == {"ok": 9, "failed": 1}
 
 
-FIFTH = """\
-import os, pathlib, tempfile
+FIFTH = (
+    KILL_WORKER
+    + """\
+import pathlib, tempfile
 from tta_bench.adapter import Adapter, Config
 
 class Fifth(Adapter):
@@ -251,10 +241,11 @@ class Fifth(Adapter):
     def setup(self):
         tempfile.mkstemp(dir=self.config.folder)
         if len(list(pathlib.Path(self.config.folder).iterdir())) == 5:
-            os.kill(os.getpid(), 9)
+            kill_worker()
     def step(self, x):
         return self.predict(x)
 """
+)
 
 
 @pytest.mark.faults

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pandas as pd
 import pytest
 from conftest import DIGITS_SUITE, Outcome, clean_environment, run_locally, wait_until
+from plugins import KILL_WORKER
 from runs import result_rows
 
 from tta_bench.store import results
@@ -77,7 +78,9 @@ def test_a_torn_trial_file_is_run_again(run_cli: Cli, suite_file: SuiteFile, fin
     pd.testing.assert_frame_equal(result_rows(finished), before, check_exact=True)
 
 
-SLOW = """\
+SLOW = (
+    KILL_WORKER
+    + """\
 import os, pathlib, time
 from tta_bench.adapter import Adapter, Config
 
@@ -98,9 +101,10 @@ class Killed(Adapter):
         marks = pathlib.Path(self.config.folder)
         if len(list(marks.iterdir())) < self.config.times:
             (marks / f"{os.getpid()}").touch()
-            os.kill(os.getpid(), 9)
+            kill_worker()
         return self.predict(x)
 """
+)
 
 
 @pytest.fixture

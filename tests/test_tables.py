@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Outcome
+from plugins import fork_this_process
 from runs import reseal, verdicts, write_run
 
 import tta_bench
@@ -109,6 +110,7 @@ def mixed_run(
         return dataclasses.replace(mixed_stream(spec), **arrays)
 
     monkeypatch.setattr(Streams, "build", build)
+    fork_this_process(monkeypatch, folder)
     (folder / "failing.py").write_text(FAILING.replace("== 5", "== 3"))
     file = suite_file(("[source, tent]", "[source, tent, failing]"), ("batch_size: 40", "batch_size: 40\nprotocol: {kind: continual}"))  # fmt: skip
     outcome = run_cli("run", file, "--plugin", "failing.py", "--executor", "local", "--out", "mixed")

@@ -180,6 +180,7 @@ def _importing(what: str) -> Iterator[None]:
         raise ImportError(f"it ends the program when it is imported (SystemExit: {ended})") from ended
     finally:
         slow.cancel()
+        slow.join()
         sys.argv = arguments
 
 

@@ -3,32 +3,59 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from tta_bench.errors import Problem, UsageError
 from tta_bench.registry import Registry
+from tta_bench.run.server import own_server
 from tta_bench.suite.document import parse
+
+if TYPE_CHECKING:
+    from tta_bench.testing.conformance import Report
 
 
 def check(name: str, plugins: Iterable[str], values: Iterable[str]) -> int:
     """Run the conformance suite and print a line for each rule; 3 where one is broken, else 0.
 
+    It runs in a process of its own: a method may end it.
+
     Raises:
         UsageError: the method is unknown or cannot be loaded, or a value is not of the form key=value.
     """
-    from tta_bench.testing.conformance import NETWORKS, check_method
-
     config = {}
     for pair in values:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UsageError(Problem(f"--config {pair}: not of the form key=value"))
         config[key] = parse(value, f"--config {pair}").data
-    registry = Registry(pathlib.Path(file) for file in plugins)
-    report = check_method(registry.load(name), config, registry)
     console = Console(highlight=False)
+    process = own_server().fork(_check, name, list(plugins), config)
+    try:
+        report: Report | UsageError = process.connection.recv()
+    except EOFError:
+        console.print(f"[red]broken[/red]  {name} ends its process, with exit code {process.end(kill=False)}")
+        return 3
+    process.end()
+    if isinstance(report, UsageError):
+        raise report
+    return _show(name, report, console)
+
+
+def _check(connection: Connection, name: str, plugins: list[str], config: Mapping[str, Any]) -> None:
+    from tta_bench.testing.conformance import check_method
+
+    try:
+        registry = Registry(pathlib.Path(file) for file in plugins)
+        connection.send(check_method(registry.load(name), config, registry))
+    except UsageError as error:
+        connection.send(error)
+
+
+def _show(name: str, report: Report, console: Console) -> int:
     for network, reason in report.skipped.items():
         console.print(f"[yellow]skipped[/yellow] on the {network}-norm network: {reason}")
     broken = {finding.rule for finding in report.findings}
@@ -36,6 +63,6 @@ def check(name: str, plugins: Iterable[str], values: Iterable[str]) -> int:
         console.print(f"[red]broken[/red]  {rule}" if rule in broken else f"[green]kept[/green]    {rule}")
         for finding in (f for f in report.findings if f.rule == rule):
             console.print(f"          {finding.network}: {finding.message}", markup=False, soft_wrap=True)
-    ran = len(NETWORKS) - len(report.skipped)
+    ran = len(report.networks) - len(report.skipped)
     console.print(f"{name}: {len(broken)} of {len(report.rules)} rules broken, on {ran} networks")
     return 3 if broken else 0

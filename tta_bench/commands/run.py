@@ -139,7 +139,7 @@ def _say(console: Console, text: str) -> None:
 
 def _check(options: Options) -> None:
     if options.executor == "local":
-        for name in ("address", "workers", "timeout"):
+        for name in ("address", "workers"):
             if getattr(options, name) is not None:
                 raise UsageError(
                     Problem(f"--{name} needs --executor ray", hint="leave it out, or choose --executor ray")

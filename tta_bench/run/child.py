@@ -32,6 +32,7 @@ from tta_bench.models import SourceModel, state_sha256
 from tta_bench.run import ring as rings
 from tta_bench.run.faults import DataFault, kind_of, text_of
 from tta_bench.run.global_state import GlobalState, settle
+from tta_bench.run.loading import to_tensor
 from tta_bench.run.messages import (
     Batch,
     Failed,
@@ -289,9 +290,8 @@ class _Trial:
         self.child.connection.send(Scored())
 
     def _images(self, batch: Batch) -> Tensor:
-        """A batch's images (B, 3, H, W) in [0, 1]: a fresh tensor on the device."""
-        pixels = torch.from_numpy(self.ring.pixels[batch.slot, : batch.images]).to(self.device, non_blocking=True)
-        return pixels.permute(0, 3, 1, 2).contiguous().to(self.child.precision.dtype).div_(255)
+        pixels = self.ring.pixels[batch.slot, : batch.images]
+        return to_tensor(pixels, self.device, self.child.precision.dtype)
 
     def _measured(self, data_ms: np.ndarray, stats: list[Mapping[str, float | Tensor] | None]) -> Measured:
         while self.sent:

@@ -18,7 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-_PACKAGES = ("torch", "timm", "tta_bench")
+# What networks, losses and optimizers are made of, and all of the harness; the rest of torch is four times as much.
+_WATCHED = frozenset(
+    {"torch._tensor", "torch.amp", "torch.autograd", "torch.fft", "torch.functional", "torch.linalg", "torch.nn",
+     "torch.optim", "torch.random", "torch.special", "timm.layers", "timm.models"}
+)  # fmt: skip
 _CONSTANTS = (int, float, str, tuple)  # of the harness's modules; torch keeps counters and caches among its own
 _SWITCHES: Mapping[str, Callable[[], Any]] = {
     "torch.is_grad_enabled()": torch.is_grad_enabled,
@@ -73,7 +77,7 @@ class Functions:
     def __init__(self) -> None:
         self._modules = [(module, _kept(module)) for module in _modules()]
         classes = {value for _, kept in self._modules for value in kept.values() if isinstance(value, type)}
-        self._classes = [(cls, dict(vars(cls))) for cls in classes if cls.__module__.partition(".")[0] in _PACKAGES]
+        self._classes = [(cls, dict(vars(cls))) for cls in classes if _is_watched(cls.__module__)]
 
     def changes(self) -> list[str]:
         """The dotted names of what is different now, sorted."""
@@ -114,8 +118,13 @@ class GlobalState:
 
 def _modules() -> Iterator[types.ModuleType]:
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in _PACKAGES and type(module) is types.ModuleType:
+        if _is_watched(name) and type(module) is types.ModuleType:
             yield module
+
+
+def _is_watched(module: str) -> bool:
+    parts = module.split(".")
+    return parts[0] == "tta_bench" or module == "torch" or ".".join(parts[:2]) in _WATCHED
 
 
 def _kept(module: types.ModuleType) -> dict[str, Any]:

@@ -22,10 +22,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import connection, reduction
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 PRELOADED = ("tta_bench.torchvision_repair", "timm", "tta_bench.run.child", "tta_bench.schedule.worker")
 _EXIT_S = 5.0  # how long a child may take to end, after its connection is closed, before it is killed
@@ -77,6 +77,7 @@ class ForkServer:
     def __init__(self, address: str):
         self.address = address
         self._control = connection.Client(address, "AF_UNIX")
+        self._started: subprocess.Popen[bytes] | None = None
 
     @classmethod
     def start(cls) -> ForkServer:
@@ -87,8 +88,18 @@ class ForkServer:
             listener.listen()
             number = listener.fileno()
             command = [sys.executable, "-P", "-c", _PROGRAM, str(number), str(address), json.dumps(sys.path)]
-            subprocess.Popen(command, pass_fds=[number], stdin=subprocess.DEVNULL)
-            return cls(str(address))
+            started = subprocess.Popen(command, pass_fds=[number], stdin=subprocess.DEVNULL)
+            server = cls(str(address))
+        server._started = started
+        return server
+
+    @classmethod
+    def at(cls, address: str | None) -> ForkServer:
+        """The server at an address, or, where there is none any more, a new one of this process."""
+        if address is not None:
+            with contextlib.suppress(OSError):
+                return cls(address)
+        return cls.start()
 
     @property
     def folder(self) -> pathlib.Path:
@@ -121,6 +132,8 @@ class ForkServer:
     def close(self) -> None:
         """End the server, if this is the connection of the process that started it, and its children with it."""
         self._control.close()
+        if self._started is not None:
+            self._started.wait()
 
     def _answer(self) -> Any:
         try:
@@ -162,37 +175,54 @@ def serve(listener: int, address: str) -> None:
 
 
 def _answer_all(listening: socket.socket) -> None:
-    first = Connection(listening.accept()[0].detach())
-    controls = [first]
+    controls = [Connection(listening.accept()[0].detach())]
+    first, codes, asked_by = controls[0], dict[int, int](), dict[int, Connection]()
     while True:
         for ready in connection.wait([listening, *controls]):
             if isinstance(ready, socket.socket):
                 controls.append(Connection(ready.accept()[0].detach()))
                 continue
             assert isinstance(ready, Connection)
+            codes |= _ended()
             try:
-                _answer_one(ready, [listening, *controls])
+                if (pid := ready.recv()) is None:
+                    asked_by[_fork(ready, [listening, *controls])] = ready
+                else:
+                    ready.send(codes.pop(pid, None))
             except (EOFError, OSError):
                 if ready is first:
                     return
                 controls.remove(ready)
+                _kill(pid for pid, control in asked_by.items() if control is ready and pid not in codes)
+            asked_by = {pid: control for pid, control in asked_by.items() if pid not in codes}
 
 
-def _answer_one(control: Connection, opened: list[Any]) -> None:
-    """Fork a child for a handle, or say how the child with a number has ended."""
-    if (asked := control.recv()) is not None:
-        ended, status = os.waitpid(asked, os.WNOHANG)
-        control.send(os.waitstatus_to_exitcode(status) if ended else None)
-        return
+def _kill(pids: Iterable[int]) -> None:
+    """End children whose asker has ended: nobody would end a method that hangs."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _ended() -> dict[int, int]:
+    """The exit codes of the children that have ended since the last call; nobody may ask for them."""
+    codes = dict[int, int]()
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            codes[ended[0]] = os.waitstatus_to_exitcode(ended[1])
+    return codes
+
+
+def _fork(control: Connection, opened: list[Any]) -> int:
     handed = reduction.recv_handle(control)
     if pid := os.fork():
         os.close(handed)
         control.send(pid)
-    else:
-        _run_child(handed, opened)
+        return pid
+    _run_child(handed, opened)
 
 
-def _run_child(descriptor: int, opened: list[Any]) -> None:
+def _run_child(descriptor: int, opened: list[Any]) -> NoReturn:
     code = 1
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -24,7 +24,7 @@ class Options:
         workers: at most so many worker processes (Ray); None: as many as fit.
         cpus_per_trial: CPU cores and torch threads of a trial; None: all with "local", 1 with "ray".
         gpus_per_trial: share of a GPU that a trial gets, where there are GPUs.
-        timeout: seconds after which a trial's process is ended (Ray), or None.
+        timeout: seconds after which a trial's process is ended, or None.
         retries: how often a trial is tried again after an infrastructure fault (Ray).
         out: the run's folder, or None for ``results/<suite name>``.
         cache: the image cache's folder, "off", or None for the default place of each machine.

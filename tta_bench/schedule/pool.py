@@ -30,6 +30,7 @@ from tta_bench.suite.plan import Trial
 
 TICK_S = 0.25  # how long the driver waits for news before it looks at clocks and nodes
 PATIENCE_S = 300.0  # how long it waits for a node when none is left
+LATE_S = 60.0  # after a trial's time, when its worker must have said that it was over
 FAILED_STARTS = 3  # of workers, on a node that never had one, after which the node is left out
 
 
@@ -370,11 +371,12 @@ class Pool:
         self._ended.append((trial, dataclasses.replace(result, facts=facts)))
 
     def _expire(self) -> None:
-        """End workers whose trial has had its time."""
+        """End workers that have not ended their trial when it had had its time: a disk that hangs, for example."""
         if self._options.timeout is None:
             return
         now = time.monotonic()
-        for worker in [w for w in self._busy() if now - w.since > self._options.timeout]:
+        given = self._options.timeout + LATE_S
+        for worker in [w for w in self._busy() if now - w.since > given]:
             self._lost(worker, Fault("timeout", f"no result after {self._options.timeout:g} s (--timeout)"))
 
     # -- what it looks like ----------------------------------------------------------------------------------------------

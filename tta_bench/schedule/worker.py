@@ -46,7 +46,7 @@ class Worker:
         options: of the run.
         share: the part of the device that this worker has; below 1 others use it at the same time.
         expected: the driver's identity.
-        server: address of a fork server of this machine; without one the worker starts its own.
+        server: address of a fork server of this machine; where there is none the worker starts its own.
 
     Raises:
         UsageError: this machine would run other code than the driver's.
@@ -57,7 +57,7 @@ class Worker:
         server: str | None = None,
     ):  # fmt: skip
         die_with_parent()
-        self._server = ForkServer(server) if server else ForkServer.start()
+        self._server = ForkServer.at(server)
         if expected is not None and (wrong := other_code(expected)):
             raise UsageError(Problem(wrong))
         materials.enter()

@@ -23,6 +23,8 @@ from tta_bench.errors import Problem, UsageError
 from tta_bench.models import SourceModel
 from tta_bench.networks.from_timm import ModelSpec, build_network
 from tta_bench.registry import Registry
+from tta_bench.run.faults import text_of
+from tta_bench.run.global_state import GlobalState
 from tta_bench.run.loading import to_tensor
 from tta_bench.run.meters import PassCounter, StepCounter
 from tta_bench.testing import Secrets, find_leaks, prepared
@@ -58,11 +60,13 @@ class Report:
         findings: broken rules.
         skipped: network to the reason why the method declines it.
         rules: names of the rules that were checked.
+        networks: names of the networks that they were checked on, or skipped.
     """
 
     findings: list[Finding]
     skipped: Mapping[str, str]
     rules: list[str]
+    networks: list[str]
 
 
 class Bench:
@@ -117,6 +121,21 @@ def _steps(adapter: Adapter, batches: list[Tensor]) -> list[Tensor]:
 
 
 # -- rules -------------------------------------------------------------------------------------------------------------
+
+
+def global_state_is_left_alone(bench: Bench) -> Iterator[str]:
+    """torch's switches, functions of torch, timm and the harness, threads, directory, environment stay as they are.
+
+    The first rule: what a method changes here would show in the others.
+    """
+    batches = bench.batches(3)  # the library that holds the digits sets variables of its own
+    state = GlobalState()
+    adapter = bench.adapter()
+    _steps(adapter, batches)
+    optimizers.stats(adapter)
+    adapter.predict(batches[0])
+    adapter.reset()
+    yield from (f"changes {name}" for name in state.changes())
 
 
 def scores_have_the_right_shape(bench: Bench) -> Iterator[str]:
@@ -329,6 +348,7 @@ def _is_number(value: Any) -> bool:
 
 
 RULES: list[Callable[[Bench], Iterator[str]]] = [
+    global_state_is_left_alone,
     scores_have_the_right_shape, deterministic, reset_restores, predict_changes_nothing, no_look_ahead, other_batch_sizes,
     everything_filtered_out, constant_images, nan_is_healed_by_reset, needs_are_true, only_declared_parameters_change,
     no_secret_in_reach, stats_keep_their_keys,
@@ -363,11 +383,11 @@ def check_method(
         findings += [Finding(rule.__name__, network, message) for rule in RULES for message in _run(rule, bench)]
     if len(skipped) == len(NETWORKS):
         findings.append(Finding("runs_somewhere", "all", f"declined everywhere: {'; '.join(skipped.values())}"))
-    return Report(findings, skipped, [rule.__name__ for rule in RULES])
+    return Report(findings, skipped, [rule.__name__ for rule in RULES], list(NETWORKS))
 
 
 def _run(rule: Callable[[Bench], Iterator[str]], bench: Bench) -> list[str]:
     try:
         return list(rule(bench))
-    except Exception as error:  # whatever the method raises is what the rule found
-        return [f"raised {type(error).__name__}: {error}"]
+    except (Exception, SystemExit) as error:  # whatever the method raises is what the rule found
+        return [f"raised {type(error).__name__}: {text_of(error)}"]
