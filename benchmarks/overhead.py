@@ -1,16 +1,18 @@
-"""What the harness costs: whole trials against bare loops over the same tensors, in one process, in pairs.
+"""What the harness costs: whole trials against bare loops over the same tensors, in pairs; and what isolation costs.
 
     CIFAR10=PATH CIFAR10_MODELS=PATH python benchmarks/overhead.py [--pairs 7] [--model resnet18_bn] [--check 5]
 
-Each pair runs a bare loop and a whole trial (deep copy of the model, hooks, snapshot, images from the warm cache, meters,
-grading), in alternating order. Printed are the medians of both and the median of the pairs' ratios. ``--check P`` exits 1
-where the median cost is above P per cent.
+Each pair runs a bare loop in this process and a whole trial in a method's own (deep copy of the model, hooks, snapshot,
+images from the warm cache through shared memory, meters, grading), in alternating order. Printed are the medians of both and
+the median of the pairs' ratios, then how long a method's process takes until it has the source model, and the memory of
+twelve (proportional set size). ``--check P`` exits 1 where the median cost is above P per cent.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import pathlib
 import statistics
 import sys
 import time
@@ -22,7 +24,11 @@ from torch import Tensor, nn
 from tta_bench import suite
 from tta_bench.data.cache import ImageCache, default_root
 from tta_bench.models import SourceModel
-from tta_bench.run.runner import Workbench, run_trial, to_tensor
+from tta_bench.run import child
+from tta_bench.run.loading import to_tensor
+from tta_bench.run.messages import Opening
+from tta_bench.run.runner import Supervisor
+from tta_bench.run.server import ForkServer, own_server
 from tta_bench.suite import plan
 from tta_bench.suite.plan import Trial
 
@@ -67,21 +73,21 @@ def timed(function: Callable[[], float]) -> tuple[float, float]:
     return time.perf_counter() - start, value
 
 
-def compare(trial: Trial, bench: Workbench, pairs: int) -> float:
+def compare(trial: Trial, bench: Supervisor, pairs: int) -> float:
     """Print one line for a trial; returns the median cost of the harness in per cent of the bare loop."""
     stream, data = bench.streams.build(trial.model, trial.stream), bench.materials.datasets[trial.model]
-    [images] = bench.images(trial)
+    images = bench.cache.images(bench.materials.cache_entry(trial.model, trial.stream, trial.stream.shifts[0]))
     numbers = [stream.batch(i).image for i in range(len(stream.bounds) - 1)]
-    batches = [to_tensor(images.take(n), bench.device, trial.precision) for n in numbers]
+    batches = [to_tensor(images.take(n), torch.device("cpu"), torch.float32) for n in numbers]
     labels = [torch.from_numpy(data.labels[n]) for n in numbers]
-    pristine, _ = bench.pristine(trial)
+    pristine = bench.materials.models[trial.model].load()
 
     def bare() -> tuple[float, float]:
         model = copy.deepcopy(pristine)  # outside the time
         return timed(lambda: BARE[trial.method](model, batches, labels))
 
     def whole() -> tuple[float, float]:
-        return timed(lambda: float(run_trial(trial, bench).shifts[0]["error_pct"]))
+        return timed(lambda: float(bench.run(trial).shifts[0]["error_pct"]))
 
     bare(), whole()  # warm-up
     times: list[tuple[float, float]] = []
@@ -98,6 +104,31 @@ def compare(trial: Trial, bench: Workbench, pairs: int) -> float:
     return cost
 
 
+def starts(bench: Supervisor, trial: Trial, server: ForkServer, count: int = 12) -> None:
+    """Print what methods' processes cost before they do anything."""
+    network, sha256 = bench.materials.models[trial.model], trial.asked["model"]["weights_sha256"]
+    opening = Opening(
+        trial.method, network, sha256, trial.precision, bench.materials.registry, 1, bench.materials.folder
+    )
+    processes, seconds = [], []
+    for _ in range(count):
+        start = time.perf_counter()
+        processes.append(server.fork(child.serve, opening, "/dev/null"))
+        processes[-1].connection.recv()
+        seconds.append(time.perf_counter() - start)
+    memory = [pss_mib(process.pid) for process in processes]
+    ready = 1e3 * statistics.median(seconds)
+    print(f"a process is ready after {ready:.0f} ms; {count} at a time take {statistics.median(memory):.0f} MiB each")
+    for process in processes:
+        process.end()
+
+
+def pss_mib(pid: int) -> float:
+    """Memory of a process, MiB, what it shares counted in parts."""
+    lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--pairs", type=int, default=7)
@@ -112,9 +143,11 @@ def main() -> int:
     made = plan.make(suite.load("cifar10_c", sets=sets), limit=2000)
     cache = ImageCache(default_root())
     cache.build(cache.to_build(made.cache_entries()), processes=THREADS)
-    bench = Workbench(made.materials, cache, torch.device("cpu"), THREADS)
+    torch.set_num_threads(THREADS)
+    bench = Supervisor(made.materials, cache, THREADS, own_server())
     print(f"{options.model}, 2,000 images, batch 100, {THREADS} threads, warm cache, {options.pairs} pairs")
     costs = [compare(trial, bench, options.pairs) for trial in made.trials if trial.model == options.model]
+    starts(bench, made.trials[0], own_server())
     return int(options.check is not None and max(costs) > options.check)
 
 

@@ -143,8 +143,6 @@ def test_a_process_serves_one_method_model_and_precision(poisoned: pathlib.Path)
     ("method", "said"),
     [
         ("no-gradients", "batch: changes torch.is_grad_enabled()"),
-        ("patched-linear", "batch: changes torch.nn.modules.linear.Linear.forward"),
-        ("exits", "batch: raised SystemExit: 0"),
         ("hard-exit", "broken  hard-exit ends its process, with exit code 0"),
     ],
 )
@@ -155,10 +153,10 @@ def test_check_names_what_a_method_does_to_its_process(run_cli: Callable[..., An
 
 def test_a_method_that_hangs_has_its_time_without_ray(run_cli: Callable[..., Any], tmp_path: pathlib.Path) -> None:
     (tmp_path / "suite.yaml").write_text(suite_text(["hangs", "source"]))
-    arguments = ("--plugin", PLUGIN, "--executor", "local", "--timeout", 10, "--only", "seed=0")
+    arguments = ("--plugin", PLUGIN, "--executor", "local", "--timeout", 5, "--only", "seed=0")
     outcome = run_cli("run", tmp_path / "suite.yaml", *arguments, "--out", tmp_path / "run")
     assert outcome.code == 3
     found = rows(tmp_path / "run")
-    assert found["hangs", 0]["reason"] == "no result after 10 s (--timeout)"
+    assert found["hangs", 0]["reason"] == "no result after 5 s (--timeout)"
     assert found["hangs", 0]["facts"]["failure"] == "timeout"
     assert found["source", 0]["status"] == "ok"

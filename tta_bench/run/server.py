@@ -107,7 +107,7 @@ class ForkServer:
         return pathlib.Path(self.address).parent
 
     def fork(self, function: Callable[..., None], *arguments: Any) -> Process:
-        """A child that runs ``function(connection, *arguments)``, both pickled, with this process's environment.
+        """A child that runs ``function(connection, *arguments)``, both pickled, in this process's environment and folder.
 
         Raises:
             ConnectionError: the server has ended.
@@ -117,7 +117,7 @@ class ForkServer:
             self._control.send(None)
             reduction.send_handle(self._control, theirs.fileno(), 0)
         child = Process(self, self._answer(), Connection(ours.detach()))
-        child.connection.send((function, arguments, dict(os.environ)))
+        child.connection.send((function, arguments, dict(os.environ), os.getcwd()))
         return child
 
     def exit_code(self, pid: int) -> int | None:
@@ -230,8 +230,8 @@ def _run_child(descriptor: int, opened: list[Any]) -> NoReturn:
         for other in opened:
             other.close()
         connected = Connection(descriptor)
-        function, arguments, environment = connected.recv()
-        _take_on(environment)
+        function, arguments, environment, folder = connected.recv()
+        _take_on(environment, folder)
         function(connected, *arguments)
         code = 0
     except EOFError:
@@ -245,9 +245,10 @@ def _run_child(descriptor: int, opened: list[Any]) -> NoReturn:
         os._exit(code)
 
 
-def _take_on(environment: Mapping[str, str]) -> None:
+def _take_on(environment: Mapping[str, str], folder: str) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    os.chdir(folder)
 
 
 def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
