@@ -2,8 +2,8 @@
 
     python benchmarks/first_trial.py [SUITE] [--times 3] [--executor local ...]
 
-Runs ``tta-bench run SUITE --limit 40 --only method=source`` with a warm image cache, each time into a new folder, and prints
-when the plan was there, when the first trial ended, and how long that trial took: medians, seconds after the command.
+Runs ``tta-bench run SUITE --limit 40 --only method=source`` with a warm image cache, each time into a new folder, and
+prints when the plan was there, when the first trial ended, and how long that trial took: medians, seconds.
 """
 
 from __future__ import annotations

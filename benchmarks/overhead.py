@@ -3,9 +3,9 @@
     CIFAR10=PATH CIFAR10_MODELS=PATH python benchmarks/overhead.py [--pairs 7] [--model resnet18_bn] [--check 5]
 
 Each pair runs a bare loop in this process and a whole trial in a method's own (deep copy of the model, hooks, snapshot,
-images from the warm cache through shared memory, meters, grading), in alternating order. Printed are the medians of both and
-the median of the pairs' ratios, then how long a method's process takes until it has the source model, and the memory of
-twelve (proportional set size). ``--check P`` exits 1 where the median cost is above P per cent.
+images from the warm cache through shared memory, meters, grading), in alternating order. Printed are the medians of both
+and the median of the pairs' ratios, then how long a method's process takes until it has the source model, and the memory
+of twelve (proportional set size). ``--check P`` exits 1 where the median cost is above P per cent.
 """
 
 from __future__ import annotations

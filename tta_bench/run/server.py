@@ -117,7 +117,7 @@ class ForkServer:
             self._control.send(None)
             reduction.send_handle(self._control, theirs.fileno(), 0)
         child = Process(self, self._answer(), Connection(ours.detach()))
-        child.connection.send((function, arguments, dict(os.environ), os.getcwd()))
+        child.connection.send((function, arguments, dict(os.environ), str(pathlib.Path.cwd())))
         return child
 
     def exit_code(self, pid: int) -> int | None:
