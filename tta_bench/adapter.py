@@ -160,8 +160,8 @@ class Needs:
             return f"the model has no {' or '.join(self.norm_kinds)} normalisation layer"
         if self.class_token and not model.has_class_token:
             return "the model has no class token"
-        if self.linear_head and not isinstance(model.classifier(), torch.nn.Linear):
-            return f"the model's classifier is no linear layer but {type(model.classifier()).__name__}"
+        if self.linear_head and (kinds := [type(part).__name__ for part in model.classifiers()]) != ["Linear"]:
+            return f"the model's classifier is no linear layer but {' and '.join(kinds)}"
         if batch_size < self.min_batch:
             return f"batch size {batch_size} is below the {self.min_batch} that the method needs"
         if absent := [name for name in self.packages if not _installed(name)]:

@@ -10,7 +10,7 @@ import abc
 import hashlib
 import importlib.resources
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -30,6 +30,10 @@ _NORM_KINDS = {
 }
 
 
+class MissingPart(TypeError):
+    """A network has no such part; a method that asks for it is skipped."""
+
+
 class Structure:
     """Where a network's parts are; the defaults are those of timm's networks. ``net`` is the network throughout."""
 
@@ -47,22 +51,24 @@ class Structure:
         logits: Tensor = net.forward_head(features)  # type: ignore[operator]
         return logits
 
-    def classifier(self, net: nn.Module) -> nn.Module:
+    def classifier(self, net: nn.Module) -> nn.Module | Sequence[nn.Module]:
         """The last linear layer, whose input is the pooled features (B, D); gradients are counted there.
 
+        Several where the logits are made of those of several layers, as in distilled networks.
+
         Raises:
-            TypeError: it is not where timm has it.
+            MissingPart: it is not where timm has it.
         """
         if not hasattr(net, "get_classifier"):
-            raise TypeError(f"{type(net).__name__} has no get_classifier(): override classifier() in its plugin")
-        module: nn.Module = net.get_classifier()  # type: ignore[operator]
-        return module
+            raise MissingPart(f"{type(net).__name__} has no get_classifier(): override classifier() in its plugin")
+        found: nn.Module | Sequence[nn.Module] = net.get_classifier()  # type: ignore[operator]
+        return found
 
     def stages(self, net: nn.Module) -> list[nn.Module]:
         """The network's stages in order: a ResNet's layers, a ViT's blocks.
 
         Raises:
-            TypeError: the network has no such structure.
+            MissingPart: the network has no such structure.
         """
         for name in ("blocks", "stages", "layers"):
             container = getattr(net, name, None)
@@ -70,7 +76,7 @@ class Structure:
                 return list(container.children())
         layers = [module for name, module in net.named_children() if name.startswith("layer") and name[5:].isdigit()]
         if not layers:
-            raise TypeError(f"{type(net).__name__} has neither blocks nor stages")
+            raise MissingPart(f"{type(net).__name__} has neither blocks nor stages")
         return layers
 
 
@@ -117,10 +123,10 @@ class SourceModel(nn.Module):
         """Logits (B, C), and the class token (B, D) after each block, before any later norm; one forward pass.
 
         Raises:
-            TypeError: the network has no class token.
+            MissingPart: the network has no class token.
         """
         if not self.has_class_token:
-            raise TypeError(f"{type(self.net).__name__} has no class token")
+            raise MissingPart(f"{type(self.net).__name__} has no class token")
         logits, outputs = self._with_outputs(x)
         return logits, [out[:, 0] for out in outputs]
 
@@ -154,18 +160,28 @@ class SourceModel(nn.Module):
         """The network's stages in order: a ResNet's layers, a ViT's blocks.
 
         Raises:
-            TypeError: the network has no such structure.
+            MissingPart: the network has no such structure.
         """
         return self.structure.stages(self.net)
 
     def classifier(self) -> nn.Module:
-        """The last linear layer, whose input is the pooled features (B, D)."""
-        return self.structure.classifier(self.net)
+        """The last linear layer, whose input is the pooled features (B, D); the first of several."""
+        return self.classifiers()[0]
+
+    def classifiers(self) -> list[nn.Module]:
+        """The last linear layer; several where the logits are made of those of several, as in distilled networks."""
+        return _flat(self.structure.classifier(self.net))
 
     @staticmethod
     def norm_kind(module: nn.Module) -> str | None:
         """ "batch", "group" or "layer" for a normalisation layer (subclasses count), None for any other module."""
         return next((kind for kind, types in _NORM_KINDS.items() if isinstance(module, types)), None)
+
+
+def _flat(modules: nn.Module | Iterable[Any]) -> list[nn.Module]:
+    if isinstance(modules, nn.Module) and not isinstance(modules, nn.ModuleList):
+        return [modules]
+    return [module for part in modules for module in _flat(part)]
 
 
 class ModelConfig(Portable, BaseModel):

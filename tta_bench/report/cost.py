@@ -32,7 +32,7 @@ class CostRow:
     step_ms_p95: float | None
     slowdown: float | None
     forwards: float
-    backwards: float
+    backwards: float | None
     updates: float
     peak_memory_mib: float | None
     prepare_s: float | None
@@ -141,7 +141,7 @@ def _counts(frame: pd.DataFrame, label: str, model: str) -> pd.DataFrame:
 
 
 def _row(label: str, model: str, timed: pd.DataFrame, counted: pd.DataFrame, base: pd.Series | None) -> CostRow:
-    images = float(counted["images"].sum()) / 1000.0
+    images, backwarded = float(counted["images"].sum()) / 1000.0, counted["images_backwarded"]
     ratios = (_steps(timed) / base).dropna() if base is not None and len(timed) else pd.Series(dtype=float)
     return CostRow(
         label,
@@ -151,7 +151,7 @@ def _row(label: str, model: str, timed: pd.DataFrame, counted: pd.DataFrame, bas
         step_ms_p95=_median(timed["step_ms_p95"]),
         slowdown=_median(ratios),
         forwards=float(counted["images_forwarded"].sum()) / images,
-        backwards=float(counted["images_backwarded"].sum()) / images,
+        backwards=None if backwarded.isna().any() else float(backwarded.sum()) / images,
         updates=float(counted["updates"].sum()) / images,
         peak_memory_mib=_largest(counted["peak_memory_mib"]),
         prepare_s=_largest(timed["prepare_s"]),

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from tta_bench import optimizers
-from tta_bench.adapter import Adapter, SourceRequest, context_for
+from tta_bench.adapter import Adapter, Config, Context, SourceRequest, context_for
 from tta_bench.errors import UsageError
-from tta_bench.models import SourceModel, state_sha256
+from tta_bench.models import MissingPart, SourceModel, state_sha256
 from tta_bench.run import ring as rings
 from tta_bench.run.faults import DataFault, kind_of, text_of
 from tta_bench.run.global_state import GlobalState, settle
@@ -127,7 +127,7 @@ class Child:
             try:
                 _Trial(self, job).run()
                 outcome = TrialOver()
-            except _Skip as skipped:
+            except (_Skip, MissingPart) as skipped:
                 outcome = Skipped(shown(str(skipped)))
             except BaseException as error:
                 outcome = failed(error)
@@ -162,7 +162,7 @@ class _Trial:
         model.weights_sha256 = child.opening.weights_sha256
         config = cls.Config.model_validate(job.config, context={"registry": registry})
         context = context_for(model, job.batch_size, job.side, self.device, job.prepare_seed)
-        if reason := cls.skip(model, config, context):
+        if reason := cls.skip(model, config, context) or _short_batch(cls, model, config, context, job.smallest_batch):
             raise _Skip(reason)
         self.adapter = cls(model, config, context)
         self.steps = StepCounter()
@@ -307,6 +307,15 @@ class _Trial:
             data_ms,
             {name: _numbers(name, stats) for name in optimizers.stats(self.adapter)},
         )
+
+
+def _short_batch(cls: type[Adapter], model: SourceModel, config: Config, context: Context, smallest: int) -> str | None:
+    """Why the method cannot adapt on the stream's short batches, such as a last one of one image; None where it can."""
+    least = (cls.declared(config).needs | config.plugin_needs()).min_batch
+    if not least <= smallest < context.batch_size:
+        return None
+    reason = cls.skip(model, config, replace(context, batch_size=smallest))
+    return f"a batch of the stream has {smallest} of {context.batch_size} images: {reason}" if reason else None
 
 
 def _seed(seed: int) -> None:

@@ -48,6 +48,7 @@ class Job:
         ring: size of the shared memory, which is offered next.
         side: height and width of the images, pixels.
         batch_size: nominal.
+        smallest_batch: of the stream.
         prepare_seed: for set-up and ``prepare``.
         method_seed: after that.
         source_images: how many clean unlabelled images there are; None: the suite names none.
@@ -59,6 +60,7 @@ class Job:
     ring: Size
     side: int
     batch_size: int
+    smallest_batch: int
     prepare_seed: int
     method_seed: int
     source_images: int | None
@@ -123,7 +125,7 @@ class Measured:
     """What the meters say of a segment.
 
     Attributes:
-        images_forwarded, images_backwarded, updates: counts.
+        images_forwarded, images_backwarded, updates: counts; the second None where it cannot be measured.
         peak_memory_mib: of the device; None on the CPU.
         adapted: (batches,) bool, whether the method adapted on each.
         step_ms: (batches,) float64, times of its calls.
@@ -132,7 +134,7 @@ class Measured:
     """
 
     images_forwarded: int
-    images_backwarded: int
+    images_backwarded: int | None
     updates: int
     peak_memory_mib: float | None
     adapted: np.ndarray

@@ -42,9 +42,15 @@ class _CountBackwards(_SharedHook):
     """Watches the classifier's input; where that needs no gradient (only the head is trained), its output.
 
     An image counts where its row of the gradient is not all zero: one that a method filtered out of its loss does not.
+    Images that come by are counted, too: where none does, it is not known how many have a gradient.
     """
 
+    def __init__(self, counter: Tensor, seen: Tensor):
+        super().__init__(counter)
+        self.seen = seen
+
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.seen.add_(inputs[0].shape[0])
         watched = inputs[0] if inputs[0].requires_grad else output
         if watched.requires_grad:
             watched.register_hook(self._add)
@@ -66,15 +72,18 @@ class PassCounter:
 
     def __init__(self, model: SourceModel):
         device = model.mean.device
-        self._counts = torch.zeros(2, dtype=torch.int64, device=device)
+        self._counts = torch.zeros(3, dtype=torch.int64, device=device)
         stem(model.net).register_forward_pre_hook(_CountForwards(self._counts[0]))
-        model.classifier().register_forward_hook(_CountBackwards(self._counts[1]))
+        model.classifier().register_forward_hook(_CountBackwards(self._counts[1], self._counts[2]))
 
-    def read(self) -> tuple[int, int]:
-        """(images forwarded, images backwarded) since the last read; waits for the device."""
-        forwarded, backwarded = self._counts.tolist()
+    def read(self) -> tuple[int, int | None]:
+        """(images forwarded, images backwarded) since the last read; waits for the device.
+
+        The second is None where the network went past its classifier.
+        """
+        forwarded, backwarded, seen = self._counts.tolist()
         self._counts.zero_()
-        return forwarded, backwarded
+        return forwarded, backwarded if seen or not forwarded else None
 
 
 class StepCounter:

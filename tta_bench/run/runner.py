@@ -268,6 +268,7 @@ class _Run:
             size,
             self._dataset.side,
             trial.stream.batch_size,
+            int(np.diff(self._stream.bounds).min()),
             derived_seed("prepare", trial.seed),
             derived_seed("method", trial.seed, self._stream.sha256),
             None if source is None else len(source.ids),

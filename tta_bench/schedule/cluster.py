@@ -8,19 +8,23 @@ import os
 import pathlib
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tta_bench.errors import Problem, UsageError
+import click
+
+from tta_bench.errors import Problem, Stopped, UsageError
 from tta_bench.run.faults import Fault
 from tta_bench.schedule.options import Options
 from tta_bench.schedule.preflight import Requirements, prepare
 from tta_bench.schedule.worker import Worker
 
 REFRESH_S = 2.0  # how often the list of nodes is asked for
+_LONGEST_FOLDER = 40  # characters of a folder in which the paths of Ray's sockets, of 65 more, are short enough
 
 
 @dataclass(frozen=True)
@@ -91,15 +95,14 @@ def connected(address: str | None, cpus: int, scratch: pathlib.Path) -> Iterator
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address is None:
         options |= {"num_cpus": cpus, "include_dashboard": False}
+        if len(tempfile.gettempdir()) > _LONGEST_FOLDER:
+            options["_temp_dir"] = "/tmp/ray"
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with contextlib.chdir(scratch):
         try:
             ray.init(address=address or "local", **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            hint = "is it running? 'ray status' on its head node says so"
-            raise UsageError(
-                Problem(f"cannot use the Ray cluster: {error}", f"--address {address}", hint=hint)
-            ) from error
+        except Exception as error:  # Ray raises that class itself where a start takes too long
+            raise _no_cluster(error, address) from error
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # Ray puts its own in their place
             signal.signal(number, handler)
@@ -107,6 +110,19 @@ def connected(address: str | None, cpus: int, scratch: pathlib.Path) -> Iterator
         yield Cluster(ray)
     finally:
         ray.shutdown()
+
+
+def _no_cluster(error: Exception, address: str | None) -> Exception:
+    if address is None:
+        hint = "run again to go on; or use --executor local, which needs no Ray"
+        return Stopped(Problem(f"Ray cannot be started on this machine: {_plain(error)}", hint=hint))
+    hint = "is it running? 'ray status' on its head node says so"
+    return UsageError(Problem(f"cannot use the Ray cluster: {_plain(error)}", f"--address {address}", hint=hint))
+
+
+def _plain(error: Exception) -> str:
+    """What Ray says, without the colours that it says it in."""
+    return click.unstyle(str(error)).strip()
 
 
 class Cluster:
@@ -172,6 +188,6 @@ def _prepare(needed: Requirements, options: Options) -> list[str]:
 
 def _first_line(error: Exception) -> str:
     """The sentence that says most: the last line of an error raised in a worker, else Ray's first."""
-    lines = str(error).strip().splitlines()
+    lines = _plain(error).splitlines() or [type(error).__name__]
     named = [line for line in lines if line.startswith("tta_bench.errors.")]
     return named[-1].partition(": ")[2] if named else lines[0]

@@ -30,6 +30,7 @@ from tta_bench.suite.plan import Trial
 
 TICK_S = 0.25  # how long the driver waits for news before it looks at clocks and nodes
 PATIENCE_S = 300.0  # how long it waits for a node when none is left
+START_S = 300.0  # a worker may take to start
 LATE_S = 60.0  # after a trial's time, when its worker must have said that it was over
 FAILED_STARTS = 3  # of workers, on a node that never had one, after which the node is left out
 
@@ -371,10 +372,13 @@ class Pool:
         self._ended.append((trial, dataclasses.replace(result, facts=facts)))
 
     def _expire(self) -> None:
-        """End workers that have not ended their trial when it had had its time: a disk that hangs, for example."""
+        """End workers that do not start, or have not ended their trial when it had had its time: a disk that hangs."""
+        now = time.monotonic()
+        for worker in [w for w in self._workers.values() if w.place is None and now - w.since > START_S]:
+            self._cluster.kill(worker.handle)
+            self._has_started(worker, Fault("infrastructure", f"it has not started after {START_S:.0f} s"))
         if self._options.timeout is None:
             return
-        now = time.monotonic()
         given = self._options.timeout + LATE_S
         for worker in [w for w in self._busy() if now - w.since > given]:
             self._lost(worker, Fault("timeout", f"no result after {self._options.timeout:g} s (--timeout)"))

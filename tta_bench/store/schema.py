@@ -119,8 +119,10 @@ class Segment(SegmentPlace):
     images: int = fact("result", "images graded in the segment")
     batches: int = fact("result", "batches in the segment")
     images_forwarded: int = fact("result", "images that entered the network, counted at its stem")
-    images_backwarded: int = fact(
-        "result", "images that a gradient came back for (that entered a loss), counted at the classifier"
+    images_backwarded: int | None = fact(
+        "result",
+        "images that a gradient came back for (that entered a loss), counted at the classifier; empty where the network "
+        "has none that it calls",
     )
     updates: int = fact("result", "optimizer steps taken")
     most_predicted_pct: float | None = fact(

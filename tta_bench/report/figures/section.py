@@ -73,8 +73,8 @@ class Section:
         return frame[(frame["status"] == "ok") & (frame["severity"] == self.worst.setting.severity)]
 
     def per_thousand(self, column: str) -> dict[tuple[str, str], float]:
-        """A count for each 1,000 images in segments of the most severe severity, by (source model, method)."""
-        frame = of_shifts(self.content.evidence.segments, self.most_severe)
+        """A count for each 1,000 images in segments of the most severe severity, by (source model, method), if known."""
+        frame = of_shifts(self.content.evidence.segments, self.most_severe).dropna(subset=[column])
         sums = frame.groupby(["model", "label"], sort=False)[[column, "images"]].sum().astype(float)
         rates = 1000.0 * sums[column] / sums["images"]
         return {(str(model), str(label)): float(rate) for (model, label), rate in rates.items()}
