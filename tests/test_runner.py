@@ -23,7 +23,7 @@ from tta_bench.methods.tent import Tent
 from tta_bench.run import metrics
 from tta_bench.run.grading import _timing
 from tta_bench.run.meters import Stopwatch
-from tta_bench.run.runner import TrialResult, _take
+from tta_bench.run.runner import TrialResult, _fill
 from tta_bench.streams import derived_seed
 from tta_bench.suite import plan
 
@@ -527,9 +527,11 @@ def test_a_batch_that_mixes_shifts_has_each_images_own_pixels() -> None:
         return Images(np.array(rows), pixels)
 
     images: list[Any] = [held(0, [0, 1, 2, 3]), held(1, [1, 3, 7]), held(2, [0, 1, 2, 3])]
-    taken = _take(images, np.array([2, 0, 1, 2, 1]), np.array([3, 1, 7, 0, 1]))
-    assert taken[:, 0, 0, 0].tolist() == [23, 1, 17, 20, 11]
-    assert _take(images, np.array([1, 1]), np.array([7, 3]))[:, 1, 1, 2].tolist() == [17, 13]
+    slot = np.zeros((6, 2, 2, 3), dtype=np.uint8)
+    _fill(slot[:5], images, np.array([2, 0, 1, 2, 1]), np.array([3, 1, 7, 0, 1]))
+    assert slot[:, 0, 0, 0].tolist() == [23, 1, 17, 20, 11, 0]
+    _fill(slot[:2], images, np.array([1, 1]), np.array([7, 3]))
+    assert slot[:, 1, 1, 2].tolist() == [17, 13, 17, 20, 11, 0]
 
 
 def test_warm_up_batches_are_timed_apart() -> None:

@@ -57,6 +57,10 @@ class Images:
         """A copy of images ``index``: uint8 (B, side, side, 3)."""
         return np.ascontiguousarray(self.pixels[np.searchsorted(self.rows, index)])
 
+    def fill(self, out: np.ndarray, index: np.ndarray) -> None:
+        """Copy images ``index`` into ``out``, uint8 (B, side, side, 3)."""
+        np.take(self.pixels, np.searchsorted(self.rows, index), axis=0, out=out, mode="clip")  # else it copies twice
+
 
 @dataclass(frozen=True)
 class Direct:
@@ -68,6 +72,10 @@ class Direct:
     def take(self, index: np.ndarray) -> np.ndarray:
         """Images ``index``: uint8 (B, side, side, 3)."""
         return self.dataset.read(self.shift, index)
+
+    def fill(self, out: np.ndarray, index: np.ndarray) -> None:
+        """Write images ``index`` into ``out``, uint8 (B, side, side, 3)."""
+        out[:] = self.take(index)
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ def serve(connection: Connection, opening: Opening, log: str) -> None:
     settle(opening.threads)
     with captured(log):
         child = _opened(connection, opening)
-    while child is not None:
-        child.run(connection.recv())
+    while child is not None and child.run(connection.recv()):
+        pass
 
 
 def _opened(connection: Connection, opening: Opening) -> Child | None:
@@ -120,8 +120,11 @@ class Child:
         self.counter = PassCounter(self.pristine)
         self.prepared: OrderedDict[str, tuple[dict[str, Tensor], dict[str, Any]]] = OrderedDict()
 
-    def run(self, job: Job) -> None:
-        """Run one trial; whatever a method raises, ``SystemExit`` and ``KeyboardInterrupt`` too, is a result of it."""
+    def run(self, job: Job) -> bool:
+        """Run one trial; whatever a method raises, ``SystemExit`` and ``KeyboardInterrupt`` too, is a result of it.
+
+        False where no other trial may follow.
+        """
         outcome: TrialOver | Skipped | Failed
         with captured(job.log):
             try:
@@ -133,6 +136,7 @@ class Child:
                 outcome = failed(error)
             changes = tuple(self.state.changes())
         self.connection.send(replace(outcome, changes=changes))
+        return not isinstance(outcome, Failed)
 
 
 def _loaded(opening: Opening) -> SourceModel:
@@ -151,8 +155,6 @@ class _Trial:
     def __init__(self, child: Child, job: Job):
         self.child, self.job, self.device = child, job, child.device
         self.ring = rings.taken(job.ring, child.connection)
-        if self.device.type == "cuda":
-            rings.register(self.ring)
         _seed(job.prepare_seed)  # of no stream: what prepare() returned is reused by others
         self.counter = child.counter
         self.counter.read()
@@ -171,7 +173,7 @@ class _Trial:
 
     def run(self) -> None:
         """Set the method up, then work through the stream as it comes."""
-        with self.steps.watching():
+        with self.steps.watching(), rings.pinned(self.ring, self.device):
             facts = self._set_up()
             self.child.connection.send(SetUp(self.adapter.outputs, facts))
             while self._segment():
@@ -250,8 +252,9 @@ class _Trial:
         reset_peak_memory(self.device)
         data_ms, stats = list[float](), list[Mapping[str, float | Tensor] | None]()
         while True:
+            self._tell_all_but_what_runs()
             start = time.perf_counter()
-            message = self._next()
+            message = self.child.connection.recv()
             if isinstance(message, TrialEnd):
                 return False
             if isinstance(message, SegmentEnd):
@@ -262,10 +265,10 @@ class _Trial:
         self.child.connection.send(self._measured(np.array(data_ms), stats))
         return True
 
-    def _next(self) -> Batch | SegmentEnd | TrialEnd:
-        while self.sent and not self.child.connection.poll():
+    def _tell_all_but_what_runs(self) -> None:
+        """Tell of scores that have arrived; where the next batch has not come, wait for those that have not."""
+        while self.sent and (self.sent[0].query() or not self.child.connection.poll()):
             self._tell_oldest()
-        return self.child.connection.recv()  # type: ignore[no-any-return]
 
     def _batch(self, batch: Batch, x: Tensor) -> Mapping[str, float | Tensor] | None:
         """What the method says of a batch, once its scores are on their way; None where it did not adapt."""
@@ -279,8 +282,6 @@ class _Trial:
         torch.from_numpy(self.ring.scores[batch.slot, : batch.images]).copy_(scores.detach(), non_blocking=True)
         if self.device.type == "cuda":
             self.sent.append(torch.cuda.current_stream().record_event())
-            if len(self.sent) == rings.SLOTS - 1:
-                self._tell_oldest()
         else:
             self.child.connection.send(Scored())
         return said

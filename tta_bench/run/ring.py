@@ -7,11 +7,13 @@ import mmap
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 SLOTS = 4  # batches on their way at a time
 _MEMORY = pathlib.Path("/dev/shm")
@@ -96,9 +98,22 @@ def _memory(size: int) -> int:
     raise AssertionError
 
 
-def register(ring: Ring) -> None:
-    """Make a ring pinned memory of this process's GPU, so that copies from and to it need not wait."""
-    import torch
+@contextlib.contextmanager
+def pinned(ring: Ring, device: torch.device) -> Iterator[None]:
+    """On a GPU, make a ring pinned memory of this process for a while, so that copies from and to it need not wait.
 
-    with contextlib.suppress(RuntimeError):
-        torch.cuda.cudart().cudaHostRegister(ring.pixels.ctypes.data, ring.size.bytes, 0)  # type: ignore[attr-defined]
+    Raises:
+        MemoryError: the system lends no more pinned memory.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    runtime: Any = torch.cuda.cudart()
+    start = ring.pixels.ctypes.data
+    if code := int(runtime.cudaHostRegister(start, ring.size.bytes, 0)):
+        raise MemoryError(f"{ring.size.bytes} bytes cannot be pinned: CUDA error {code}")
+    try:
+        yield
+    finally:
+        torch.cuda.synchronize(device)
+        runtime.cudaHostUnregister(start)

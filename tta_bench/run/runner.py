@@ -299,7 +299,7 @@ class _Run:
                 yield self._verdicts(on_their_way.popleft(), outputs)
             batch, slot = self._stream.batch(number), number % rings.SLOTS
             with _reading():
-                self._ring.pixels[slot, : len(batch.image)] = _take(self._images, batch.shift, batch.image)
+                _fill(self._ring.pixels[slot, : len(batch.image)], self._images, batch.shift, batch.image)
             on_their_way.append(Batch(slot, len(batch.image), batch.reset_before, batch.adapt))
             self._send(on_their_way[-1])
         while on_their_way:
@@ -325,13 +325,11 @@ def _reading() -> Iterator[None]:
         raise DataFault(str(error)) from error
 
 
-def _take(images: list[Images | Direct], shift: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """The batch's pixels, (B, side, side, 3), also where it mixes shifts."""
-    first = images[shift[0]]
-    if (shift == shift[0]).all():
-        return first.take(image)
-    parts = {s: images[s].take(image[shift == s]) for s in np.unique(shift)}
-    pixels = np.empty((len(image), *parts[shift[0]].shape[1:]), dtype=np.uint8)
-    for s, part in parts.items():
-        pixels[shift == s] = part
-    return pixels
+def _fill(out: np.ndarray, images: list[Images | Direct], shift: np.ndarray, image: np.ndarray) -> None:
+    """Write a batch's pixels into ``out`` (B, side, side, 3), also where it mixes shifts."""
+    for number in np.unique(shift):
+        of_shift = shift == number
+        if of_shift.all():
+            images[number].fill(out, image)
+        else:
+            out[of_shift] = images[number].take(image[of_shift])
