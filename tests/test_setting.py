@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from runs import write_run
 
-from tta_bench import suite
+from tta_bench import load_results, suite
 from tta_bench.report import content
 from tta_bench.report.content import Options
 from tta_bench.report.evidence import gather
@@ -91,6 +91,19 @@ def test_two_values_of_a_parameter_never_share_a_table(tmp_path: pathlib.Path) -
     assert len({table.name for table in report.tables}) == 2
     assert [len({row.trials for row in cost.rows}) for cost in report.costs] == [1, 1]
     assert len({cost.caption for cost in report.costs}) == 2
+
+
+def test_curves_of_trials_that_differ_in_a_setting_alone_are_told_apart(
+    suite_file: Callable[..., pathlib.Path], run_cli: Callable[..., Any]
+) -> None:
+    varied = "protocol: {kind: reset, adapt_images: [40, all]}\nbatch_size: [20, 40]\nprecision: [float32, float64]"
+    file = suite_file(("batch_size: 40", varied), ("[source, tent]", "[source]"), ("[clean, contrast]", "[contrast]"))
+    assert run_cli("run", file, "--executor", "local", "--cpus-per-trial", 1, "--out", "run").code == 0
+    curve = load_results("run", table="batches")
+    assert curve["key"].nunique() == curve["setting"].nunique() == 8
+    axes = ["batch_size", "precision", "protocol_parameters"]
+    assert (curve.groupby(["label", "model", "seed", *axes])["key"].nunique() == 1).all()
+    assert {int(n) for n in curve["batch_size"]} == {20, 40}
 
 
 def test_clean_images_of_a_stream_stand_with_its_severity_alone(suite_file: Callable[..., pathlib.Path]) -> None:

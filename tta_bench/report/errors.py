@@ -117,7 +117,7 @@ def _curve(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, colum
     after = max(int(name) for name in counts if name != "all")
     what = "all images" if column == "error_pct" else f"the images after the first {after}"
     severity = f", severity {setting.severity}" if setting.severity else ""
-    grades = ["mean over the corruptions", f"graded over {what}", "columns: images of each corruption adapted on"]
+    grades = ["mean over the corruptions", f"graded over {what}", "columns: images of each segment adapted on"]
     return ErrorTable(
         name=f"{'curve' if column == 'error_pct' else 'curve-after'}{f'-{setting.severity}' if severity else ''}",
         title=f"{evidence.title}: error in per cent on {what}, by images adapted on{severity}",
