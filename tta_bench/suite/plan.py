@@ -109,13 +109,15 @@ class Materials:
         """A builder of streams over these data."""
         return Streams(self.registry, _labels_of(self.datasets))
 
-    def all_images(self, trial: Trial) -> int:
-        """How many images of a trial's first shift there are."""
-        return len(self.datasets[trial.model].labels_of(trial.stream.shifts[0]))
+    def all_images(self, trial: Trial) -> bool:
+        """Whether a trial's stream may use all images of all its shifts, which need not have equally many."""
+        dataset, size = self.datasets[trial.model], trial.stream.subset
+        return size is None or all(size >= len(dataset.labels_of(shift)) for shift in trial.stream.shifts)
 
     def images_a_shift(self, trial: Trial) -> int:
-        """How many images of its first shift a trial's stream may use."""
-        return len(used_images(self.datasets[trial.model], trial.stream.shifts[0], trial.stream))
+        """How many images a trial's stream may use of that of its shifts which has most."""
+        dataset, stream = self.datasets[trial.model], trial.stream
+        return max(len(used_images(dataset, shift, stream)) for shift in stream.shifts)
 
     def config(self, trial: Trial) -> Config:
         """The trial's hyperparameters, as its method's Config."""
