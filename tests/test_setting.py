@@ -48,8 +48,10 @@ def test_without_an_axis_settings_that_differ_in_it_alone_are_one(axis: str) -> 
     }
     for name, other in others.items():
         assert (other.without(axis) == SETTING.without(axis)) is (name == axis)
-    with pytest.raises(KeyError, match="is no axis"):
-        SETTING.without("dataset")
+    assert SETTING.without("rounds") == SETTING, "at its default"
+    for name in ("dataset", "protocol", "parameters"):
+        with pytest.raises(KeyError, match="is no axis"):
+            SETTING.without(name)
 
 
 def test_batch_size_and_precision_are_axes(suite_file: Callable[..., pathlib.Path]) -> None:
@@ -91,6 +93,9 @@ def test_two_values_of_a_parameter_never_share_a_table(tmp_path: pathlib.Path) -
     assert len({table.name for table in report.tables}) == 2
     assert [len({row.trials for row in cost.rows}) for cost in report.costs] == [1, 1]
     assert len({cost.caption for cost in report.costs}) == 2
+    costs = load_results(tmp_path / "a", tmp_path / "b", table="costs")
+    assert costs["protocol_parameters"].tolist() == ["delta 0.1", "delta 1.0"]
+    assert set(zip(costs["dataset"], costs["batch_size"], costs["precision"], strict=True)) == {("D", 10, "float32")}
 
 
 def test_curves_of_trials_that_differ_in_a_setting_alone_are_told_apart(

@@ -56,6 +56,16 @@ class Setting:
         """The parameters in words: ``rounds 3, delta 0.1``; empty where all are at their default."""
         return ", ".join(f"{name} {json.loads(value)}" for name, value in self.parameters)
 
+    def columns(self) -> dict[str, object]:
+        """The values, but for severities, as columns of a table."""
+        return {
+            "dataset": self.dataset,
+            "protocol": self.protocol,
+            "protocol_parameters": self.told,
+            "batch_size": self.batch_size,
+            "precision": self.precision,
+        }
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Setting:
         """The setting that :meth:`values` gave."""
@@ -64,13 +74,15 @@ class Setting:
     def without(self, axis: str) -> Setting:
         """The same without one value, a parameter or a field: settings that differ in it alone become equal.
 
+        Any other name counts as a parameter at its default: a setting does not know which parameters its protocol has.
+
         Raises:
-            KeyError: there is no such field, and no setting has such a parameter.
+            KeyError: a field that is no axis.
         """
         blank: dict[str, Any] = {"severities": (), "batch_size": 0, "precision": ""}
         if axis in blank:
             return replace(self, **{axis: blank[axis]})
-        if axis in ("dataset", "protocol"):
+        if axis in {field.name for field in fields(self)}:
             raise KeyError(f"{axis} is no axis")
         return replace(self, parameters=tuple(item for item in self.parameters if item[0] != axis))
 

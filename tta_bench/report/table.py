@@ -132,15 +132,7 @@ class TableSetting:
 
     def columns(self) -> dict[str, object]:
         """The values as columns of a table."""
-        return {
-            "dataset": self.dataset,
-            "protocol": self.protocol,
-            "protocol_parameters": self.base.told,
-            "batch_size": self.batch_size,
-            "precision": self.base.precision,
-            "severity": self.severity,
-            "adapt_images": self.adapt_images,
-        }
+        return {**self.base.columns(), "severity": self.severity, "adapt_images": self.adapt_images}
 
 
 @dataclass(frozen=True)
