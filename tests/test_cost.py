@@ -95,5 +95,12 @@ def test_other_precision_is_another_table(tmp_path: pathlib.Path) -> None:
     single = run(tmp_path / "single", "source", environment=H100)
     double = run(tmp_path / "double", "tent", environment=H100, precision="float64")
     found = costs(gather([single, double], mix=True), "source")
-    assert [table.hardware for table in found] == ["NVIDIA H100, torch 2.13.0", "NVIDIA H100, torch 2.13.0, float64"]
+    assert [table.title for table in found] == ["NVIDIA H100, torch 2.13.0", "NVIDIA H100, torch 2.13.0, float64"]
+    assert [table.caption for table in found] == [
+        "Cost on D, batch size 10, NVIDIA H100, torch 2.13.0.",
+        "Cost on D, batch size 10, float64, NVIDIA H100, torch 2.13.0.",
+    ]
+    delta = run(tmp_path / "delta", "tent", environment=H100, precision="float64", parameters={"delta": 1})
+    for table in costs(gather([double, delta]), "source"):
+        assert table.caption.count("float64") == 1, table.caption
     assert found[1].rows[0].slowdown is None

@@ -52,6 +52,11 @@ class Setting:
         return ", ".join(part for part in [*parts, self.precision] if part)
 
     @property
+    def precision_told(self) -> str:
+        """The precision where captions tell it; else empty."""
+        return self.precision if self.precision != "float32" else ""
+
+    @property
     def told(self) -> str:
         """The parameters in words: ``rounds 3, delta 0.1``; empty where all are at their default."""
         return ", ".join(f"{name} {json.loads(value)}" for name, value in self.parameters)

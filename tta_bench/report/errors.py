@@ -235,7 +235,7 @@ def _caption(frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] 
         else f"mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))})"
     )
     counted = " or ".join(f"{n:,}" for n in images)
-    parts = [f"Error in per cent on {setting.text}", f"{counted} images a corruption{partial}", *further, spread]
+    parts = [f"Error in per cent on {setting.text}", f"{counted} images of each shift{partial}", *further, spread]
     apart = not further and setting.severity and (frame["corruption"] == "clean").any()
     return ", ".join(parts) + "." + (" The mean leaves clean out." if apart else "")
 

@@ -119,8 +119,8 @@ class TableSetting:
     @property
     def conditions(self) -> str:
         """``protocol reset, batch size 200``, and what differs from the defaults."""
-        parts = [f"protocol {self.protocol}", self.base.told, f"batch size {self.batch_size}"]
-        parts += [self.base.precision] if self.base.precision != "float32" else []
+        base = self.base
+        parts = [f"protocol {self.protocol}", base.told, f"batch size {self.batch_size}", base.precision_told]
         parts += [f"adapted on the first {self.adapt_images}"] if self.adapt_images else []
         return ", ".join(part for part in parts if part)
 
