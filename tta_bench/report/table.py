@@ -120,7 +120,7 @@ class TableSetting:
     def conditions(self) -> str:
         """``protocol reset, batch size 200``, and what differs from the defaults."""
         base = self.base
-        parts = [f"protocol {self.protocol}", base.told, f"batch size {self.batch_size}", base.precision_told]
+        parts = [f"protocol {self.protocol}", base.caption, f"batch size {self.batch_size}", base.precision_told]
         parts += [f"adapted on the first {self.adapt_images}"] if self.adapt_images else []
         return ", ".join(part for part in parts if part)
 

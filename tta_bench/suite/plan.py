@@ -243,6 +243,7 @@ def reopening(loaded: LoadedSuite, model: Model) -> Callable[[], Dataset]:
 def _trials(
     suite: Suite, models: Mapping[str, Model], materials: Materials, rows: list[Row], known: _Known
 ) -> Iterator[Trial]:
+    axes = suite.axes()
     for row, precision in itertools.product(rows, suite.precision):
         config = row.config.model_dump(mode="json")
         shared = {
@@ -269,7 +270,7 @@ def _trials(
                 config=config,
                 model=row.model,
                 stream=stream,
-                setting=setting_of(materials.datasets[row.model].title, protocol, stream, precision),
+                setting=setting_of(materials.datasets[row.model].title, protocol, stream, precision, axes),
                 seed=stream.seed,
                 precision=precision,
                 asked=shared | own,
