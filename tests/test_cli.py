@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,42 @@ def test_limit_is_in_the_folders_name(run_cli: Cli, suite_file: SuiteFile, tmp_p
     loaded = results.load(tmp_path / "results" / "small-limit30")
     assert set(loaded.shifts["images"]) == {30}
     assert not loaded.plan["all_images"]
+
+
+UNEVEN = """
+from tta_bench.data.kinds.digits import Digits
+
+class Uneven(Digits):
+    "Digits, of which fewer are clean."
+    name = "uneven"
+
+    def labels_of(self, shift):
+        return self.labels[:40 if shift.name == "clean" else 60]
+"""
+
+
+@pytest.mark.parametrize(("kind", "counts"), [("reset", [40, 50]), ("continual", [50]), ("mixed", [50])])
+def test_a_part_of_the_images_is_no_result_where_the_first_shift_is_whole(
+    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path, kind: str, counts: list[int]
+) -> None:
+    """40 clean images and 60 others, of which 50 are used."""
+    (tmp_path / "uneven.py").write_text(UNEVEN)
+    file = suite_file(("{kind: digits, max_images: 100}", "{kind: uneven}"), ("[source, tent]", "[source]"),
+                      ("batch_size: 40", f"batch_size: 40\nprotocol: {{kind: {kind}}}"),
+                      ("name: small", "name: small\nplugins: [uneven.py]"))  # fmt: skip
+    outcome = local(run_cli, file, "--limit", 50, "--out", "out")
+    assert (outcome.code, f"{' or '.join(map(str, counts))} images a shift" in outcome.err) == (0, True), outcome.err
+    report = run_cli("report", "out", "--format", "md")
+    assert "SUBSET OF THE IMAGES, NOT A RESULT" in report.out, report.err
+    loaded = results.load(tmp_path / "out")
+    assert (loaded.plan["all_images"], sorted({t["images"] for t in loaded.plan["trials"]})) == (False, counts)
+    assert sorted(loaded.shifts["images"]) == [40, 50]
+    shutil.copytree("out", "copy")
+    merged = run_cli("merge", "out", "copy", "--suite", file, "--out", "merged")
+    assert merged.code == 0, merged.err
+    assert set(results.load(tmp_path / "merged").segments["status"]) == {"ok"}
+    assert local(run_cli, file, "--limit", 60, "--out", "all").code == 0
+    assert results.load(tmp_path / "all").plan["all_images"]
 
 
 def test_dry_run_writes_nothing(run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path) -> None:

@@ -10,6 +10,7 @@ from runs import Cell, verdicts, write_run
 
 from tta_bench.report.cost import CostTable, costs
 from tta_bench.report.evidence import gather
+from tta_bench.report.render.grids import cost_grid
 
 H100 = {"device": "cuda", "device_name": "NVIDIA H100", "host": "gpu-1"}
 
@@ -42,6 +43,11 @@ def test_slow_down_is_over_the_baseline_on_the_same_hardware(tmp_path: pathlib.P
         run(tmp_path / "cpu", "sar", facts={"step_ms_median": 800.0}),
     )
     assert {row.label: row.slowdown for row in table.rows} == {"source": 1.0, "tent": 2.5}
+
+
+def test_slow_down_is_said_to_be_over_segments_which_need_not_be_shifts(tmp_path: pathlib.Path) -> None:
+    [table] = made(run(tmp_path / "run", "source", "tent"))
+    assert "×source: its ratio to source's, median over segments and seeds." in cost_grid(table, "cost-1").legend
 
 
 def test_other_hardware_is_another_table(tmp_path: pathlib.Path) -> None:
@@ -95,5 +101,12 @@ def test_other_precision_is_another_table(tmp_path: pathlib.Path) -> None:
     single = run(tmp_path / "single", "source", environment=H100)
     double = run(tmp_path / "double", "tent", environment=H100, precision="float64")
     found = costs(gather([single, double], mix=True), "source")
-    assert [table.hardware for table in found] == ["NVIDIA H100, torch 2.13.0", "NVIDIA H100, torch 2.13.0, float64"]
+    assert [table.title for table in found] == ["NVIDIA H100, torch 2.13.0", "NVIDIA H100, torch 2.13.0, float64"]
+    assert [table.caption for table in found] == [
+        "Cost on D, batch size 10, NVIDIA H100, torch 2.13.0.",
+        "Cost on D, batch size 10, float64, NVIDIA H100, torch 2.13.0.",
+    ]
+    delta = run(tmp_path / "delta", "tent", environment=H100, precision="float64", parameters={"delta": 1})
+    for table in costs(gather([double, delta]), "source"):
+        assert table.caption.count("float64") == 1, table.caption
     assert found[1].rows[0].slowdown is None

@@ -191,6 +191,8 @@ def test_a_curve_over_adapt_images_has_tables_of_its_own_and_is_never_averaged(t
     [most] = tables(evidence)
     [whole] = curves(evidence)
     assert most.rows[0].mean.mean == pytest.approx(20), "of the trials that adapt on all images"
+    assert "adapted on all images" in most.caption
+    assert "images of each segment adapted on" in whole.caption
     assert whole.columns == ["64", "all"]
     assert [cell.mean for cell in whole.rows[0].cells.values()] == [pytest.approx(40), pytest.approx(20)]
 

@@ -130,6 +130,17 @@ def test_times_of_two_devices_are_in_figures_of_their_own(tmp_path: pathlib.Path
     assert [figure.figure.axes[0].get_xlim()[1] < 10 for figure in drawn] == [True, False]
 
 
+def test_the_precision_is_told_once_beside_the_hardware(tmp_path: pathlib.Path) -> None:
+    report = made(tmp_path, cells(["source", "tent"], ["m"], ["fog-5"], [0]), precision="float64")
+    frame = report.evidence.segments
+    frame["step_ms_median"] = [5.0 + (label == "tent") for label in frame["label"]]
+    report = content.make(report.evidence, Options())
+    with house_style():
+        [figure] = cost.draw(only(report))
+    assert "batch size 10, float64, " in figure.caption
+    assert figure.caption.count("float64") == 1
+
+
 def test_a_curve_over_images_adapted_on(tmp_path: pathlib.Path) -> None:
     rows = cells(["source", "tent"], ["m"], ["fog-5", "snow-5"], [0])
     runs = [write_run(tmp_path / str(n), rows, adapt_images=n, facts={"error_after_pct": 33.0}) for n in (20, 50, None)]
@@ -294,7 +305,7 @@ def test_every_figure_says_the_warning_and_who_is_absent(tmp_path: pathlib.Path,
         assert hard.warning in figure.caption, figure.name
         assert "norm on convnext_tiny.fb_in22k" in figure.caption, figure.name
         assert "skipped: skipped for a reason" in figure.caption, figure.name
-        for condition in ("D, ", "protocol reset", "batch size 10", "100 images a corruption", "2 seeds (0, 1)"):
+        for condition in ("D, ", "protocol reset", "batch size 10", "100 images of each shift", "2 seeds (0, 1)"):
             assert condition in figure.caption, figure.name
             assert condition in shown, figure.name
 

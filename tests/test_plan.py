@@ -51,6 +51,20 @@ def test_what_changes_no_number_changes_no_key(make: Plans) -> None:
     assert keys(make(("[source, tent]", "[{name: tent, config: {lr: 2.5e-4}}]"))) == before, "a default written out"
 
 
+def test_adapt_images_may_be_more_than_a_shift_has_where_a_segment_mixes_shifts(make: Plans) -> None:
+    more = "protocol={kind: %s, adapt_images: %d}"
+    made = make(sets=(more % ("mixed", 160),))
+    assert {t.stream.graded_after for t in made.trials} == {160}
+    with pytest.raises(UsageError, match="adapt_images 200 leaves none of 200 images of segment mixed to grade"):
+        make(sets=(more % ("mixed", 200),))
+    with pytest.raises(UsageError, match="adapt_images 80 leaves none of 80 images of segment mixed to grade"):
+        make(sets=(more % ("mixed", 80),), limit=40)
+    for kind in ("reset", "continual"):
+        assert make(sets=(more % (kind, 80),)).trials
+        with pytest.raises(UsageError, match="adapt_images 120 leaves none of 100 images of segment clean to grade"):
+            make(sets=(more % (kind, 120),))
+
+
 def test_per_model_and_grid_win_over_config_and_preset(make: Plans) -> None:
     methods = "[{name: tent, config: {lr: 0.1}, per_model: {resnet_bn: {lr: 0.2}}}, " \
               "{name: tent, label: g, grid: {lr: [0.3, 0.4], steps: [1, 2]}}]"  # fmt: skip

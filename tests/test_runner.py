@@ -95,6 +95,20 @@ def test_adapt_images_adapts_on_the_first_and_grades_the_rest_apart(run: Runner)
     assert [row["error_skipped_pct"] for row in rows[:2]] == [wrong[40:].mean() * 100, wrong[60:].mean() * 100]
 
 
+def test_what_is_graded_after_stands_after_the_first_images_of_the_segment_whatever_its_shift(run: Runner) -> None:
+    protocol = "batch_size: 50\nprotocol: {kind: mixed, adapt_images: [50, all]}"
+    some, whole = (run(Plain, ("batch_size: 40", protocol), trial=trial) for trial in (0, 1))
+    rest = np.arange(200) >= 50
+    for number, (row, other) in enumerate(zip(some.shifts, whole.shifts, strict=True)):
+        wrong = ~some.images["correct"][rest & (some.images["shift"] == number)]
+        assert row["images_skipped"] == len(wrong)
+        assert row["images_adapted"] == 100 - len(wrong) != 50
+        assert row["error_after_pct"] == pytest.approx(wrong.mean() * 100)
+        assert row["error_skipped_pct"] == pytest.approx(row["error_after_pct"])
+        assert other["error_after_pct"] == row["error_after_pct"], "the same images whatever was adapted on"
+        assert other["error_skipped_pct"] is None
+
+
 def test_a_row_says_what_was_measured(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     store: dict[str, Any] = {}
     monkeypatch.setattr(Stopwatch, "read_ms", lambda self: np.array([100.0, 50.0, 20.0]))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from runs import write_run
 
-from tta_bench import suite
+from tta_bench import load_results, suite
 from tta_bench.report import content
 from tta_bench.report.content import Options
 from tta_bench.report.evidence import gather
@@ -48,8 +48,10 @@ def test_without_an_axis_settings_that_differ_in_it_alone_are_one(axis: str) -> 
     }
     for name, other in others.items():
         assert (other.without(axis) == SETTING.without(axis)) is (name == axis)
-    with pytest.raises(KeyError, match="is no axis"):
-        SETTING.without("dataset")
+    assert SETTING.without("rounds") == SETTING, "at its default"
+    for name in ("dataset", "protocol", "parameters"):
+        with pytest.raises(KeyError, match="is no axis"):
+            SETTING.without(name)
 
 
 def test_batch_size_and_precision_are_axes(suite_file: Callable[..., pathlib.Path]) -> None:
@@ -91,6 +93,73 @@ def test_two_values_of_a_parameter_never_share_a_table(tmp_path: pathlib.Path) -
     assert len({table.name for table in report.tables}) == 2
     assert [len({row.trials for row in cost.rows}) for cost in report.costs] == [1, 1]
     assert len({cost.caption for cost in report.costs}) == 2
+    costs = load_results(tmp_path / "a", tmp_path / "b", table="costs")
+    assert costs["protocol_parameters"].tolist() == ["delta 0.1", "delta 1.0"]
+    assert set(zip(costs["dataset"], costs["batch_size"], costs["precision"], strict=True)) == {("D", 10, "float32")}
+
+
+ROUNDS = """
+from tta_bench.protocols import Protocol, ProtocolConfig
+from tta_bench.protocols.base import ONE_OR_MORE
+from typing import Annotated
+
+class Rounds(Protocol):
+    "All shifts, several times."
+    name = "rounds"
+
+    class Config(ProtocolConfig):
+        "Attributes: rounds: how often."
+        rounds: Annotated[tuple[int, ...], *ONE_OR_MORE] = (2,)
+
+    def parts(self, source):
+        for visit in range(self.config.rounds[0]):
+            for number, shift in enumerate(source.shifts):
+                yield source.shuffled(shift.id, visit, [number])
+"""
+
+
+def test_what_a_suite_varies_is_told_at_its_default_too(
+    suite_file: Callable[..., pathlib.Path], run_cli: Callable[..., Any], tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "rounds.py").write_text(ROUNDS)
+    varied = "batch_size: [20, 40]\nprecision: [float32, float64]\nplugins: [rounds.py]\nprotocol: {kind: rounds, rounds: [1, 2]}"
+    file = suite_file(("batch_size: 40", varied), ("[source, tent]", "[source]"), ("[clean, contrast]", "[contrast]"))
+    outcome = run_cli("run", file, "--executor", "local", "--cpus-per-trial", 1, "--out", "run")
+    lines = [line for line in outcome.err.splitlines() if line.startswith("[")]
+    asked = [
+        f"batch_size {b}, precision {p}, rounds {r}" for b in (20, 40) for p in ("float32", "float64") for r in (1, 2)
+    ]
+    assert sorted(line.split(" · ")[3] for line in lines) == sorted(asked)
+    report = content.make(gather([tmp_path / "run"]), Options())
+    captions = [(t.caption, t.title) for t in (*report.tables, *report.costs)]
+    told = [f"rounds {r}, batch size {b}, {p}" for b in (20, 40) for p in ("float32", "float64") for r in (1, 2)]
+    for words in told:
+        assert sum(words in caption for caption, _ in captions) == 2, words
+    assert len({table.name for table in report.tables}) == 8
+    assert {cost.title.rpartition(", ")[2] for cost in report.costs} == {"float32", "float64"}
+
+
+def test_what_is_varied_tells_no_settings_apart() -> None:
+    varied = dataclasses.replace(SETTING, varied=(("precision", '"float64"'), ("rounds", "2")))
+    assert (varied, varied.id, hash(varied)) == (SETTING, SETTING.id, hash(SETTING))
+    assert Setting.of(json.loads(json.dumps(varied.values()))).varied == varied.varied
+    assert varied.caption == "delta 0.1, rounds 2, visits 2"
+    assert varied.without("rounds").without("precision").varied == ()
+    assert dataclasses.replace(varied, precision="float32").precision_told == "float32"
+    assert Setting("D", "reset", varied=(("adapt_images", "null"),)).varied_told == "adapt_images all"
+
+
+def test_curves_of_trials_that_differ_in_a_setting_alone_are_told_apart(
+    suite_file: Callable[..., pathlib.Path], run_cli: Callable[..., Any]
+) -> None:
+    varied = "protocol: {kind: reset, adapt_images: [40, all]}\nbatch_size: [20, 40]\nprecision: [float32, float64]"
+    file = suite_file(("batch_size: 40", varied), ("[source, tent]", "[source]"), ("[clean, contrast]", "[contrast]"))
+    assert run_cli("run", file, "--executor", "local", "--cpus-per-trial", 1, "--out", "run").code == 0
+    curve = load_results("run", table="batches")
+    assert curve["key"].nunique() == curve["setting"].nunique() == 8
+    axes = ["batch_size", "precision", "protocol_parameters"]
+    assert (curve.groupby(["label", "model", "seed", *axes])["key"].nunique() == 1).all()
+    assert {int(n) for n in curve["batch_size"]} == {20, 40}
 
 
 def test_clean_images_of_a_stream_stand_with_its_severity_alone(suite_file: Callable[..., pathlib.Path]) -> None:

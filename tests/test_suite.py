@@ -40,7 +40,7 @@ BAD = {
     "unknown protocol": ("batch_size: 40", "batch_size: 40\nprotocol: {kind: rest}", "rest", "did you mean 'reset'?"),
     "part of a batch": ("batch_size: 40", "batch_size: 40\nprotocol: {adapt_images: [40, 50]}", "adapt_images 50 is not a whole number of batches of 40", "for example 80"),
     "no number": ("batch_size: 40", "batch_size: 40\nprotocol: {adapt_images: many}", "give a number of images, or all", ""),
-    "nothing left to grade": ("batch_size: 40", "batch_size: 20\nprotocol: {adapt_images: 100}", "adapt_images 100 leaves none of 100 images to grade", "more images"),
+    "nothing left to grade": ("batch_size: 40", "batch_size: 20\nprotocol: {adapt_images: 100}", "adapt_images 100 leaves none of 100 images of segment clean to grade", "more images"),
     "missing data root": (DIGITS, FOLDER.format(root="/nowhere/at/all"), "no such folder: /nowhere/at/all", ""),
     "unset variable": (DIGITS, FOLDER.format(root='"${NOT_SET_ANYWHERE}/x"'), "the variable NOT_SET_ANYWHERE is not set", "export"),
     "class count": ("num_classes: 10", "num_classes: 12", "weights do not fit the model", "number of classes"),

@@ -215,6 +215,23 @@ def test_images_that_are_only_context_count_in_the_cost_alone(
     assert "all numbers follow" in run_cli("report", run, "--verify", "--format", "csv").err
 
 
+def test_verify_counts_what_is_graded_after_over_the_whole_segment(
+    run_cli: Callable[..., Outcome], suite_file: Callable[..., pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    protocol = "batch_size: 50\nprotocol: {kind: mixed, adapt_images: [50, all]}"
+    file = suite_file(("batch_size: 40", protocol), ("[source, tent]", "[source]"))
+    assert run_cli("run", file, "--executor", "local", "--cpus-per-trial", 1, "--out", "run").code == 0
+    assert "all numbers follow" in run_cli("report", "run", "--verify", "--format", "csv").err
+    record = sorted((tmp_path / "run" / "trials").glob("*.json"))[0]
+    content, arrays = json.loads(record.read_text()), np.load(record.with_suffix(".npz"))
+    of_clean = arrays["images/correct"][arrays["images/shift"] == 0]
+    content["shifts"][0]["error_after_pct"] = 100.0 * float((~of_clean[50:]).mean())  # after 50 of the shift's own
+    record.write_text(json.dumps(content))
+    reseal(record)
+    wrong = run_cli("report", "run", "--verify", "--format", "csv")
+    assert (wrong.code, "error_after_pct is " in wrong.err) == (3, True)
+
+
 # -- the schema --------------------------------------------------------------------------------------------------------
 
 

@@ -197,7 +197,7 @@ def _summary(
 ) -> str:  # fmt: skip
     distinct = len(_distinct(selected))
     first = next(iter(plan.materials.datasets.values()))
-    images = plan.materials.images_a_shift(plan.trials[0])
+    images = " or ".join(map(str, sorted({plan.materials.images_a_shift(trial) for trial in plan.trials})))
     methods = len({t.label for t in plan.trials})
     lines = [
         f"{plan.name}: {first.title}, {images} images a shift",

@@ -63,6 +63,12 @@ class CostTable:
         return [row for row in self.rows if row.model == model]
 
     @property
+    def title(self) -> str:
+        """The hardware, and the precision where it must be told; empty where ``hardware`` is."""
+        told = self.section.precision_told if self.section else ""
+        return ", ".join(filter(None, [self.hardware, self.hardware and told]))
+
+    @property
     def models(self) -> list[str]:
         """Source models in order."""
         return list(dict.fromkeys(row.model for row in self.rows))
@@ -98,7 +104,7 @@ def costs(evidence: Evidence, baseline: str, *, shared: bool = False) -> list[Co
 
 
 def _about(section: Setting) -> str:
-    return f"{section.dataset}, batch size {section.batch_size}"
+    return ", ".join(filter(None, [section.dataset, f"batch size {section.batch_size}", section.precision_told]))
 
 
 def _by_hardware(
@@ -106,10 +112,10 @@ def _by_hardware(
 ) -> Iterator[CostTable]:
     machine = timed["host"].where(timed["device"] == "cpu", "")  # a processor's name does not tell machines apart
     threads = timed["threads"].where(timed["device"] == "cpu", 0)
-    places = [timed["device_name"].fillna(""), machine, threads, timed["torch"], timed["precision"]]
-    for (device, host, count, torch, precision), part in timed.groupby(places, sort=False):
+    places = [timed["device_name"].fillna(""), machine, threads, timed["torch"]]
+    for (device, host, count, torch), part in timed.groupby(places, sort=False):
         where = f"{device} ({host}), {count} thread{'s' if count > 1 else ''}" if host else str(device)
-        hardware = f"{where}, torch {torch}" + (f", {precision}" if precision != "float32" else "")
+        hardware = f"{where}, torch {torch}"
         base = {m: _steps(f) for m, f in part[part["label"] == baseline].groupby("model", sort=False)}
         rows = [
             _row(str(label), str(model), mine, _counts(counted, label, model), base.get(model))

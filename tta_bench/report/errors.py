@@ -30,12 +30,13 @@ def tables(evidence: Evidence) -> list[ErrorTable]:
     """
     made = []
     for base, frame in _sections(evidence):
+        several = _adapt_on_several(frame)
         most, frame = adapting_most(frame)
         keys = set(frame["key"])
         errors = ImageErrors(evidence, keys.__contains__)
         for severity in _severities(frame):
             part = frame[frame["of_severity"].isin([severity, 0])]
-            made.append(_table(evidence, part, TableSetting(base, severity, most), errors))
+            made.append(_table(evidence, part, TableSetting(base, severity, most, several), errors))
     return _named(made)
 
 
@@ -43,7 +44,7 @@ def curves(evidence: Evidence) -> list[ErrorTable]:
     """Tables by number of images adapted on: over all images, and over those after the suite's largest number."""
     made = []
     for base, frame in _sections(evidence):
-        if frame["adapt_images"].fillna(0).nunique() > 1:
+        if _adapt_on_several(frame):
             for severity in _severities(frame):
                 part = frame[frame["of_severity"].isin([severity, 0])]
                 columns = [name for name in ("error_pct", "error_after_pct") if part[name].notna().any()]
@@ -55,6 +56,11 @@ def _sections(evidence: Evidence) -> Iterator[tuple[Setting, pd.DataFrame]]:
     """Settings without severity and number of images adapted on, and their rows."""
     for section, frame in evidence.shifts.groupby("section", sort=False):
         yield evidence.sections[str(section)], frame
+
+
+def _adapt_on_several(frame: pd.DataFrame) -> bool:
+    """Whether trials adapt on different numbers of images."""
+    return bool(frame["adapt_images"].fillna(0).nunique() > 1)
 
 
 def _severities(frame: pd.DataFrame) -> list[int]:
@@ -117,7 +123,7 @@ def _curve(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, colum
     after = max(int(name) for name in counts if name != "all")
     what = "all images" if column == "error_pct" else f"the images after the first {after}"
     severity = f", severity {setting.severity}" if setting.severity else ""
-    grades = ["mean over the corruptions", f"graded over {what}", "columns: images of each corruption adapted on"]
+    grades = ["mean over the corruptions", f"graded over {what}", "columns: images of each segment adapted on"]
     return ErrorTable(
         name=f"{'curve' if column == 'error_pct' else 'curve-after'}{f'-{setting.severity}' if severity else ''}",
         title=f"{evidence.title}: error in per cent on {what}, by images adapted on{severity}",
@@ -235,7 +241,7 @@ def _caption(frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] 
         else f"mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))})"
     )
     counted = " or ".join(f"{n:,}" for n in images)
-    parts = [f"Error in per cent on {setting.text}", f"{counted} images a corruption{partial}", *further, spread]
+    parts = [f"Error in per cent on {setting.text}", f"{counted} images of each shift{partial}", *further, spread]
     apart = not further and setting.severity and (frame["corruption"] == "clean").any()
     return ", ".join(parts) + "." + (" The mean leaves clean out." if apart else "")
 

@@ -114,7 +114,7 @@ def of_shifts(table: pd.DataFrame, shifts: pd.DataFrame) -> pd.DataFrame:
 
 
 def adapting_most(rows: pd.DataFrame) -> tuple[int, pd.DataFrame]:
-    """(images of each shift that were adapted on, 0 for all; their rows), of the trials that adapt on most."""
+    """(images of each segment that were adapted on, 0 for all; their rows), of the trials that adapt on most."""
     adapted = rows["adapt_images"].fillna(0).astype(int)
     most = 0 if (adapted == 0).any() else int(adapted.max())
     return most, rows[adapted == most]

@@ -95,11 +95,13 @@ class TableSetting:
         base: the setting of the trials, without severity and number of images adapted on.
         severity: 0 where there is none.
         adapt_images: images of each segment that were adapted on, 0 for all.
+        several: whether other trials adapted on other numbers, so that "all" must be told, too.
     """
 
     base: Setting
     severity: int
     adapt_images: int = 0
+    several: bool = False
 
     @property
     def dataset(self) -> str:
@@ -119,9 +121,10 @@ class TableSetting:
     @property
     def conditions(self) -> str:
         """``protocol reset, batch size 200``, and what differs from the defaults."""
-        parts = [f"protocol {self.protocol}", self.base.told, f"batch size {self.batch_size}"]
-        parts += [self.base.precision] if self.base.precision != "float32" else []
+        base = self.base
+        parts = [f"protocol {self.protocol}", base.caption, f"batch size {self.batch_size}", base.precision_told]
         parts += [f"adapted on the first {self.adapt_images}"] if self.adapt_images else []
+        parts += ["adapted on all images"] if self.several and not self.adapt_images else []
         return ", ".join(part for part in parts if part)
 
     @property
@@ -132,15 +135,7 @@ class TableSetting:
 
     def columns(self) -> dict[str, object]:
         """The values as columns of a table."""
-        return {
-            "dataset": self.dataset,
-            "protocol": self.protocol,
-            "protocol_parameters": self.base.told,
-            "batch_size": self.batch_size,
-            "precision": self.base.precision,
-            "severity": self.severity,
-            "adapt_images": self.adapt_images,
-        }
+        return {**self.base.columns(), "severity": self.severity, "adapt_images": self.adapt_images}
 
 
 @dataclass(frozen=True)

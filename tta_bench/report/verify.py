@@ -74,11 +74,11 @@ def _shift(
 ) -> dict[str, Any]:
     """All but the mean over classes, which needs the labels: they are in no record."""
     batch, adapted = arrays["images/batch"], arrays["batches/adapted"]
-    here = arrays["images/graded"] & (arrays["batches/segment"][batch] == position)
-    segment = adapted[arrays["batches/segment"] == position]
-    here &= (arrays["images/shift"] == number) & (arrays["images/visit"] == visit)
+    in_segment = arrays["batches/segment"][batch] == position
+    segment, place = adapted[arrays["batches/segment"] == position], np.cumsum(in_segment) - 1
+    here = arrays["images/graded"] & in_segment & (arrays["images/shift"] == number) & (arrays["images/visit"] == visit)
     correct, confidence = arrays["images/correct"][here], arrays["images/confidence"][here]
     if not len(correct):
         return {"images": 0}
     apart = metrics.apart(correct, adapted[batch[here]]) if segment.any() and not segment.all() else {}
-    return {**metrics.summary(correct, confidence), **metrics.after(correct, graded_after), **apart}
+    return {**metrics.summary(correct, confidence), **metrics.after(correct, place[here], graded_after), **apart}

@@ -109,6 +109,7 @@ class Grader:
     ) -> list[dict[str, Any]]:
         """The rows of the segment's graded images, by shift and visit; ``adapted``: whether each was adapted on."""
         found, skips = list[dict[str, Any]](), adapted.any() and not adapted.all()
+        place = np.arange(len(labels))
         for cell in (cell for cell in self._stream.cells if cell.segment == position):
             here = verdicts["graded"] & (verdicts["shift"] == cell.shift) & (verdicts["visit"] == cell.visit)
             correct, shift = verdicts["correct"][here], self._stream.shifts[cell.shift]
@@ -119,7 +120,7 @@ class Grader:
                 severity=int(shift.severity or 0),
                 class_mean_error_pct=metrics.class_mean_error_pct(correct, labels[here]),
                 **metrics.summary(correct, verdicts["confidence"][here]),
-                **metrics.after(correct, self._stream.graded_after),
+                **metrics.after(correct, place[here], self._stream.graded_after),
                 **(metrics.apart(correct, adapted[here]) if skips else {}),
             )
             found.append(vars(row))

@@ -43,11 +43,17 @@ def summary(correct: np.ndarray, confidence: np.ndarray) -> dict[str, Any]:
     }
 
 
-def after(correct: np.ndarray, images: int | None) -> dict[str, Any]:
-    """``error_after_pct``: the error over all but the first ``images`` of (N,); nothing where that is None."""
+def after(correct: np.ndarray, place: np.ndarray, images: int | None) -> dict[str, Any]:
+    """``error_after_pct``: the error over the images (N,) that stand after the first ``images`` of their segment.
+
+    Args:
+        correct: verdicts on images that belong together; a segment may have others between them.
+        place: (N,) how many images of the segment stand before each.
+        images: how many are left out; None: there is no such part, and nothing is said.
+    """
     if images is None:
         return {}
-    rest = correct[images:]
+    rest = correct[place >= images]
     return {"error_after_pct": 100.0 * float((~rest).mean()) if len(rest) else None}
 
 

@@ -32,4 +32,5 @@ def title(trial: Trial) -> str:
     """A trial in a few words, for those who watch."""
     shifts = trial.stream.shifts
     shown = shifts[0].id if len(shifts) == 1 else f"{len(shifts)} shifts, {trial.setting.protocol}"
-    return f"{trial.label} · {trial.model} · {shown} · seed {trial.seed}"
+    parts = [trial.label, trial.model, shown, trial.setting.varied_told, f"seed {trial.seed}"]
+    return " · ".join(filter(None, parts))

@@ -118,9 +118,7 @@ def write_plan(run: pathlib.Path, plan: Plan) -> None:
         "numerics_version": NUMERICS_VERSION,
         "suite": plan.name,
         "notes": sorted({dataset.note for dataset in plan.materials.datasets.values() if dataset.note}),
-        "all_images": all(
-            t.stream.subset is None or t.stream.subset >= plan.materials.all_images(t) for t in plan.trials
-        ),
+        "all_images": all(plan.materials.all_images(trial) for trial in plan.trials),
         "models": {trial.model: trial.asked["model"] for trial in plan.trials},
         "axes": list(plan.axes),
         "trials": (

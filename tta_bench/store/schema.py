@@ -61,7 +61,7 @@ class Asked:
     protocol_parameters: str = fact("key", "its parameters that are not at their default, in words")
     setting: str = fact("key", "what must agree for two numbers to stand in one table; equal where all of it is")
     adapt_images: int | None = fact(
-        "key", "images of a shift adapted on; the rest meets the frozen state; empty for all"
+        "key", "images of a segment adapted on; the rest meets the frozen state; empty for all"
     )
     seed: int = fact("key", "trial seed")
     batch_size: int = fact("key", "nominal batch size")
@@ -145,7 +145,7 @@ class Shift(ShiftPlace):
     error_pct: float = fact("result", "share of images classified wrongly, per cent")
     class_mean_error_pct: float = fact("result", "mean over the classes that occur of a class's error, per cent")
     error_after_pct: float | None = fact(
-        "result", "error over the images after the suite's largest adapt_images, per cent", default=None
+        "result", "error over the images of the segment after the suite's largest adapt_images, per cent", default=None
     )
     images_adapted: int | None = fact(
         "result", "images in batches that were adapted on, where a segment has others, too", default=None
@@ -311,7 +311,8 @@ def _column(owner: type, field: dataclasses.Field) -> Column:
 
 SEGMENTS = _columns(Asked, Ending, Segment, Facts, Environment, Origin)
 SHIFTS = _columns(Asked, Ending, Shift, Origin)
-_PLACE = ("label", "model", "protocol", "adapt_images", "seed", "position", "segment", "visit")
+_OF_SETTING = ("protocol", "protocol_parameters", "setting", "adapt_images", "batch_size", "precision")
+_PLACE = ("label", "model", *_OF_SETTING, "seed", "position", "segment", "visit")
 BATCHES = (
     *(column for column in SEGMENTS if column.name in _PLACE),
     *(column for column in _columns(Batches, Curve) if column.name != "segment"),

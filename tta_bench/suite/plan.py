@@ -107,20 +107,26 @@ class Materials:
 
     def streams(self) -> Streams:
         """A builder of streams over these data."""
-        return Streams(self.registry, lambda model, shift: self.datasets[model].labels_of(shift))
+        return Streams(self.registry, _labels_of(self.datasets))
 
-    def all_images(self, trial: Trial) -> int:
-        """How many images of a trial's first shift there are."""
-        return len(self.datasets[trial.model].labels_of(trial.stream.shifts[0]))
+    def all_images(self, trial: Trial) -> bool:
+        """Whether a trial's stream may use all images of all its shifts, which need not have equally many."""
+        dataset, size = self.datasets[trial.model], trial.stream.subset
+        return size is None or all(size >= len(dataset.labels_of(shift)) for shift in trial.stream.shifts)
 
     def images_a_shift(self, trial: Trial) -> int:
-        """How many images of its first shift a trial's stream may use."""
-        return len(used_images(self.datasets[trial.model], trial.stream.shifts[0], trial.stream))
+        """How many images a trial's stream may use of that of its shifts which has most."""
+        dataset, stream = self.datasets[trial.model], trial.stream
+        return max(len(used_images(dataset, shift, stream)) for shift in stream.shifts)
 
     def config(self, trial: Trial) -> Config:
         """The trial's hyperparameters, as its method's Config."""
         cls: type[Adapter] = self.registry.load(trial.method)
         return cls.Config.model_validate(trial.config, context={"registry": self.registry})
+
+
+def _labels_of(datasets: Mapping[str, Dataset]) -> Callable[[str, Shift], np.ndarray]:
+    return lambda model, shift: datasets[model].labels_of(shift)
 
 
 def used_images(dataset: Dataset, shift: Shift, stream: StreamSpec) -> np.ndarray:
@@ -186,7 +192,7 @@ def make(
     models = open_models(loaded, problems)
     datasets = open_datasets(loaded, models, problems)
     configs = resolve(loaded, only.allows if only else lambda *_: True, prepared or {}, problems)
-    problems += _too_few_images(loaded, datasets, limit)
+    problems += _too_few_images(loaded, datasets, Streams(loaded.registry, _labels_of(datasets)), limit)
     if problems:
         raise UsageError(problems)
     digests = digests or Digests()
@@ -237,6 +243,7 @@ def reopening(loaded: LoadedSuite, model: Model) -> Callable[[], Dataset]:
 def _trials(
     suite: Suite, models: Mapping[str, Model], materials: Materials, rows: list[Row], known: _Known
 ) -> Iterator[Trial]:
+    axes = suite.axes()
     for row, precision in itertools.product(rows, suite.precision):
         config = row.config.model_dump(mode="json")
         shared = {
@@ -263,23 +270,48 @@ def _trials(
                 config=config,
                 model=row.model,
                 stream=stream,
-                setting=setting_of(materials.datasets[row.model].title, protocol, stream, precision),
+                setting=setting_of(materials.datasets[row.model].title, protocol, stream, precision, axes),
                 seed=stream.seed,
                 precision=precision,
                 asked=shared | own,
             )
 
 
-def _images(suite: Suite, dataset: Dataset, limit: int | None) -> int:
-    return min(filter(None, (limit or suite.data.max_images, len(dataset.ids))))
+def _too_few_images(
+    loaded: LoadedSuite, datasets: Mapping[str, Dataset], streams: Streams, limit: int | None
+) -> Iterator[Problem]:
+    """That ``adapt_images`` adapts on a whole segment; looked for before images are read, which may take long."""
+    after, shifts = loaded.suite.protocol.graded_after, loaded.suite.shifts()
+    if after is None:
+        return
+    whole = {id(d): name for name, d in datasets.items() if not any(d.missing(shift) for shift in shifts)}
+    sizes = (found for model in whole.values() for found in _segments(loaded, model, streams, limit))
+    size, name = min(sizes, default=(after + 1, ""))
+    if size <= after:
+        what = f"adapt_images {after} leaves none of {size} images of segment {name} to grade"
+        yield loaded.document.problem(("protocol", "adapt_images"), what, "use more images, or smaller numbers")
 
 
-def _too_few_images(loaded: LoadedSuite, datasets: Mapping[str, Dataset], limit: int | None) -> Iterator[Problem]:
-    after = loaded.suite.protocol.graded_after
-    for images in sorted({_images(loaded.suite, dataset, limit) for dataset in datasets.values()}):
-        if after is not None and images <= after:
-            what = f"adapt_images {after} leaves none of {images} images to grade"
-            yield loaded.document.problem(("protocol", "adapt_images"), what, "use more images, or smaller numbers")
+def _segments(loaded: LoadedSuite, model: str, streams: Streams, limit: int | None) -> Iterator[tuple[int, str]]:
+    """(images, name) of each segment of a suite's streams."""
+    suite = loaded.suite
+    for batch_size, seed in itertools.product(suite.batch_size, suite.seeds):
+        for _, spec in _wholes(suite, loaded.registry, limit, batch_size, seed):
+            with contextlib.suppress(UsageError):  # a rule that cannot be followed is told of when its trials are made
+                for _, stream in streams.specs(model, spec):
+                    bounds = stream.bounds
+                    yield from ((int(bounds[s.last] - bounds[s.first]), s.name) for s in stream.segments)
+
+
+def _wholes(
+    suite: Suite, registry: Registry, limit: int | None, batch_size: int, seed: int
+) -> Iterator[tuple[ProtocolConfig, StreamSpec]]:
+    """Each protocol that a suite asks for, and the whole of each stream that it makes."""
+    cls: type[Protocol] = registry.load(suite.protocol.kind, PROTOCOLS)
+    size, after = limit or suite.data.max_images, suite.protocol.graded_after
+    groups = suite.by_severity() if cls.by_severity else [suite.shifts()]
+    for protocol, given in itertools.product(suite.protocol.singles(), groups):
+        yield protocol, StreamSpec(protocol.canonical(), given, size, suite.data.seed, batch_size, seed, after)
 
 
 _Cell = tuple[StreamSpec, ProtocolConfig, dict[str, Any]]
@@ -311,13 +343,8 @@ class _Known:
         return self._cells[place]
 
     def _made(self, model: str, batch_size: int, seed: int) -> Iterator[_Cell]:
-        suite, seen = self._suite, set[str]()
-        size = self._limit or suite.data.max_images
-        cls: type[Protocol] = self._materials.registry.load(suite.protocol.kind, PROTOCOLS)
-        groups = suite.by_severity() if cls.by_severity else [suite.shifts()]
-        for protocol, given in itertools.product(suite.protocol.singles(), groups):
-            after = suite.protocol.graded_after
-            spec = StreamSpec(protocol.canonical(), given, size, suite.data.seed, batch_size, seed, after)
+        seen = set[str]()
+        for protocol, spec in _wholes(self._suite, self._materials.registry, self._limit, batch_size, seed):
             for found, stream in self._streams.specs(model, spec):
                 if stream.sha256 not in seen:  # clean images are in the stream of every severity
                     seen.add(stream.sha256)

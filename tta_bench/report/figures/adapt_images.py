@@ -40,7 +40,7 @@ def draw(section: Section) -> Iterator[Drawn]:
                 plot.series(axes, points, styles[row.label], spread)
         _axis(axes, places, f"error {_graded(curve)}, %")
     graded = " and ".join(dict.fromkeys(_graded(curve) for curve, _ in panels))
-    what = f"Error in per cent by images of each corruption adapted on, mean over the corruptions, {graded}."
+    what = f"Error in per cent by images of each segment adapted on, mean over the corruptions, {graded}."
     caption = section.caption(what, conditions, _said(rows), notes)
     yield Drawn(f"adapt_images{section.suffix}", _TITLE, caption, page.figure)
 
@@ -70,5 +70,5 @@ def _axis(axes: Axes, places: dict[str, float], label: str) -> None:
     if "all" in places:
         before = sorted(places.values())[-2]
         axes.axvline((before + places["all"]) / 2, color=MUTED, linewidth=0.5, linestyle=(0, (1, 2)))
-    axes.set_xlabel("images of each corruption adapted on")
+    axes.set_xlabel("images of each segment adapted on")
     sheet.error_axis(axes, label)

@@ -92,7 +92,7 @@ class Section:
         seeds = sorted({int(n) for n in self.shifts["seed"]})
         counted = " or ".join(f"{n:,}" for n in images)
         seeded = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds ({', '.join(map(str, seeds))})"
-        parts = [setting.dataset, severity, setting.conditions, f"{counted} images a corruption", seeded, *further]
+        parts = [setting.dataset, severity, setting.conditions, f"{counted} images of each shift", seeded, *further]
         return ", ".join(part for part in parts if part)
 
     def words(

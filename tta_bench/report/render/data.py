@@ -101,8 +101,13 @@ def _ranks(content: Content) -> Iterator[dict[str, Any]]:
 
 def _costs(content: Content) -> Iterator[dict[str, Any]]:
     for table in content.costs:
+        place = {
+            **(table.section.columns() if table.section else {}),
+            "hardware": table.hardware,
+            "shared": table.shared,
+        }
         for row in table.rows:
-            yield {"hardware": table.hardware, "shared": table.shared, **dataclasses.asdict(row)}
+            yield {**place, **dataclasses.asdict(row)}
 
 
 def _published(content: Content) -> Iterable[dict[str, Any]]:

@@ -157,8 +157,8 @@ def cost_grid(table: CostTable, name: str, warned: str = "") -> Grid:
     if "ms" in heads_of:
         legend.append("Time of a batch's step: median over trials.")
     if f"×{table.baseline}" in heads_of:
-        legend.append(f"×{table.baseline}: its ratio to {table.baseline}'s, median over shifts and seeds.")
-    title = f"Cost: {table.hardware}" if table.hardware else "Counts"
+        legend.append(f"×{table.baseline}: its ratio to {table.baseline}'s, median over segments and seeds.")
+    title = f"Cost: {table.title}" if table.title else "Counts"
     shared = ["SHARED DEVICE: TIMES ARE NOT THE METHODS' OWN"] if table.shared else []
     return Grid(
         name,

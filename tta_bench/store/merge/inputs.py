@@ -160,7 +160,7 @@ def planned(name: str, first: Run) -> Run:
     Raises:
         UsageError: the suite cannot be planned here.
     """
-    made = planning.make(suite.load(name), None if first.plan["all_images"] else first.trials[0]["images"])
+    made = planning.make(suite.load(name), None if first.plan["all_images"] else max(t["images"] for t in first.trials))
     with tempfile.TemporaryDirectory() as folder:  # through the one place that knows how plan.json says it
         results.write_plan(pathlib.Path(folder), made)
         return Run(f"--suite {name}", pathlib.Path(folder), _content(pathlib.Path(folder) / "plan.json"), [])
