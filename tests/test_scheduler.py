@@ -164,7 +164,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_retried(run_cli: Cli, suite_f
                                                            plugin: pathlib.Path) -> None:  # fmt: skip
     dead = f"[source, {{name: killed, config: {{folder: {tmp_path}/marks, times: 2}}}}]"
     file = suite_file(("[source, tent]", dead), ("[clean, contrast]", "[contrast]"))
-    outcome = run_cli("run", file, "--plugin", plugin, "--out", tmp_path / "out")
+    outcome = run_cli("run", file, "--plugin", plugin, "--workers", 1, "--out", tmp_path / "out")
     assert outcome.code == 0, outcome.err
     found = results.load(tmp_path / "out").shifts.set_index("label")["error_pct"]
     assert found["killed"] == found["source"]
@@ -175,13 +175,13 @@ def test_a_worker_that_always_dies_is_a_failed_row_and_run_again(run_cli: Cli, s
                                                                  tmp_path: pathlib.Path, plugin: pathlib.Path) -> None:  # fmt: skip
     dead = f"[source, {{name: killed, config: {{folder: {tmp_path}/marks, times: 3}}}}]"
     file = suite_file(("[source, tent]", dead), ("[clean, contrast]", "[contrast]"))
-    outcome = run_cli("run", file, "--plugin", plugin, "--out", tmp_path / "out")
+    outcome = run_cli("run", file, "--plugin", plugin, "--workers", 1, "--out", tmp_path / "out")
     assert outcome.code == 3, outcome.err
     failed = results.load(tmp_path / "out").segments.set_index("label").loc["killed"]
     assert failed["status"] == "failed"
     assert failed["reason"].startswith("3 attempts failed, the last: ActorDiedError")
     assert failed["attempts"] == 3
-    again = run_cli("run", file, "--plugin", plugin, "--out", tmp_path / "out")  # no --retry-failed is needed
+    again = run_cli("run", file, "--plugin", plugin, "--workers", 1, "--out", tmp_path / "out")  # no --retry-failed is needed
     assert again.code == 0, again.err
     assert "1 to run" in again.err
 
