@@ -86,9 +86,13 @@ class ProtocolConfig(Portable, BaseModel):
 
     def parameters(self) -> dict[str, Any]:
         """The values that differ from the defaults, single ones of lists, without ``kind``: what tells protocols apart."""
-        values = self.model_dump(mode="json")
-        fields = {n: f for n, f in type(self).model_fields.items() if n != "kind" and getattr(self, n) != f.default}
-        return {n: values[n][0] if n in self.varied() and len(values[n]) == 1 else values[n] for n in fields}
+        fields = type(self).model_fields
+        return {n: value for n, value in self.all_parameters().items() if getattr(self, n) != fields[n].default}
+
+    def all_parameters(self) -> dict[str, Any]:
+        """:meth:`parameters` with those at their default."""
+        values, varied = self.model_dump(mode="json", exclude={"kind"}), self.varied()
+        return {n: value[0] if n in varied and len(value) == 1 else value for n, value in values.items()}
 
     @property
     def graded_after(self) -> int | None:

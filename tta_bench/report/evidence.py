@@ -22,7 +22,7 @@ from tta_bench.store import results
 from tta_bench.store.results import Results
 
 _CELL = ["label", "model", "setting", "seed", "segment", "shift", "visit"]
-TRIAL = ["run", "label", "model", "key"]  # what names a trial in the tables; labels may share a key
+TRIAL = ["run", "label", "model", "setting", "key"]  # names a trial in the tables; labels and settings may share a key
 _PACKAGES = ("torch", "timm")
 
 
@@ -129,14 +129,14 @@ def _numbered(run: Results, number: int, name: str) -> pd.DataFrame:
     table = run.tables[name].assign(run=number)
     if name == "batches":
         return table
-    trials = {trial["key"]: trial for trial in run.plan["trials"]}
-    planned = {key: int(trial["images"]) for key, trial in trials.items()}
-    sections = {key: section_of(trial).id for key, trial in trials.items()}
+    planned = {trial["key"]: int(trial["images"]) for trial in run.plan["trials"]}
+    settings = {trial["setting"]: trial for trial in run.plan["trials"]}  # several may share a key
+    sections = {setting: section_of(trial).id for setting, trial in settings.items()}
     table = table.assign(images_planned=table["key"].map(planned), partial=not run.plan["all_images"])
-    table = table.assign(section=table["key"].map(sections))
+    table = table.assign(section=table["setting"].map(sections))
     if name != "shifts":
         return table
-    severities = {key: trial["setting_values"]["severities"] for key, trial in trials.items()}
+    severities = {setting: trial["setting_values"]["severities"] for setting, trial in settings.items()}
     return table.assign(of_severity=_of_severity(table, severities))
 
 
@@ -147,9 +147,9 @@ def section_of(trial: Mapping[str, Any]) -> Setting:
 
 def _of_severity(shifts: pd.DataFrame, severities: Mapping[str, Sequence[float]]) -> list[int]:
     """Of the table in which each row stands: that of the only severity in its stream; of several its own."""
-    only = {key: int(found[0]) if len(found) == 1 else None for key, found in severities.items()}
-    rows = zip(shifts["key"], shifts["severity"], strict=True)
-    return [int(severity) if (one := only[key]) is None else one for key, severity in rows]
+    only = {setting: int(found[0]) if len(found) == 1 else None for setting, found in severities.items()}
+    rows = zip(shifts["setting"], shifts["severity"], strict=True)
+    return [int(severity) if (one := only[setting]) is None else one for setting, severity in rows]
 
 
 def _sessions(folder: pathlib.Path) -> list[dict[str, Any]]:

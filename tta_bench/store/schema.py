@@ -311,7 +311,7 @@ def _column(owner: type, field: dataclasses.Field) -> Column:
 
 SEGMENTS = _columns(Asked, Ending, Segment, Facts, Environment, Origin)
 SHIFTS = _columns(Asked, Ending, Shift, Origin)
-_PLACE = ("label", "model", "protocol", "adapt_images", "seed", "position", "segment", "visit")
+_PLACE = ("label", "model", "protocol", "setting", "adapt_images", "seed", "position", "segment", "visit")
 BATCHES = (
     *(column for column in SEGMENTS if column.name in _PLACE),
     *(column for column in _columns(Batches, Curve) if column.name != "segment"),

@@ -51,6 +51,7 @@ class Trial:
         model: the suite's name of the source model.
         stream: how the stream is made.
         setting: what must agree with another trial's for their numbers to stand in one table.
+        parameters: of its protocol, those at their default too.
         seed: the trial's seed.
         precision: a name of :data:`tta_bench.run.precision.PRECISIONS`.
         asked: all that was asked for, which is all that the key depends on.
@@ -66,6 +67,7 @@ class Trial:
     model: str
     stream: StreamSpec
     setting: Setting
+    parameters: Mapping[str, Any]
     seed: int
     precision: str
     asked: Mapping[str, Any] = field(repr=False)
@@ -264,6 +266,7 @@ def _trials(
                 model=row.model,
                 stream=stream,
                 setting=setting_of(materials.datasets[row.model].title, protocol, stream, precision),
+                parameters=protocol.all_parameters(),
                 seed=stream.seed,
                 precision=precision,
                 asked=shared | own,
@@ -311,18 +314,20 @@ class _Known:
         return self._cells[place]
 
     def _made(self, model: str, batch_size: int, seed: int) -> Iterator[_Cell]:
-        suite, seen = self._suite, set[str]()
+        suite = self._suite
         size = self._limit or suite.data.max_images
         cls: type[Protocol] = self._materials.registry.load(suite.protocol.kind, PROTOCOLS)
         groups = suite.by_severity() if cls.by_severity else [suite.shifts()]
-        for protocol, given in itertools.product(suite.protocol.singles(), groups):
-            after = suite.protocol.graded_after
-            spec = StreamSpec(protocol.canonical(), given, size, suite.data.seed, batch_size, seed, after)
-            for found, stream in self._streams.specs(model, spec):
-                if stream.sha256 not in seen:  # clean images are in the stream of every severity
-                    seen.add(stream.sha256)
-                    data = self._data(model, found.shifts)
-                    yield found, protocol, {"data": data, "stream": stream.sha256, "seed": seed}
+        after = suite.protocol.graded_after
+        for protocol in suite.protocol.singles():
+            seen = set[str]()  # of this value alone: another that makes equal streams has rows of its own
+            for given in groups:
+                spec = StreamSpec(protocol.canonical(), given, size, suite.data.seed, batch_size, seed, after)
+                for found, stream in self._streams.specs(model, spec):
+                    if stream.sha256 not in seen:  # clean images are in the stream of every severity
+                        seen.add(stream.sha256)
+                        data = self._data(model, found.shifts)
+                        yield found, protocol, {"data": data, "stream": stream.sha256, "seed": seed}
 
     def _data(self, model: str, shifts: tuple[Shift, ...]) -> str:
         return digest([self._materials.contents[model, shift] for shift in shifts])
