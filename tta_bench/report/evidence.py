@@ -178,17 +178,30 @@ def _doubled(runs: Sequence[Results], shifts: pd.DataFrame) -> Iterator[Problem]
 
 def _relabelled(runs: Sequence[Results]) -> Iterator[Problem]:
     """Labels that stand for other hyperparameters in another run."""
-    configs: dict[tuple[Any, ...], tuple[int, str]] = {}
+    configs: dict[tuple[Any, ...], tuple[int, Mapping[str, Any]]] = {}
     said = set()
     for number, run in enumerate(runs):
         for trial in run.plan["trials"]:
             place = (trial["label"], trial["model"], section_of(trial))
-            config = json.dumps([trial["method"], trial["variant"], trial["config"]], sort_keys=True)
-            first, before = configs.setdefault(place, (number, config))
-            if config != before and place not in said:
+            first, before = configs.setdefault(place, (number, trial))
+            if place not in said and _hyperparameters(trial, before) != _hyperparameters(before, trial):
                 said.add(place)
                 what = f"{place[0]} on {place[1]} has other hyperparameters than in {runs[first].path}"
                 yield Problem(what, str(run.path), hint="give one of the two another label: in its suite")
+
+
+def _hyperparameters(trial: Mapping[str, Any], beside: Mapping[str, Any]) -> list[Any]:
+    """What is compared with ``beside``: files by content, where the plans of both say it; else by name."""
+    both = "config_keyed" in trial and "config_keyed" in beside
+    config = _overlaid(trial["config"], trial["config_keyed"]) if both else trial["config"]
+    return [trial["method"], trial["variant"], config]
+
+
+def _overlaid(values: Any, by_content: Any) -> Any:
+    """``values`` with what ``by_content`` has in their place, also within options."""
+    if not (isinstance(values, Mapping) and isinstance(by_content, Mapping)):
+        return by_content
+    return {**values, **{name: _overlaid(values.get(name), value) for name, value in by_content.items()}}
 
 
 def _differences(runs: Sequence[Results], segments: pd.DataFrame) -> Iterator[str]:
