@@ -7,6 +7,7 @@ import pathlib
 
 import pandas as pd
 import pytest
+from merging import replanned
 from runs import reseal, verdicts, write_run
 
 import tta_bench
@@ -72,6 +73,22 @@ def test_one_label_for_two_settings_is_refused(tmp_path: pathlib.Path) -> None:
         gather([one, other])
 
 
+@pytest.mark.parametrize("contents", ["equal", "other", "unknown"])
+def test_files_are_compared_by_content_where_plans_say_it(tmp_path: pathlib.Path, contents: str) -> None:
+    runs = []
+    for name, cells, content in (("one", FOG, "1"), ("other", SNOW, "2" if contents == "other" else "1")):
+        config = {"lr": 0.1, "optimizer_options": {"steps": 3, "checkpoint": f"/{name}/prepared/a"}}
+        runs.append(write_run(tmp_path / name, cells, config=config))
+        if contents != "unknown":
+            keyed = {"optimizer_options": {"checkpoint": {"sha256": content}}}
+            replanned(runs[-1], lambda plan, keyed=keyed: [t.update(config_keyed=keyed) for t in plan["trials"]])
+    if contents == "equal":
+        assert len(gather(runs).runs) == 2
+        return
+    with pytest.raises(UsageError, match="a on m has other hyperparameters than in .*one"):
+        gather(runs)
+
+
 def test_a_run_given_twice_and_a_folder_that_is_none_are_refused(tmp_path: pathlib.Path) -> None:
     run = write_run(tmp_path / "one", FOG)
     with pytest.raises(UsageError, match="given twice"):
@@ -123,7 +140,7 @@ def test_load_results_gives_tidy_frames(tmp_path: pathlib.Path) -> None:
 
 def test_segments_of_shifts_are_told_by_trial_and_position() -> None:
     """Two labels share a trial's key; of one of them the second segment is wanted, which has two shifts."""
-    place = {"run": 0, "model": "m", "key": "k"}
+    place = {"run": 0, "model": "m", "setting": "s", "key": "k"}
     segments = pd.DataFrame([{**place, "label": label, "position": p} for label in "ab" for p in (0, 1)])
     shifts = pd.DataFrame([{**place, "label": "b", "position": 1, "shift": shift} for shift in ("fog-5", "snow-5")])
     assert of_shifts(segments, shifts).index.tolist() == [3]

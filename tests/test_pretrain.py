@@ -276,6 +276,15 @@ def test_what_is_not_asked_for_is_not_prepared(run_cli: Cli, suite_file: SuiteFi
     assert not pathlib.Path("out/prepared").exists()
 
 
+@pytest.mark.parametrize(("part", "asked"), [("config", 1), ("per_model", 0), ("grid", 0)])
+def test_what_is_overridden_is_not_prepared(suite_file: SuiteFile, part: str, asked: int) -> None:
+    file = "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors"
+    won = {"config": "", "per_model": f", per_model: {{resnet_bn: {{checkpoint: '{file}'}}}}",
+           "grid": f", grid: {{checkpoint: ['{file}']}}"}[part]  # fmt: skip
+    suite_text = suite_file(("[source, tent]", f"[{{name: mgg, config: {{checkpoint: pretrain}}{won}}}]"))
+    assert len(pretrainings(suite.load(str(suite_text)), lambda *_: True)) == asked
+
+
 def test_a_wrong_option_is_shown_where_it_stands(run_cli: Cli, suite_file: SuiteFile) -> None:
     file = preparing(suite_file, "{epochs: 2, imags: 8}")
     outcome = run_cli("run", file, "--out", "out")

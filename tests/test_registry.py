@@ -11,7 +11,7 @@ import pytest
 from conftest import Outcome, clean_environment
 
 from tta_bench.errors import UsageError
-from tta_bench.registry import Registry, plugin_entries
+from tta_bench.registry import KINDS, Registry, plugin_entries
 
 PLUGIN = """\
 from tta_bench.adapter import Adapter
@@ -30,12 +30,12 @@ def plugin(tmp_path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def fake_distribution(root: pathlib.Path, name: str, entry: str) -> None:
-    """Metadata of an installed package that registers one method."""
+def fake_distribution(root: pathlib.Path, name: str, entry: str, group: str = "tta_bench.methods") -> None:
+    """Metadata of an installed package that registers one plugin."""
     info = root / f"{name}-1.2.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
-    (info / "entry_points.txt").write_text(f"[tta_bench.methods]\n{entry}\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{entry}\n")
 
 
 def test_listing_names_imports_nothing() -> None:
@@ -66,6 +66,20 @@ def test_a_broken_package_breaks_only_the_run_that_asks_for_it(
     assert "tta-memo 1.2" in listed.out
     assert "broken" in listed.out
     assert run_cli("methods", "memo").code == 2
+
+
+@pytest.mark.parametrize(
+    ("group", "command"), [("methods", "methods memo"), ("optimizers", "plugins"), ("protocols", "plugins")]
+)
+def test_the_hint_names_the_command_that_lists_the_kind(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, group: str, command: str
+) -> None:
+    fake_distribution(tmp_path / "site", "tta-memo", "memo = tta_memo:Memo", f"tta_bench.{group}")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    kind = next(kind for kind in KINDS if kind.group == f"tta_bench.{group}")
+    with pytest.raises(UsageError) as caught:
+        Registry().load("memo", kind)
+    assert f"'tta-bench {command}' shows the same" in caught.value.problems[0].hint
 
 
 def test_two_packages_with_one_name_are_an_error_naming_both(

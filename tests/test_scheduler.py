@@ -181,7 +181,9 @@ def test_a_worker_that_always_dies_is_a_failed_row_and_run_again(run_cli: Cli, s
     assert failed["status"] == "failed"
     assert failed["reason"].startswith("3 attempts failed, the last: ActorDiedError")
     assert failed["attempts"] == 3
-    again = run_cli("run", file, "--plugin", plugin, "--workers", 1, "--out", tmp_path / "out")  # no --retry-failed is needed
+    again = run_cli(
+        "run", file, "--plugin", plugin, "--workers", 1, "--out", tmp_path / "out"
+    )  # no --retry-failed is needed
     assert again.code == 0, again.err
     assert "1 to run" in again.err
 

@@ -86,12 +86,13 @@ class Entry:
         except UsageError:
             raise
         except Exception as error:
+            command = f"methods {self.name}" if self.kind == METHODS else "plugins"
             last = traceback.extract_tb(error.__traceback__)[-1]
             raise UsageError(
                 Problem(
                     f"{self.name!r} ({self.origin}) cannot be loaded: {type(error).__name__}: {error}",
                     where=f"{last.filename}:{last.lineno}",
-                    hint=f"mend or uninstall the plugin; 'tta-bench methods {self.name}' shows the same",
+                    hint=f"mend or uninstall the plugin; 'tta-bench {command}' shows the same",
                 )
             ) from error
 

@@ -32,8 +32,8 @@ def tables(evidence: Evidence) -> list[ErrorTable]:
     for base, frame in _sections(evidence):
         several = _adapt_on_several(frame)
         most, frame = adapting_most(frame)
-        keys = set(frame["key"])
-        errors = ImageErrors(evidence, keys.__contains__)
+        places = set(zip(frame["key"], frame["setting"], strict=True))
+        errors = ImageErrors(evidence, places.__contains__)
         for severity in _severities(frame):
             part = frame[frame["of_severity"].isin([severity, 0])]
             made.append(_table(evidence, part, TableSetting(base, severity, most, several), errors))

@@ -22,7 +22,7 @@ from tta_bench.store import results
 from tta_bench.store.results import Results
 
 _CELL = ["label", "model", "setting", "seed", "segment", "shift", "visit"]
-TRIAL = ["run", "label", "model", "key"]  # what names a trial in the tables; labels may share a key
+TRIAL = ["run", "label", "model", "setting", "key"]  # names a trial in the tables; labels and settings may share a key
 _PACKAGES = ("torch", "timm")
 
 
@@ -129,14 +129,14 @@ def _numbered(run: Results, number: int, name: str) -> pd.DataFrame:
     table = run.tables[name].assign(run=number)
     if name == "batches":
         return table
-    trials = {trial["key"]: trial for trial in run.plan["trials"]}
-    planned = {key: int(trial["images"]) for key, trial in trials.items()}
-    sections = {key: section_of(trial).id for key, trial in trials.items()}
+    planned = {trial["key"]: int(trial["images"]) for trial in run.plan["trials"]}
+    settings = {trial["setting"]: trial for trial in run.plan["trials"]}  # several may share a key
+    sections = {setting: section_of(trial).id for setting, trial in settings.items()}
     table = table.assign(images_planned=table["key"].map(planned), partial=not run.plan["all_images"])
-    table = table.assign(section=table["key"].map(sections))
+    table = table.assign(section=table["setting"].map(sections))
     if name != "shifts":
         return table
-    severities = {key: trial["setting_values"]["severities"] for key, trial in trials.items()}
+    severities = {setting: trial["setting_values"]["severities"] for setting, trial in settings.items()}
     return table.assign(of_severity=_of_severity(table, severities))
 
 
@@ -147,9 +147,9 @@ def section_of(trial: Mapping[str, Any]) -> Setting:
 
 def _of_severity(shifts: pd.DataFrame, severities: Mapping[str, Sequence[float]]) -> list[int]:
     """Of the table in which each row stands: that of the only severity in its stream; of several its own."""
-    only = {key: int(found[0]) if len(found) == 1 else None for key, found in severities.items()}
-    rows = zip(shifts["key"], shifts["severity"], strict=True)
-    return [int(severity) if (one := only[key]) is None else one for key, severity in rows]
+    only = {setting: int(found[0]) if len(found) == 1 else None for setting, found in severities.items()}
+    rows = zip(shifts["setting"], shifts["severity"], strict=True)
+    return [int(severity) if (one := only[setting]) is None else one for setting, severity in rows]
 
 
 def _sessions(folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -178,17 +178,30 @@ def _doubled(runs: Sequence[Results], shifts: pd.DataFrame) -> Iterator[Problem]
 
 def _relabelled(runs: Sequence[Results]) -> Iterator[Problem]:
     """Labels that stand for other hyperparameters in another run."""
-    configs: dict[tuple[Any, ...], tuple[int, str]] = {}
+    configs: dict[tuple[Any, ...], tuple[int, Mapping[str, Any]]] = {}
     said = set()
     for number, run in enumerate(runs):
         for trial in run.plan["trials"]:
             place = (trial["label"], trial["model"], section_of(trial))
-            config = json.dumps([trial["method"], trial["variant"], trial["config"]], sort_keys=True)
-            first, before = configs.setdefault(place, (number, config))
-            if config != before and place not in said:
+            first, before = configs.setdefault(place, (number, trial))
+            if place not in said and _hyperparameters(trial, before) != _hyperparameters(before, trial):
                 said.add(place)
                 what = f"{place[0]} on {place[1]} has other hyperparameters than in {runs[first].path}"
                 yield Problem(what, str(run.path), hint="give one of the two another label: in its suite")
+
+
+def _hyperparameters(trial: Mapping[str, Any], beside: Mapping[str, Any]) -> list[Any]:
+    """What is compared with ``beside``: files by content, where the plans of both say it; else by name."""
+    both = "config_keyed" in trial and "config_keyed" in beside
+    config = _overlaid(trial["config"], trial["config_keyed"]) if both else trial["config"]
+    return [trial["method"], trial["variant"], config]
+
+
+def _overlaid(values: Any, by_content: Any) -> Any:
+    """``values`` with what ``by_content`` has in their place, also within options."""
+    if not (isinstance(values, Mapping) and isinstance(by_content, Mapping)):
+        return by_content
+    return {**values, **{name: _overlaid(values.get(name), value) for name, value in by_content.items()}}
 
 
 def _differences(runs: Sequence[Results], segments: pd.DataFrame) -> Iterator[str]:

@@ -37,19 +37,19 @@ class ImageErrors:
 
     Args:
         evidence: its runs are read.
-        wanted: whether a trial counts, by its key.
+        wanted: whether trials count, by their key and setting.
 
     Raises:
         UsageError: a trial's arrays are damaged.
     """
 
-    def __init__(self, evidence: Evidence, wanted: Callable[[str], bool]):
+    def __init__(self, evidence: Evidence, wanted: Callable[[tuple[str, str]], bool]):
         self._counts: dict[Place, _Counts] = {}
         self._prints: dict[tuple[str, str], str] = {}
         self.other_images = False  # rows of one source model and shift are of images with other fingerprints
         ok = set(evidence.shifts.loc[evidence.shifts["status"] == "ok", "key"])
         for run, trial in evidence.trials():
-            if trial["key"] in ok and wanted(trial["key"]):
+            if trial["key"] in ok and wanted((trial["key"], trial["setting"])):
                 self._add(trial, results.read_arrays(run.path, trial["key"], _ARRAYS.__contains__))
 
     def _add(self, trial: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:

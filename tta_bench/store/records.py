@@ -138,6 +138,7 @@ def _planned(trial: Trial, images: int) -> dict[str, Any]:
         "preset": trial.preset,
         "preset_missing": trial.preset_missing,
         "config": dict(trial.config),
+        "config_keyed": trial.asked["method"]["config"],
         "model": trial.model,
         "setting": trial.setting.id,
         "setting_values": trial.setting.values(),

@@ -70,7 +70,7 @@ class Results:
     @property
     def counts(self) -> dict[str, int]:
         """Trials by status."""
-        status = self.segments.groupby(["label", "model", "seed", "key"], sort=False)["status"].first()
+        status = self.segments.groupby(["label", "model", "setting", "seed", "key"], sort=False)["status"].first()
         return {str(name): int(count) for name, count in status.value_counts().items()}
 
 

@@ -51,6 +51,7 @@ class Trial:
         model: the suite's name of the source model.
         stream: how the stream is made.
         setting: what must agree with another trial's for their numbers to stand in one table.
+        parameters: of its protocol, those at their default too.
         seed: the trial's seed.
         precision: a name of :data:`tta_bench.run.precision.PRECISIONS`.
         asked: all that was asked for, which is all that the key depends on.
@@ -66,6 +67,7 @@ class Trial:
     model: str
     stream: StreamSpec
     setting: Setting
+    parameters: Mapping[str, Any]
     seed: int
     precision: str
     asked: Mapping[str, Any] = field(repr=False)
@@ -271,6 +273,7 @@ def _trials(
                 model=row.model,
                 stream=stream,
                 setting=setting_of(materials.datasets[row.model].title, protocol, stream, precision, axes),
+                parameters=protocol.values(),
                 seed=stream.seed,
                 precision=precision,
                 asked=shared | own,
@@ -343,11 +346,12 @@ class _Known:
         return self._cells[place]
 
     def _made(self, model: str, batch_size: int, seed: int) -> Iterator[_Cell]:
-        seen = set[str]()
+        seen = set[tuple[str, str]]()  # of each value of the protocol: two that make equal streams have rows each
         for protocol, spec in _wholes(self._suite, self._materials.registry, self._limit, batch_size, seed):
             for found, stream in self._streams.specs(model, spec):
-                if stream.sha256 not in seen:  # clean images are in the stream of every severity
-                    seen.add(stream.sha256)
+                place = (protocol.canonical(), stream.sha256)
+                if place not in seen:  # clean images are in the stream of every severity
+                    seen.add(place)
                     data = self._data(model, found.shifts)
                     yield found, protocol, {"data": data, "stream": stream.sha256, "seed": seed}
 

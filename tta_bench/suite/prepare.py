@@ -64,9 +64,12 @@ def _asked(
 def _values(
     method: MethodEntry, model: str, chosen: Mapping[str, Any]
 ) -> Iterator[tuple[tuple[str, ...], tuple[str, Any]]]:
+    """The values that count, as rows are resolved, each with the part of the entry that it is from."""
     own = method.per_model.get(model, {})
+    last: dict[str, tuple[tuple[str, ...], tuple[str, Any]]] = {}
     for key, values in (("config",), method.config), (("per_model", model), own), (("grid",), chosen):
-        yield from ((key, item) for item in values.items())
+        last |= {name: (key, (name, value)) for name, value in values.items()}
+    yield from last.values()
 
 
 def _learns(loaded: LoadedSuite, name: str) -> bool:

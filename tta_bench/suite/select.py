@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tta_bench.errors import Problem, UsageError, near_miss
 
@@ -40,11 +40,11 @@ class Filter:
             UsageError: an unknown field, or a value that no trial has (with the nearest).
         """
         trials = list(trials)
-        values = {trial.key: _of_trial(trial) for trial in trials}
+        values = [_of_trial(trial) for trial in trials]
         for text, conditions in self._expressions.items():
             for name, asked in conditions.items():
-                _check(text, name, asked, values.values())
-        return [trial for trial in trials if self._asks(values[trial.key])]
+                _check(text, name, asked, values)
+        return [trial for trial, of_trial in zip(trials, values, strict=True) if self._asks(of_trial)]
 
     def _asks(self, values: Values) -> bool:
         return not self._expressions or any(
@@ -58,16 +58,16 @@ def _of_row(label: str, method: str, model: str) -> dict[str, set[str]]:
 
 
 def _of_trial(trial: Trial) -> Values:
-    shifts, setting = trial.stream.shifts, trial.setting.values()
-    parameters: Mapping[str, Any] = setting["parameters"]
+    shifts, setting, adapted = trial.stream.shifts, trial.setting, trial.parameters["adapt_images"]
     return {
+        **{name: {str(value)} for name, value in trial.parameters.items()},
         **_of_row(trial.label, trial.method, trial.model),
         "corruption": {shift.name for shift in shifts},
         "severity": {f"{shift.severity:g}" for shift in shifts if shift.severity is not None},
         "seed": {str(trial.seed)},
-        **{name: {str(setting[name])} for name in ("batch_size", "precision")},
-        "adapt_images": {str(parameters.get("adapt_images", "all"))},
-        **{name: {str(value)} for name, value in parameters.items()},
+        "batch_size": {str(setting.batch_size)},
+        "precision": {setting.precision},
+        "adapt_images": {"all" if adapted is None else str(adapted)},
     }
 
 

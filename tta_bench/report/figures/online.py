@@ -79,7 +79,9 @@ def _batches(section: Section) -> pd.DataFrame:
     batches, shifts = section.content.evidence.batches, section.most_severe
     if batches.empty:
         return batches
-    return batches[batches["key"].isin(set(shifts["key"]))] if section.continual else of_shifts(batches, shifts)
+    if not section.continual:
+        return of_shifts(batches, shifts)
+    return batches[batches["key"].isin(set(shifts["key"])) & batches["setting"].isin(set(shifts["setting"]))]
 
 
 def _of_shifts(section: Section) -> pd.DataFrame:

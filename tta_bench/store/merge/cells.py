@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tta_bench.errors import UsageError
+from tta_bench.setting import Setting
 from tta_bench.store.merge import words
 from tta_bench.store.merge.clashes import Clash, asked_for, difference_of, refusal
 from tta_bench.store.merge.inputs import Run, Trial
@@ -43,8 +44,13 @@ def unite(inputs: Sequence[Run], winner: Run | None, whole: Run | None) -> tuple
 
 def _cells(trial: Trial) -> list[tuple[Any, ...]]:
     """The cells of the tables that a trial fills. Several continual streams may begin with the same clean images."""
-    shifts = [name for _, severity, name in trial["shifts"] if severity] or [name for _, _, name in trial["shifts"]]
-    return [(trial["label"], trial["model"], trial["setting"], trial["seed"], name) for name in shifts]
+    severe = {number for number, (_, severity, _) in enumerate(trial["shifts"]) if severity}
+    row = trial["label"], trial["model"], trial["setting"], trial["seed"]
+    return [
+        (*row, trial["segments"][segment][0], trial["shifts"][number][2], visit)
+        for segment, number, visit in trial["cells"]
+        if number in severe or not severe
+    ]
 
 
 def _differently(whole: Sequence[Trial], held: Mapping[tuple[Any, ...], Trial]) -> list[str]:
@@ -58,7 +64,7 @@ def _differently(whole: Sequence[Trial], held: Mapping[tuple[Any, ...], Trial]) 
 
 
 def _ordered(trials: Sequence[Trial], plans: Sequence[Sequence[Trial]]) -> list[Trial]:
-    """``trials`` in the order of ``plans``: by method, model, batch size, seed, adapt_images, severity, corruption."""
+    """``trials`` in the order of ``plans``: by method, model, conditions, seed, protocol, severity, shifts and visits."""
 
     def axis(values: Any) -> dict[Any, int]:
         return _axis([list(dict.fromkeys(value for trial in plan for value in values(trial))) for plan in plans])
@@ -66,15 +72,15 @@ def _ordered(trials: Sequence[Trial], plans: Sequence[Sequence[Trial]]) -> list[
     labels, models = axis(lambda t: [t["label"]]), axis(lambda t: [t["model"]])
     conditions = axis(lambda t: [_conditions(t)])
     seeds, counts = axis(lambda t: [t["seed"]]), axis(lambda t: [_images_adapted_on(t)])
+    parameters = axis(lambda t: [_parameters(t)])
     severities = axis(lambda t: [severity for _, severity, _ in t["shifts"] if severity])
-    corruptions = axis(lambda t: [corruption for corruption, _, _ in t["shifts"]])
+    visits = axis(_visits)
 
     def place(trial: Trial) -> tuple[Any, ...]:
         severity = max(severities.get(severity, 0) for _, severity, _ in trial["shifts"])  # clean goes with the first
-        shifts = [corruptions[corruption] for corruption, _, _ in trial["shifts"]]
-        count = counts[_images_adapted_on(trial)]
         row = labels[trial["label"]], models[trial["model"]], conditions[_conditions(trial)]
-        return *row, seeds[trial["seed"]], count, severity, shifts
+        protocol = counts[_images_adapted_on(trial)], parameters[_parameters(trial)]
+        return *row, seeds[trial["seed"]], *protocol, severity, [visits[visit] for visit in _visits(trial)]
 
     return sorted(trials, key=place)
 
@@ -82,6 +88,17 @@ def _ordered(trials: Sequence[Trial], plans: Sequence[Sequence[Trial]]) -> list[
 def _conditions(trial: Trial) -> str:
     """What a suite varies besides shifts, seeds and the number of images adapted on."""
     return f"{trial['batch_size']} {trial['precision']}"
+
+
+def _parameters(trial: Trial) -> str:
+    """What a suite varies in its protocol besides the number of images adapted on."""
+    return Setting.of(trial["setting_values"]).without("adapt_images").told
+
+
+def _visits(trial: Trial) -> list[str]:
+    """The corruptions that a trial meets, in its stream's order, each with how often it was met before."""
+    cells = [(trial["shifts"][number][0], visit) for _, number, visit in trial["cells"]]
+    return list(dict.fromkeys(f"{corruption} {visit}" for corruption, visit in cells))
 
 
 def _images_adapted_on(trial: Trial) -> float:

@@ -101,13 +101,14 @@ def of_one_kind(
 def _making(trial: Trial, asked: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:
     """The parts of what was asked, each under all that it may depend on in one run."""
     shifts = tuple(name for _, _, name in trial["shifts"])
+    segments = tuple((name, visit) for name, visit, _ in trial["segments"])
     return {
         ("numerics_version",): asked.get("numerics_version"),
         ("method", trial["label"], trial["model"]): method_of(trial, asked),
         ("source", trial["label"], trial["model"]): asked.get("source"),
         ("model", trial["model"]): asked.get("model"),
         ("data", trial["model"], shifts): asked.get("data"),
-        ("stream", trial["model"], shifts, trial["seed"], trial["setting"]): asked.get("stream"),
+        ("stream", trial["model"], shifts, segments, trial["seed"], trial["setting"]): asked.get("stream"),
     }
 
 

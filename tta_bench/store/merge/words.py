@@ -28,11 +28,13 @@ def row(trial: Trial) -> str:
 
 
 def place(trial: Trial) -> str:
-    """Where in its row: ``contrast-5 seed 0``."""
+    """Where in its row: ``contrast-5 seed 0``, or ``contrast-5 visit 1 seed 0`` where it was met before."""
     names = [name for _, _, name in trial["shifts"]]
     shifts = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+    _, earlier, _ = trial["segments"][0]
+    visit = f" visit {earlier}" if earlier else ""
     adapted = "" if trial["adapt_images"] is None else f" adapt_images {trial['adapt_images']}"
-    return f"{shifts}{adapted} seed {trial['seed']}"
+    return f"{shifts}{visit}{adapted} seed {trial['seed']}"
 
 
 def listed(trials: Sequence[Trial]) -> str:
