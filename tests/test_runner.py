@@ -519,6 +519,38 @@ def test_a_method_may_say_itself_where_its_checkpoint_comes_from(run: Runner) ->
     assert run(Says).facts["checkpoint"] == "from elsewhere"
 
 
+SAID = "the method says what no record can hold: "
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ({"checkpoint_origin": lambda self: pathlib.Path("/a/b")}, SAID + "checkpoint is PosixPath('/a/b'), no str"),
+        ({"checkpoint_origin": lambda self: 3}, SAID + "checkpoint is 3, no str"),
+        ({"needs": Needs(min_batch=2.5)}, SAID + "needs_min_batch is 2.5, no int"),  # type: ignore[arg-type]
+        ({"reset_keeps": "count"}, "TypeError: reset_keeps must be a tuple of names, it is 'count'"),
+        ({"reset_keeps": (1,)}, "TypeError: reset_keeps must be a tuple of names, it is (1,)"),
+        ({"outputs": "scores"}, "outputs must be logits or probabilities, it is 'scores'"),
+    ],
+)
+def test_a_fact_of_another_type_is_a_failed_row(run: Runner, attributes: dict[str, Any], reason: str) -> None:
+    result = run(type("Odd", (Plain,), attributes))
+    assert (result.status, result.reason, result.facts["failure"]) == ("failed", reason, "method")
+
+
+def test_a_row_of_another_type_is_a_failed_row(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tta_bench.run.child.peak_memory_mib", lambda device: "much")
+    assert run(Plain).reason == SAID + "segments[0].peak_memory_mib is 'much', no float"
+
+
+def test_a_fact_no_table_could_take_is_shown_as_one_can(run: Runner) -> None:
+    class Odd(Plain):
+        def checkpoint_origin(self) -> str:
+            return "\ud800 here\x00"
+
+    assert run(Odd).facts["checkpoint"] == "\\ud800 here\\x00"
+
+
 def test_a_batch_that_mixes_shifts_has_each_images_own_pixels() -> None:
     """Image i under shift s is grey 10·s + i; shift 1 holds only some images."""
 
