@@ -27,10 +27,10 @@ from torch import Tensor
 
 from tta_bench import optimizers
 from tta_bench.adapter import Adapter, Config, Context, SourceRequest, context_for
-from tta_bench.errors import UsageError
+from tta_bench.errors import UsageError, text_of
 from tta_bench.models import MissingPart, SourceModel, state_sha256
 from tta_bench.run import ring as rings
-from tta_bench.run.faults import DataFault, kind_of, text_of
+from tta_bench.run.faults import DataFault, kind_of
 from tta_bench.run.global_state import GlobalState, settle
 from tta_bench.run.loading import to_tensor
 from tta_bench.run.messages import (

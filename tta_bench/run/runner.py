@@ -22,11 +22,11 @@ import numpy as np
 
 from tta_bench.data.base import digest
 from tta_bench.data.cache import Direct, ImageCache, Images
-from tta_bench.errors import UsageError
+from tta_bench.errors import UsageError, text_of
 from tta_bench.run import child as children
 from tta_bench.run import metrics, output
 from tta_bench.run import ring as rings
-from tta_bench.run.faults import DataFault, Kind, text_of
+from tta_bench.run.faults import DataFault, Kind
 from tta_bench.run.grading import Grader
 from tta_bench.run.messages import (
     Batch,
