@@ -6,6 +6,7 @@ import abc
 import argparse
 import ctypes
 import os
+import pathlib
 import signal
 import sys
 import threading
@@ -232,6 +233,18 @@ class WildNames(Poison):
 
     def stats(self) -> dict[str, Any]:
         return {"größe µ": 1.0}
+
+
+class OddFacts(Poison):
+    """Says of itself what no record can hold."""
+
+    name = "odd-facts"
+
+    def harm(self) -> None:
+        pass
+
+    def checkpoint_origin(self) -> Any:
+        return pathlib.Path("/a/file")
 
 
 class NoNumbers(Poison):

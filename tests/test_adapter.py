@@ -176,6 +176,35 @@ def test_reset_restores_numpys_generators_and_copes_with_read_only_arrays() -> N
     assert fixed.tolist() == [[0, 1, 2]] * 2
 
 
+def test_reset_restores_arrays_whatever_may_be_written_to_now_or_then() -> None:
+    class Arrays(Source):
+        def setup(self) -> None:
+            self.locked_later, self.locked = np.arange(3.0), np.arange(3.0)
+            whole, of_base = np.arange(6.0), np.arange(4.0)
+            self.view, self.shown, self.nested = whole[2:4], of_base[:2], of_base[1:][1:]
+            self.of_tensor = torch.arange(3.0).numpy()
+            self.constant = np.frombuffer(b"ab", dtype=np.uint8)
+            for array in (self.locked, self.shown, self.of_tensor):
+                array.flags.writeable = False
+            self.bases = lambda: (whole, of_base)  # not looked into
+
+    adapter: Any = ready(Arrays, small_model("batch"))
+    whole, of_base = adapter.bases()
+    names = ("locked_later", "locked", "view", "shown", "nested", "of_tensor", "constant")
+    arrays = [getattr(adapter, name) for name in names]
+    before = [(array.tolist(), array.flags.writeable) for array in arrays]
+    for array in (adapter.locked_later, adapter.locked, whole, of_base):
+        array.flags.writeable = True
+        array += 1
+    torch.from_numpy(adapter.of_tensor.base.numpy()).add_(1)
+    for array in (adapter.locked_later, adapter.view, whole):
+        array.flags.writeable = False
+    assert [array.tolist() for array in arrays[:-1]] != [values for values, _ in before[:-1]]
+    adapter.reset()
+    assert [(array.tolist(), array.flags.writeable) for array in arrays] == before
+    assert not whole.flags.writeable, "what is not the method's is left as it is"
+
+
 def test_reset_restores_buffers_that_a_method_deleted() -> None:
     class Deletes(Adapter):
         def step(self, x: Tensor) -> Tensor:

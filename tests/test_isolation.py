@@ -34,6 +34,7 @@ FAILS = {
     "killed": "the method's process was killed (SIGKILL): most likely the machine had no memory left",
     "no-text": "Unprintable: (its text cannot be had: ValueError)",
     "wild-names": "TypeError: stats() says 'größe µ': a name must be of letters, digits and underscores",
+    "odd-facts": "the method says what no record can hold: checkpoint is PosixPath('/a/file'), no str",
     "no-numbers": "TypeError: stats() must return numbers or 0-dim tensors; 'state' is 'fine'",
     "wild-text": None,
 }

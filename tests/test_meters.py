@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from conftest import clock
 from networks import batches, ready, small_model
 from torch import Tensor
 
-from tta_bench.adapter import Adapter, constant
+from tta_bench.adapter import Adapter, Needs, constant
 from tta_bench.methods.eta import Eta
 from tta_bench.methods.functional import adapt_norm_affine, softmax_entropy
 from tta_bench.methods.sar import Sar
 from tta_bench.methods.source import Source
 from tta_bench.methods.tent import Tent
+from tta_bench.models import SourceModel
+from tta_bench.networks.from_timm import ModelSpec, build_network
 from tta_bench.run.meters import PassCounter, StepCounter, Stopwatch
 
 
@@ -125,6 +128,47 @@ def test_images_that_entered_the_loss_are_those_backwarded(kind: str) -> None:
             kept.append(int(adapter.stats()["kept"]))
     assert 0 < sum(kept) < 32
     assert (*counter.read(), steps.read()) == (32, sum(kept), sum(k > 0 for k in kept))
+
+
+class TwoHeads(torch.nn.Module):
+    """Logits that are the mean of two classifiers' in a list, as CrossViT has them; ``calls``: whether it calls them."""
+
+    def __init__(self, calls: bool = True):
+        super().__init__()
+        self.stem, self.calls, self.num_classes = torch.nn.Conv2d(3, 4, 8, 8), calls, 10
+        self.heads = torch.nn.ModuleList([torch.nn.Linear(4, 10), torch.nn.Linear(4, 10)])
+
+    def get_classifier(self) -> torch.nn.Module:
+        return self.heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.stem(x).mean((2, 3))
+        if not self.calls:
+            return pooled @ self.heads[0].weight.T  # type: ignore[operator,union-attr,return-value]
+        return torch.stack([head(pooled) for head in self.heads]).mean(0)
+
+
+DISTILLED = ModelSpec(name="distilled", architecture="deit_tiny_distilled_patch16_224", options={
+    "num_classes": 10, "img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2})  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [lambda: build_network(DISTILLED), TwoHeads], ids=["deit", "list"])
+def test_an_image_that_meets_two_classifiers_counts_once(make: Callable[[], torch.nn.Module]) -> None:
+    model = SourceModel(make(), (0.5,) * 3, (0.5,) * 3).eval()
+    counter = PassCounter(model)
+    copy.deepcopy(model)(batches(1, size=2)[0]).square().mean().backward()
+    assert counter.read() == (2, 2)
+    assert counter.read() == (0, 0)
+    kinds = "the model's classifier is no linear layer but Linear and Linear"
+    assert Needs(linear_head=True).lacking(model, 8) == kinds
+
+
+def test_gradients_at_a_classifier_that_is_never_called_are_not_known() -> None:
+    model = SourceModel(TwoHeads(calls=False), (0.5,) * 3, (0.5,) * 3).eval()
+    counter = PassCounter(model)
+    assert counter.read() == (0, 0), "nothing was forwarded"
+    model(batches(1, size=2)[0]).square().mean().backward()
+    assert counter.read() == (2, None)
 
 
 def test_steps_outside_are_not_counted() -> None:

@@ -18,8 +18,10 @@ from tta_bench import suite
 from tta_bench.adapter import Adapter, Config, Declared, Needs, SourceRequest
 from tta_bench.data.cache import Images
 from tta_bench.methods.eta import Eta
+from tta_bench.methods.norm import Norm
 from tta_bench.methods.sar import Sar
 from tta_bench.methods.tent import Tent
+from tta_bench.networks.from_timm import ModelSpec, build_network
 from tta_bench.run import metrics
 from tta_bench.run.grading import _timing
 from tta_bench.run.meters import Stopwatch
@@ -208,6 +210,30 @@ def test_a_method_may_decline_before_it_runs(run: Runner) -> None:
 
     result = run(Declines)
     assert (result.status, result.reason) == ("skipped", "the model has no layer normalisation layer")
+
+
+def test_a_method_that_asks_for_stages_where_there_are_none_is_skipped(run: Runner) -> None:
+    class Staged(Plain):
+        def setup(self) -> None:
+            for layer in range(1, 5):  # as a network without them
+                self.model.net.add_module(f"part{layer}", self.model.net._modules.pop(f"layer{layer}"))
+            self.model.stages()
+
+    result = run(Staged)
+    assert (result.status, result.reason) == ("skipped", "ResNet has neither blocks nor stages")
+
+
+def test_a_last_batch_of_one_image_is_foreseen_where_maps_are_of_one_pixel(run: Runner, tmp_path: pathlib.Path) -> None:
+    small = ("batch_size: 40", "batch_size: 33")  # 100 images: 33, 33, 33, 1
+    options = {"num_classes": 10, "layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
+    torch.save(
+        build_network(ModelSpec(name="m", architecture="resnet18", options=options)).state_dict(), tmp_path / "w.pth"
+    )
+    shipped = "package:tta_bench.data.kinds/weights/digits_resnet_bn.safetensors"
+    whole = (("    stem: cifar\n", ""), (shipped, str(tmp_path / "w.pth")))  # 32x32 images are 1x1 maps in the end
+    ones = [run(Norm, small), run(Norm, small, *whole), run(Plain, small, *whole), run(Norm, *whole)]
+    assert [result.status for result in ones] == ["ok", "skipped", "ok", "ok"]
+    assert ones[1].reason.startswith("a batch of the stream has 1 of 33 images: ")
 
 
 @pytest.mark.parametrize(("min_batch", "last"), [(20, "step"), (21, "predict")])
@@ -531,6 +557,38 @@ def test_a_method_may_say_itself_where_its_checkpoint_comes_from(run: Runner) ->
             return "from elsewhere"
 
     assert run(Says).facts["checkpoint"] == "from elsewhere"
+
+
+SAID = "the method says what no record can hold: "
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ({"checkpoint_origin": lambda self: pathlib.Path("/a/b")}, SAID + "checkpoint is PosixPath('/a/b'), no str"),
+        ({"checkpoint_origin": lambda self: 3}, SAID + "checkpoint is 3, no str"),
+        ({"needs": Needs(min_batch=2.5)}, SAID + "needs_min_batch is 2.5, no int"),  # type: ignore[arg-type]
+        ({"reset_keeps": "count"}, "TypeError: reset_keeps must be a tuple of names, it is 'count'"),
+        ({"reset_keeps": (1,)}, "TypeError: reset_keeps must be a tuple of names, it is (1,)"),
+        ({"outputs": "scores"}, "outputs must be logits or probabilities, it is 'scores'"),
+    ],
+)
+def test_a_fact_of_another_type_is_a_failed_row(run: Runner, attributes: dict[str, Any], reason: str) -> None:
+    result = run(type("Odd", (Plain,), attributes))
+    assert (result.status, result.reason, result.facts["failure"]) == ("failed", reason, "method")
+
+
+def test_a_row_of_another_type_is_a_failed_row(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tta_bench.run.child.peak_memory_mib", lambda device: "much")
+    assert run(Plain).reason == SAID + "segments[0].peak_memory_mib is 'much', no float"
+
+
+def test_a_fact_no_table_could_take_is_shown_as_one_can(run: Runner) -> None:
+    class Odd(Plain):
+        def checkpoint_origin(self) -> str:
+            return "\ud800 here\x00"
+
+    assert run(Odd).facts["checkpoint"] == "\\ud800 here\\x00"
 
 
 def test_a_batch_that_mixes_shifts_has_each_images_own_pixels() -> None:

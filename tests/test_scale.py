@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -249,13 +250,53 @@ def test_trials_written_together_are_those_written_one_by_one(suite_file: SuiteF
     assert set(together) == {f"{trial.key}.{kind}" for trial in trials for kind in ("npz", "json")}
 
 
-def test_where_one_of_several_cannot_be_written_none_is(suite_file: SuiteFile, tmp_path: pathlib.Path) -> None:
+def test_where_one_of_several_cannot_be_written_none_is(
+    suite_file: SuiteFile, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trials = plan.make(suite.load(str(suite_file()))).trials
     made = [(script("scale").canned(trial, batches=3), trial.asked) for trial in trials]
-    broken = dataclasses.replace(made[2][0], batches={"x": np.array([object()])})
-    with pytest.raises(ValueError, match="Python objects"):
-        records.write_all(tmp_path, [*made[:2], (broken, made[2][1]), made[3]], session=0)
+    steps, sync = list[int](), files.os.fsync
+
+    def full(number: int) -> None:
+        steps.append(number)
+        if len(steps) == 3:
+            raise OSError("no space left")
+        sync(number)
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        records.write_all(tmp_path, made, session=0)
     assert list((tmp_path / "trials").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"batches": {"x": np.array([object()])}}, "Python objects"),
+        ({"facts": {"checkpoint": pathlib.Path("x"), "trial_s": 1.0}}, "checkpoint is PosixPath('x'), no str"),
+        ({"facts": {"needs_min_batch": 2.5, "trial_s": 1.0}}, "needs_min_batch is 2.5, no int"),
+        ({"segments": [{"position": "first"}]}, "segments[0].position is 'first', no int"),
+        ({"shifts": [1]}, "shifts[0] is no mapping"),
+        ({"environment": {"pid": "a process", "host": "node"}}, "environment.pid is 'a process', no int"),
+    ],
+)
+def test_a_result_that_no_record_can_hold_is_a_failed_one_and_the_others_are_written(
+    suite_file: SuiteFile, tmp_path: pathlib.Path, change: dict[str, Any], said: str
+) -> None:
+    trials = plan.make(suite.load(str(suite_file()))).trials
+    made = [(script("scale").canned(trial, batches=3), trial.asked) for trial in trials]
+    broken = dataclasses.replace(made[2][0], **change)
+    written = records.write_all(tmp_path, [*made[:2], (broken, made[2][1]), made[3]], session=0)
+    assert [result.status for result in written] == ["ok", "ok", "failed", "ok"]
+    assert [result is given for result, (given, _) in zip(written, made, strict=True)] == [True, True, False, True]
+    record = records.read(tmp_path, broken.key)
+    assert record is not None
+    assert record["reason"] == written[2].reason
+    assert record["reason"].startswith("the result cannot be recorded: ")
+    assert said in record["reason"]
+    assert (record["segments"], record["shifts"], record["facts"]["failure"]) == ([], [], "method")
+    assert "trial_s" in record["facts"], "what is sound is kept"
+    assert "pid" not in record["environment"] or type(record["environment"]["pid"]) is int
 
 
 def test_every_array_is_on_disk_before_a_result_counts(

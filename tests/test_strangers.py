@@ -110,6 +110,55 @@ def test_a_broken_one_is_named_with_its_line_and_nothing_is_run(
     assert not (strangers / "out").exists()
 
 
+_RAISES = "        raise KeyError('broken')\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "after", "said"),
+    [
+        ("protocol", "def parts(self, source: Source) -> Iterator[Part]:\n", "protocol 'there_and_back' (file protocol.py) cannot make its stream"),
+        ("dataset", "def __init__(self, config: Config, request: DataRequest):\n", "kind of data 'stripes' (file dataset.py) cannot be opened"),
+        ("model", "def build(self) -> nn.Module:\n", "kind of model 'filters' (file model.py) cannot build its network"),
+    ],
+)  # fmt: skip
+def test_one_that_raises_when_it_is_asked_is_named_with_its_line(
+    strangers: pathlib.Path, run_cli: Callable[..., object], name: str, after: str, said: str
+) -> None:
+    file = strangers / f"{name}.py"
+    before, found, rest = file.read_text().partition(after)
+    assert found
+    file.write_text(before + found + _RAISES + rest)
+    outcome = run_cli("run", strangers / "suite.yaml", "--out", strangers / "out")
+    assert outcome.code == 2, outcome.err  # type: ignore[attr-defined]
+    line = len((before + found).splitlines()) + 1
+    assert f"{said}: KeyError: 'broken' ({file}:{line})" in outcome.err  # type: ignore[attr-defined]
+    assert not (strangers / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "base"),
+    [
+        ("protocol", "ProtocolConfig", "tta_bench.protocols.base.ProtocolConfig"),
+        ("dataset", "DataConfig", "tta_bench.data.base.DataConfig"),
+        ("model", "ModelConfig", "tta_bench.models.ModelConfig"),
+        ("method", "OptimizerConfig", "tta_bench.adapter.Config"),
+        ("optimizer", "adapter.Config", "tta_bench.adapter.Config"),
+    ],
+)
+def test_a_config_of_another_base_is_refused(
+    strangers: pathlib.Path, run_cli: Callable[..., object], name: str, config: str, base: str
+) -> None:
+    file = strangers / f"{name}.py"
+    text = file.read_text()
+    assert f"class Config({config}):" in text
+    text = text.replace(f"class Config({config}):", "class Config(pydantic.BaseModel):")
+    file.write_text(text.replace("\n\n", "\n\nimport pydantic\n", 1))
+    outcome = run_cli("run", strangers / "suite.yaml", "--out", strangers / "out")
+    assert outcome.code == 2, outcome.err  # type: ignore[attr-defined]
+    assert f"does not inherit from {base}" in outcome.err  # type: ignore[attr-defined]
+    assert f"{file}: the Config of" in outcome.err  # type: ignore[attr-defined]
+
+
 def test_a_method_is_checked_with_an_optimizer_of_another_file(
     strangers: pathlib.Path, run_cli: Callable[..., object]
 ) -> None:

@@ -132,6 +132,67 @@ def test_a_protocol_without_images_is_refused() -> None:
         assembled(Nothing(ProtocolConfig(kind="nothing")), Source(SHIFTS, tuple(LABELS.values()), 5, 0))
 
 
+def part(**changes: Any) -> Part:
+    """Two images of the first shift, and one of the second."""
+    values = {"name": "p", "visit": 0, "shift": np.array([0, 0, 1]), "image": np.array([5, 22, 0])}
+    return Part(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ([part(image=np.array([5, 23, 0]))], r"wrong part 0 \('p'\): image 23 of shift 'clean', which has 23"),
+        ([part(image=np.array([5, -1, 0]))], "image -1 of shift 'clean', which has 23"),
+        ([part(shift=np.array([0, 0, 3]))], "shift must be from 0 to 2"),
+        ([part(shift=np.array([0, -1, 1]))], "shift must be from 0 to 2"),
+        ([part(shift=np.array([0, 0]))], "of unequal length: shift 2, image 3"),
+        ([part(visits=np.array([0, 0]))], "of unequal length: shift 3, image 3, visits 2"),
+        ([part(visits=np.array([0, 0, -1]))], "visits must be from 0 to 32767"),
+        ([part(visits=np.array([0, 0, 40000]))], "visits must be from 0 to 32767"),
+        ([part(image=np.array([0.5, 1, 2]))], "image must be a one-dimensional array of whole numbers"),
+        ([part(image=[0, 1, 2])], "image must be a one-dimensional array of whole numbers"),
+        ([part(shift=np.zeros((3, 1), dtype=int))], "shift must be a one-dimensional array of whole numbers"),
+        ([part(visits=np.zeros(3))], "visits must be a one-dimensional array of whole numbers"),
+        ([part(name=3)], "its name is no text"),
+        ([part(), part()], r"says visit 0 of part 1 \('p'\), but 1 parts before it have its name"),
+        ([part(visit=1)], "says visit 1 of part 0"),
+        ([part(), (0, 1)], "yields tuple in place of part 1"),
+        ([], "without images"),
+    ],
+)
+def test_what_a_protocol_gives_is_checked(parts: list[Any], said: str) -> None:
+    class Given(Protocol):
+        def parts(self, source: Source) -> Any:
+            yield from parts
+
+    with pytest.raises(UsageError, match=f"protocol 'given'.*{said}"):
+        assembled(Given(ProtocolConfig(kind="given")), Source(SHIFTS, tuple(LABELS.values()), 5, 0))
+
+
+def test_resets_that_there_are_not_are_refused() -> None:
+    odd = type("Odd", (Continual,), {"resets": "batch"})(ProtocolConfig(kind="odd"))
+    with pytest.raises(UsageError, match="protocol 'odd' resets 'batch': it must be 'segment' or 'never'"):
+        assembled(odd, Source(SHIFTS, tuple(LABELS.values()), 5, 0))
+
+
+@pytest.mark.parametrize(
+    ("labels", "batch_size", "said"),
+    [
+        ({}, 2, "there is no shift"),
+        ({"clean": np.arange(4), "fog-5": np.arange(0)}, 2, "shift 'fog-5' has no images"),
+        ({"clean": np.arange(4), "fog-5": []}, 2, "shift 'fog-5' has no images"),
+        ({"clean": np.arange(4) / 3}, 2, "the labels of shift 'clean' must be a row of whole numbers"),
+        ({"clean": np.zeros((4, 2), dtype=int)}, 2, "the labels of shift 'clean' must be a row of whole numbers"),
+        ({"clean": np.arange(4)}, 0, "the batch size must be a whole number from 1 on, it is 0"),
+        ({"clean": np.arange(4)}, 2.5, "the batch size must be a whole number from 1 on, it is 2.5"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["mixed", "continual", "reset"])
+def test_what_no_stream_can_be_made_of_is_refused(kind: str, labels: Any, batch_size: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        stream_of({"kind": kind}, labels, batch_size, 0)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -221,7 +282,7 @@ def test_given_streams_are_equal(shared: pathlib.Path) -> None:
     ("protocol", "said"),
     [
         ({"kind": "continuall"}, "unknown protocol 'continuall'"),
-        ({"kind": "mixed", "variannt": 1}, "unknown key 'variannt'"),
+        ({"kind": "mixed", "variannt": 1}, "unknown key 'variannt' in protocol 'mixed'"),
         ({"kind": "mixed", "adapt_images": 0}, "give a number of images, or all"),
         ({"kind": "mixed", "adapt_images": [5, 5]}, "5 is listed twice"),
         ({"kind": "mixed", "adapt_images": [5, "all"]}, "give single values, not lists: adapt_images"),

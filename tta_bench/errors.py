@@ -60,6 +60,14 @@ class Stopped(Exception):
         return str(self.problem)
 
 
+def text_of(error: BaseException) -> str:
+    """An exception's own text; making it may fail, too."""
+    try:
+        return str(error)
+    except Exception as second:
+        return f"(its text cannot be had: {type(second).__name__})"
+
+
 def near_miss(word: str, known: Iterable[str]) -> str:
     """A hint for a misspelt word: the nearest known one, then all of them.
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import tta_bench.torchvision_repair  # noqa: F401  (a network may import timm)
 from tta_bench.data.base import Geometry
 from tta_bench.errors import Problem, UsageError
-from tta_bench.registry import MODELS, Portable, Registry, installed
+from tta_bench.registry import MODELS, Portable, Registry, blamed, installed
 
 PACKAGE_SCHEME = "package:"
 _NORM_KINDS = {
@@ -248,18 +248,20 @@ class Network(Portable, Structure, abc.ABC):
         Raises:
             UsageError: it cannot be built, or its weights cannot be had or do not fit.
         """
-        net = self.build().float().requires_grad_(False)
-        try:
-            self.num_classes(net), self.classifier(net)
-        except (TypeError, AttributeError) as error:
-            raise UsageError(Problem(f"the network's parts are not found: {error}")) from error
-        return SourceModel(net, *self.normalisation(net), self).eval()
+        with blamed(MODELS, self.config.kind, type(self), "build its network"):
+            net = self.build().float().requires_grad_(False)
+            try:
+                self.num_classes(net), self.classifier(net)
+            except (TypeError, AttributeError) as error:
+                raise UsageError(Problem(f"the network's parts are not found: {error}")) from error
+            return SourceModel(net, *self.normalisation(net), self).eval()
 
 
 def open_network(config: ModelConfig, registry: Registry | None = None) -> Network:
     """The network that a suite describes; nothing is built yet."""
-    network: Network = (registry or installed()).load(config.kind, MODELS)(config)
-    return network
+    cls: type[Network] = (registry or installed()).load(config.kind, MODELS)
+    with blamed(MODELS, config.kind, cls, "be opened"):
+        return cls(config)
 
 
 def locate_weights(weights: str) -> pathlib.Path:

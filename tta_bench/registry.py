@@ -24,7 +24,7 @@ from importlib import metadata
 from typing import Any
 
 from tta_bench.code import closure_sha256, file_sha256, package_closure, plugin_closure, siblings
-from tta_bench.errors import Problem, UsageError, near_miss
+from tta_bench.errors import Problem, UsageError, near_miss, text_of
 
 SLOW_IMPORT_S = 30  # after which a plugin that is being imported is named
 _PREFIX = "tta_bench_plugin_"  # of the names of modules that are plugin files
@@ -38,18 +38,22 @@ class Kind:
         group: its entry-point group.
         noun: how messages call one.
         base: ``module:Class`` that its classes inherit from.
+        config: ``module:Class`` that their Configs inherit from.
     """
 
     group: str
     noun: str
     base: str
+    config: str
 
 
-METHODS = Kind("tta_bench.methods", "method", "tta_bench.adapter:Adapter")
-OPTIMIZERS = Kind("tta_bench.optimizers", "optimizer", "torch.optim:Optimizer")
-PROTOCOLS = Kind("tta_bench.protocols", "protocol", "tta_bench.protocols.base:Protocol")
-DATASETS = Kind("tta_bench.datasets", "kind of data", "tta_bench.data.base:Dataset")
-MODELS = Kind("tta_bench.models", "kind of model", "tta_bench.models:Network")
+_CONFIG = "tta_bench.adapter:Config"
+METHODS = Kind("tta_bench.methods", "method", "tta_bench.adapter:Adapter", _CONFIG)
+OPTIMIZERS = Kind("tta_bench.optimizers", "optimizer", "torch.optim:Optimizer", _CONFIG)
+PROTOCOLS = Kind("tta_bench.protocols", "protocol", "tta_bench.protocols.base:Protocol",
+                 "tta_bench.protocols.base:ProtocolConfig")  # fmt: skip
+DATASETS = Kind("tta_bench.datasets", "kind of data", "tta_bench.data.base:Dataset", "tta_bench.data.base:DataConfig")
+MODELS = Kind("tta_bench.models", "kind of model", "tta_bench.models:Network", "tta_bench.models:ModelConfig")
 KINDS = (METHODS, OPTIMIZERS, PROTOCOLS, DATASETS, MODELS)
 
 
@@ -160,6 +164,7 @@ def _load(entry: Entry) -> type:
         found = getattr(importlib.import_module(module), attribute)
     if not isinstance(found, type):
         raise TypeError(f"{entry.target} is not a class")
+    _check_config(entry.kind, found, entry.origin)
     return found
 
 
@@ -231,9 +236,50 @@ def _check_siblings(file: pathlib.Path, beside: Mapping[str, pathlib.Path]) -> N
             raise UsageError(Problem(what, where=str(file), hint=f"give {path.name} another name"))
 
 
-def _base(kind: Kind) -> type:
-    module, _, name = kind.base.partition(":")
+def _named(place: str) -> type:
+    """The class at ``module:Class``."""
+    module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+
+
+def _check_config(kind: Kind, cls: type, where: str) -> None:
+    """Refuse a plugin whose Config lacks what the harness reads of every Config of its kind.
+
+    Raises:
+        UsageError: it does not inherit from the kind's.
+    """
+    config = getattr(cls, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, _named(kind.config))):
+        base = kind.config.replace(":", ".")
+        what = f"the Config of {kind.noun} {cls.__name__} does not inherit from {base}"
+        raise UsageError(Problem(what, where, hint=f"write: class Config({base.rpartition('.')[2]}): …"))
+
+
+@contextlib.contextmanager
+def blamed(kind: Kind, name: str, cls: type, doing: str) -> Iterator[None]:
+    """While a plugin's own code runs: what it raises is said to be its own.
+
+    Args:
+        kind: of the plugin.
+        name: that a suite calls it.
+        cls: the plugin.
+        doing: what it cannot do then.
+
+    Raises:
+        UsageError: with the plugin, its origin, and the place in its code; its own UsageErrors are left alone.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
+        file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+        origin = f"file {pathlib.Path(file).name}" if file and cls.__module__.startswith(_PREFIX) else cls.__module__
+        frames = traceback.extract_tb(error.__traceback__)
+        frame = next((f for f in reversed(frames) if f.filename == file), frames[-1])
+        what = f"{type(error).__name__}: {text_of(error)} ({frame.filename}:{frame.lineno})"
+        hint = "mend the plugin: it may raise UsageError for what a suite does wrong"
+        raise UsageError(Problem(f"{kind.noun} {name!r} ({origin}) cannot {doing}: {what}", hint=hint)) from error
 
 
 def plugin_entries(file: pathlib.Path) -> list[Entry]:
@@ -250,15 +296,16 @@ def plugin_entries(file: pathlib.Path) -> list[Entry]:
         if isinstance(value, type) and value.__module__ == module.__name__
         and not getattr(value, "__abstractmethods__", None)
     ]  # fmt: skip
-    found = [(kind, cls) for cls in classes for kind in KINDS if issubclass(cls, _base(kind))]
+    found = [(kind, cls) for cls in classes for kind in KINDS if issubclass(cls, _named(kind.base))]
     if not found:
         bases = ", ".join(kind.base.replace(":", ".") for kind in KINDS)
         raise UsageError(Problem("the file defines no plugin", str(file), hint=f"subclass one of {bases} in it"))
-    for _, cls in found:
+    for kind, cls in found:
         for attribute, example in (("name", f"name = {cls.__name__.lower()!r}"), ("Config", "class Config(…): …")):
             if not getattr(cls, attribute, None):
                 what = f"class {cls.__name__} has no {attribute!r} attribute"
                 raise UsageError(Problem(what, str(file), hint=f"write: {example}"))
+        _check_config(kind, cls, str(file))
     return [Entry(cls.name, f"file {file.name}", cls.__name__, file, kind) for kind, cls in found]  # type: ignore[attr-defined]
 
 

@@ -7,11 +7,12 @@ keeps its identity, so that optimizers and captured graphs still point at the ri
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import types
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ class Snapshot:
             state = value.get_state()
             self._undo.append(functools.partial(value.set_state, state))
         elif isinstance(value, np.ndarray):
-            self._array(value)
+            self._array(value, path, stop)
         elif isinstance(value, np.random.Generator):
             self._visit(value.bit_generator, path, stop)
         elif isinstance(value, np.random.BitGenerator):
@@ -107,10 +108,21 @@ class Snapshot:
 
         self._undo.append(undo)
 
-    def _array(self, array: np.ndarray) -> None:
-        if array.flags.writeable:  # one that is not cannot have changed in place
-            data = array.copy()
-            self._undo.append(lambda: np.copyto(array, data))
+    def _array(self, array: np.ndarray, path: str, stop: frozenset[str]) -> None:
+        if not array.flags.writeable:
+            self._visit(array.base, path, stop)  # a view changes with what it is of
+            if not array.flags.owndata:  # nor can a read-only file's memory change
+                return
+        data, writeable = array.copy(), array.flags.writeable
+
+        def undo() -> None:
+            with _unlocked(array):
+                np.copyto(array, data)
+            if array.flags.writeable != writeable:
+                with _unlocked(array.base):
+                    array.flags.writeable = writeable
+
+        self._undo.append(undo)
 
     def _mapping(self, mapping: dict[Any, Any], path: str, stop: frozenset[str]) -> None:
         kept = {key for key in mapping if _join(path, key) in stop}
@@ -135,6 +147,20 @@ class Snapshot:
         self._undo.append(undo)
         for index, value in enumerate(content):
             self._visit(value, _join(path, index), stop)
+
+
+@contextlib.contextmanager
+def _unlocked(array: Any) -> Iterator[None]:
+    """While an array can be written to; then it is as before. Of a view, that which it is of has to be unlocked, too."""
+    if not isinstance(array, np.ndarray) or array.flags.writeable:
+        yield
+        return
+    with _unlocked(array.base):
+        array.flags.writeable = True
+        try:
+            yield
+        finally:
+            array.flags.writeable = False
 
 
 def _join(path: str, key: Any) -> str:

@@ -278,8 +278,9 @@ class _Keeper:
         with self._interrupts.held(), _writing(self._out):
             for trial, result in named:
                 runlog.write(self._out, trial, result)
-            records.write_all(self._out, [(result, trial.asked) for trial, result in named], self._session)
-        for trial, result in named:
+            pairs = [(result, trial.asked) for trial, result in named]
+            written = records.write_all(self._out, pairs, self._session)
+        for (trial, _), result in zip(named, written, strict=True):
             self._progress.finished(trial, result)
         self._update()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tta_bench.data.base import CleanImages, DataConfig, DataRequest, Dataset, Geometry
 from tta_bench.data.generated import Generated
 from tta_bench.errors import Problem, UsageError
-from tta_bench.registry import DATASETS, Registry
+from tta_bench.registry import DATASETS, Registry, blamed
 
 __all__ = ["CleanImages", "DataConfig", "DataRequest", "Dataset", "Geometry", "corrupted_source", "open_data"]
 
@@ -16,8 +16,9 @@ def open_data(config: DataConfig, request: DataRequest, registry: Registry) -> D
     Raises:
         UsageError: the data are not there, or not of the expected form.
     """
-    dataset: Dataset = registry.load(config.kind, DATASETS)(config, request)
-    return dataset
+    cls: type[Dataset] = registry.load(config.kind, DATASETS)
+    with blamed(DATASETS, config.kind, cls, "be opened"):
+        return cls(config, request)  # type: ignore[call-arg]
 
 
 def corrupted_source(dataset: Dataset, seed: int) -> Generated:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import OrderedDict
+import numbers
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from tta_bench.errors import Problem, UsageError
 from tta_bench.protocols.base import Part, Protocol, Source
-from tta_bench.registry import PROTOCOLS, Registry
+from tta_bench.registry import PROTOCOLS, Registry, blamed
 from tta_bench.streams import Segment, Shift, Stream, StreamSpec, subset
 
 _KEPT = 4  # streams that are held, so that the trials of one are not built one by one
@@ -27,11 +29,14 @@ def assembled(protocol: Protocol, source: Source, graded_after: int | None = Non
         graded_after: as in :class:`tta_bench.streams.StreamSpec`.
 
     Raises:
-        UsageError: the protocol's rule cannot be followed, or gives no image.
+        UsageError: the protocol's rule cannot be followed, gives no image, or gives what is no part of these shifts.
     """
-    parts = list(protocol.parts(source))
-    if not parts or not all(len(part.image) for part in parts):
-        raise UsageError(Problem(f"protocol {protocol.config.kind!r} makes a stream without images"))
+    kind = protocol.config.kind
+    _check_source(source)
+    with blamed(PROTOCOLS, kind, type(protocol), "make its stream"):
+        parts = list(protocol.parts(source))
+    if wrong := next(_wrong(protocol, parts, source), None):
+        raise UsageError(Problem(f"protocol {kind!r} {wrong}"))
     starts = [np.arange(0, len(part.image), source.batch_size) for part in parts]
     firsts = np.cumsum([0, *(len(s) for s in starts)])
     lengths = np.cumsum([0, *(len(part.image) for part in parts)])
@@ -51,6 +56,72 @@ def assembled(protocol: Protocol, source: Source, graded_after: int | None = Non
         graded_after=graded_after,
         visits=_visits(parts),
     )
+
+
+def _check_source(source: Source) -> None:
+    """Refuse what no protocol can make a stream from.
+
+    Raises:
+        UsageError: there is no shift, one has no images or no labels of them, or a batch has no image.
+    """
+    if not source.shifts:
+        raise UsageError(Problem("there is no shift to make a stream from"))
+    if not isinstance(source.batch_size, numbers.Integral) or source.batch_size < 1:
+        raise UsageError(Problem(f"the batch size must be a whole number from 1 on, it is {source.batch_size!r}"))
+    for shift, labels in zip(source.shifts, source.labels, strict=True):
+        if not len(labels):
+            raise UsageError(Problem(f"shift {shift.id!r} has no images"))
+        if not _whole_numbers(labels):
+            raise UsageError(Problem(f"the labels of shift {shift.id!r} must be a row of whole numbers"))
+
+
+def _wrong(protocol: Protocol, parts: Sequence[Any], source: Source) -> Iterator[str]:
+    """What is wrong with what a protocol says: what follows would wrap, break off, or silently mean something else."""
+    if protocol.resets not in ("segment", "never"):
+        yield f"resets {protocol.resets!r}: it must be 'segment' or 'never'"
+    seen = Counter[str]()
+    for number, part in enumerate(parts):
+        if not isinstance(part, Part):
+            yield f"yields {type(part).__name__} in place of part {number}"
+            return
+        yield from (f"yields a wrong part {number} ({part.name!r}): {what}" for what in _wrong_in(part, source))
+        if part.visit != seen[part.name]:
+            before = f"{seen[part.name]} parts before it have its name"
+            yield f"says visit {part.visit!r} of part {number} ({part.name!r}), but {before}"
+        seen[part.name] += 1
+    if not parts or not all(len(part.image) for part in parts):
+        yield "makes a stream without images"
+
+
+def _wrong_in(part: Part, source: Source) -> Iterator[str]:
+    if not isinstance(part.name, str):
+        yield "its name is no text"
+    arrays = {"shift": part.shift, "image": part.image} | ({} if part.visits is None else {"visits": part.visits})
+    if bad := [name for name, array in arrays.items() if not _whole_numbers(array)]:
+        yield f"{bad[0]} must be a one-dimensional array of whole numbers"
+        return
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        yield "of unequal length: " + ", ".join(f"{name} {length}" for name, length in lengths.items())
+        return
+    if _outside(part.shift, len(source.shifts)).any():
+        yield f"shift must be from 0 to {len(source.shifts) - 1}"
+        return
+    sizes = np.array([len(labels) for labels in source.labels])[part.shift]
+    if (outside := _outside(part.image, sizes)).any():
+        bad_one = int(np.argmax(outside))
+        yield f"image {part.image[bad_one]} of shift {source.shifts[part.shift[bad_one]].id!r}, which has {sizes[bad_one]}"
+    if part.visits is not None and _outside(part.visits, np.iinfo(np.int16).max + 1).any():
+        yield f"visits must be from 0 to {np.iinfo(np.int16).max}"
+
+
+def _whole_numbers(array: Any) -> bool:
+    return isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind in "iu"
+
+
+def _outside(values: np.ndarray, end: Any) -> np.ndarray:
+    """(n,) bool, whether each value is not in [0, end)."""
+    return (values < 0) | (values >= end)
 
 
 def _resets(protocol: Protocol, firsts: np.ndarray) -> np.ndarray:

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from tta_bench import optimizers
 from tta_bench.adapter import Adapter, Config, Context, SourceRequest, context_for
-from tta_bench.errors import UsageError
+from tta_bench.errors import UsageError, text_of
 from tta_bench.models import MissingPart, SourceModel, state_sha256
 from tta_bench.run import ring as rings
-from tta_bench.run.faults import DataFault, kind_of, text_of
+from tta_bench.run.faults import DataFault, kind_of
 from tta_bench.run.global_state import GlobalState, settle
 from tta_bench.run.loading import to_tensor
 from tta_bench.run.messages import (
@@ -198,7 +198,7 @@ class _Trial:
             "adapted_parameters": sum(p.numel() for p in adapter.model.parameters() if p.requires_grad),
             "batch_statistics": _batch_statistics(adapter),
             "checkpoint": optimizers.checkpoint_origin(adapter),
-            "reset_keeps": ",".join(adapter.reset_keeps),
+            "reset_keeps": _kept(adapter.reset_keeps),
             **self.needs.columns(),
         }
 
@@ -332,6 +332,17 @@ def _batch_statistics(adapter: Adapter) -> str:
     if not any(layer.training or layer.running_mean is None for layer in layers):
         return ""
     return "per-image" if adapter.context.batch_size == 1 else "per-batch"
+
+
+def _kept(names: Any) -> str:
+    """``reset_keeps`` as a column.
+
+    Raises:
+        TypeError: it holds something that is no name; or it is a single text, which would be read letter by letter.
+    """
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"reset_keeps must be a tuple of names, it is {names!r:.100}")
+    return ",".join(names)
 
 
 def _copied(stats: Mapping[str, float | Tensor]) -> Mapping[str, float | Tensor]:

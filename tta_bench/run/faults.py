@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import torch
 
+from tta_bench.errors import text_of
+
 RETRIES = 2  # how often a trial is given to another worker after an infrastructure fault
 
 Kind = Literal["infrastructure", "memory", "timeout", "method", "shared"]
@@ -83,11 +85,3 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = text_of(error)
     return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in text or "out of memory" in text)
-
-
-def text_of(error: BaseException) -> str:
-    """An exception's own text; making it may fail, too."""
-    try:
-        return str(error)
-    except Exception as second:
-        return f"(its text cannot be had: {type(second).__name__})"

@@ -13,7 +13,7 @@ import socket
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ import numpy as np
 
 from tta_bench.data.base import digest
 from tta_bench.data.cache import Direct, ImageCache, Images
-from tta_bench.errors import UsageError
+from tta_bench.errors import UsageError, text_of
 from tta_bench.run import child as children
 from tta_bench.run import metrics, output
 from tta_bench.run import ring as rings
@@ -45,10 +45,12 @@ from tta_bench.run.messages import (
 )  # fmt: skip
 from tta_bench.run.ring import Ring
 from tta_bench.run.server import ForkServer, Process
+from tta_bench.store import schema
 from tta_bench.streams import Segment, derived_seed
 from tta_bench.suite.plan import Materials, Trial
 
 M = TypeVar("M")
+OUTPUTS = ("logits", "probabilities")  # what a method's scores may be
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,10 @@ class _Over(Exception):
     def __init__(self, message: Failed | Skipped):
         self.message = message
         super().__init__(message)
+
+
+class _Unfit(Exception):
+    """What a method says of itself is not what a record can hold."""
 
 
 @dataclass
@@ -162,12 +168,14 @@ class Supervisor:
             return _failure("infrastructure", str(fault)), ()
         except FloatingPointError as error:
             return _failure("method", f"FloatingPointError: {error}"), ()
+        except _Unfit as unfit:
+            return _failure("method", str(unfit)), ()
         except TimeoutError as error:
             return _failure("timeout", str(error)), ()
         except (EOFError, ConnectionError):
             return _failure(*self._death()), ()
         except Exception as error:  # a trial never ends the run, whatever the harness has overlooked
-            return _failure("method", f"{type(error).__name__}: {error}", traceback.format_exc()), ()
+            return _failure("method", f"{type(error).__name__}: {text_of(error)}", traceback.format_exc()), ()
 
     def _death(self) -> tuple[Kind, str]:
         """Why the child has ended by itself."""
@@ -228,7 +236,23 @@ class Supervisor:
 
 
 def _failure(kind: Kind, reason: str, where: str = "") -> dict[str, Any]:
-    return {"status": "failed", "reason": reason, "traceback": where, "facts": {"failure": kind}}
+    texts = {"reason": output.shown(reason), "traceback": output.shown(where)}
+    return {"status": "failed", **texts, "facts": {"failure": kind}}
+
+
+def _check(wrong: Iterable[str]) -> None:
+    """Refuse what no record can hold.
+
+    Raises:
+        _Unfit: there is something wrong.
+    """
+    if found := [*wrong]:
+        raise _Unfit(f"the method says what no record can hold: {'; '.join(found)}")
+
+
+def _texts_shown(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts with texts that every table can take."""
+    return {name: output.shown(value) if type(value) is str else value for name, value in facts.items()}
 
 
 class _Run:
@@ -254,8 +278,9 @@ class _Run:
             self._send(SegmentEnd())
             grader.add(position, graded, self._receive(Measured))
         self._send(TrialEnd())
-        over = self._receive(TrialOver)
-        return {"status": "ok", "facts": dict(ready.facts), **grader.results()}, over.changes
+        over, found = self._receive(TrialOver), grader.results()
+        _check(schema.row_faults(found["segments"], found["shifts"]))
+        return {"status": "ok", "facts": _texts_shown(ready.facts), **found}, over.changes
 
     def _begin(self) -> Ring:
         trial, process = self._trial, self._child.process
@@ -289,6 +314,9 @@ class _Run:
             with _reading():
                 self._ring.pixels[0, : len(wanted)] = [source.decode(int(i)) for i in wanted]
             self._send(Batch(0, len(wanted)))
+        _check(schema.fact_faults(schema.Facts, message.facts))
+        if message.outputs not in OUTPUTS:
+            raise _Unfit(f"outputs must be {' or '.join(OUTPUTS)}, it is {message.outputs!r:.100}")
         return message
 
     def _graded(self, segment: Segment, outputs: str) -> Iterator[metrics.Graded]:

@@ -10,6 +10,7 @@ all the memory that it takes.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -17,7 +18,7 @@ import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from tta_bench import NUMERICS_VERSION
 from tta_bench.errors import Problem, UsageError
@@ -53,20 +54,59 @@ def _lines(values: Mapping[str, Any]) -> Iterator[str]:
     yield "\n}\n"
 
 
-def write(run: pathlib.Path, result: TrialResult, asked: Mapping[str, Any], session: int) -> None:
-    """Commit one trial: arrays first, then the JSON whose rename makes it count."""
-    write_all(run, [(result, asked)], session)
+def write(run: pathlib.Path, result: TrialResult, asked: Mapping[str, Any], session: int) -> TrialResult:
+    """Commit one trial: arrays first, then the JSON whose rename makes it count; returns what :func:`write_all` does."""
+    return write_all(run, [(result, asked)], session)[0]
 
 
-def write_all(run: pathlib.Path, ended: Sequence[tuple[TrialResult, Mapping[str, Any]]], session: int) -> None:
-    """Commit trials, each with what was asked: the arrays of all first, then each JSON, whose rename makes it count."""
+def write_all(
+    run: pathlib.Path, ended: Sequence[tuple[TrialResult, Mapping[str, Any]]], session: int
+) -> list[TrialResult]:
+    """Commit trials, each with what was asked: the arrays of all first, then each JSON, whose rename makes it count.
+
+    Returns:
+        What was written of each: the result itself, or, of one that no record can hold, a failed one with the reason.
+    """
     folder = run / "trials"
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = [_arrays(result) for result, _ in ended]
-    write_together((folder / f"{r.key}.npz", _writer(file)) for (r, _), file in zip(ended, arrays, strict=True))
-    write_together(
-        (folder / f"{r.key}.json", functools.partial(_write_lines, values=_record(r, file, asked, session)))
-        for (r, asked), file in zip(ended, arrays, strict=True)
+    files = [_files(result, asked, session) for result, asked in ended]
+    write_together((folder / f"{f.result.key}.npz", _writer(f.arrays)) for f in files)
+    write_together((folder / f"{f.result.key}.json", functools.partial(_write_lines, values=f.record)) for f in files)
+    return [f.result for f in files]
+
+
+class _Files(NamedTuple):
+    """What is written of a trial: the content of both files, and the result that they hold."""
+
+    result: TrialResult
+    arrays: bytes
+    record: dict[str, Any]
+
+
+def _files(result: TrialResult, asked: Mapping[str, Any], session: int) -> _Files:
+    try:
+        arrays = _arrays(result)
+        return _Files(result, arrays, _record(result, arrays, asked, session))
+    except (TypeError, ValueError, RecursionError) as error:  # one trial's facts must not end the run
+        failed = _unfit_result(result, "; ".join(schema.fact_faults(schema.Facts, result.facts)) or str(error))
+        arrays = _arrays(failed)
+        return _Files(failed, arrays, _record(failed, arrays, asked, session))
+
+
+def _unfit_result(result: TrialResult, wrong: str) -> TrialResult:
+    """A failed trial in the place of one that no record can hold, with the facts that one can."""
+    facts = schema.fitting(schema.Facts, result.facts) | {"failure": "method"}
+    return dataclasses.replace(
+        result,
+        status="failed",
+        reason=f"the result cannot be recorded: {wrong}",
+        traceback="",
+        facts=facts,
+        segments=[],
+        shifts=[],
+        batches={},
+        images={},
+        environment=schema.fitting(schema.Environment, result.environment),
     )
 
 

@@ -336,9 +336,24 @@ def faults(record: Mapping[str, Any]) -> Iterator[str]:
     whole = record["status"] == "ok"
     yield from _faults(Facts, record["facts"], "facts.", whole)
     yield from _faults(Environment, record["environment"], "environment.", whole)
-    for name, owner in (("segments", Segment), ("shifts", Shift)):
-        for number, row in enumerate(record[name]):
+    yield from row_faults(record["segments"], record["shifts"], whole)
+
+
+def fact_faults(owner: type, found: Any) -> Iterator[str]:
+    """What is wrong with some facts of a class above, of which others may still be lacking."""
+    yield from _faults(owner, found, "", whole=False)
+
+
+def row_faults(segments: Iterable[Any], shifts: Iterable[Any], whole: bool = True) -> Iterator[str]:
+    """What is wrong with a trial's rows; of a trial that is not ``whole`` they may lack some facts."""
+    for name, owner, rows in (("segments", Segment, segments), ("shifts", Shift, shifts)):
+        for number, row in enumerate(rows):
             yield from _faults(owner, row, f"{name}[{number}].", whole)
+
+
+def fitting(owner: type, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some facts that a record can hold."""
+    return {name: value for name, value in found.items() if not [*fact_faults(owner, {name: value})]}
 
 
 def _faults(owner: type, found: Any, where: str, whole: bool = True) -> Iterator[str]:
@@ -349,7 +364,7 @@ def _faults(owner: type, found: Any, where: str, whole: bool = True) -> Iterator
     for name, value in found.items():
         if name in known:
             if not _fits(value, *known[name]):
-                yield f"{where}{name} is {value!r}, no {known[name][0].__name__}"
+                yield f"{where}{name} is {_told(value)}, no {known[name][0].__name__}"
         elif not (owner is Segment and name.startswith(STATISTIC) and _fits(value, float, True)):
             yield f"unknown fact {where}{name}"
     if whole:
@@ -359,7 +374,17 @@ def _faults(owner: type, found: Any, where: str, whole: bool = True) -> Iterator
 def _fits(value: Any, kind: type, optional: bool) -> bool:
     if value is None:
         return optional
-    return type(value) is kind or (kind is float and type(value) is int)
+    if kind is float:  # NumPy's is one, too
+        return isinstance(value, float) or type(value) is int
+    return type(value) is kind
+
+
+def _told(value: Any) -> str:
+    """A value in a message: a method may have made it, so that its text may be long, or fail."""
+    try:
+        return f"{value!r:.100}"
+    except Exception:
+        return f"an object of {type(value).__name__}"
 
 
 @functools.cache

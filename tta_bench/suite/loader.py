@@ -153,17 +153,20 @@ def _path(document: Document, location: Iterable[str | int]) -> Path:
     return tuple(path)
 
 
-def _problem(document: Document, model: type[BaseModel], error: Mapping[str, Any], prefix: Path = ()) -> Problem:
+def _problem(
+    document: Document, model: type[BaseModel], error: Mapping[str, Any], prefix: Path = (), whole: str = "suite"
+) -> Problem:
+    """A refused value at its place; ``whole``: what the document is, for keys at its top."""
     location = (*prefix, *error["loc"])
     path, last, kind = _path(document, location), location[-1] if location else "", error["type"]
-    where = ".".join(str(part) for part in path[:-1] if not isinstance(part, int)) or "suite"
+    where = ".".join(str(part) for part in path[:-1] if not isinstance(part, int)) or whole
     if kind == "extra_forbidden":
         hint = near_miss(str(last), _fields_at(model, error["loc"][:-1]))
         return document.problem(path, f"unknown key {last!r} in {where}", hint, at_key=True)
     if kind == "missing" and isinstance(last, int):
         return document.problem(path, f"{'.'.join(map(str, path))}: item {last + 1} of the list is missing")
     if kind == "missing":
-        where = ".".join(str(part) for part in path if not isinstance(part, int)) or "suite"
+        where = ".".join(str(part) for part in path if not isinstance(part, int)) or whole
         return document.problem(path, f"missing key {last!r} in {where}", at_key=True)
     context = error.get("ctx", {})
     if kind == "missing_kind":
@@ -252,10 +255,10 @@ def _method_problems(document: Document, registry: Registry) -> Iterator[Problem
 
 
 def config_problems(
-    document: Document, config: type[BaseModel], error: pydantic.ValidationError, prefix: Path
+    document: Document, config: type[BaseModel], error: pydantic.ValidationError, prefix: Path, whole: str = "suite"
 ) -> list[Problem]:
-    """A method's refused hyperparameters, placed in the suite's file below ``prefix``."""
-    return [_problem(document, config, dict(e), prefix) for e in error.errors(include_url=False)]
+    """A plugin's refused values, placed below ``prefix`` in the document, which is a ``whole``."""
+    return [_problem(document, config, dict(e), prefix, whole) for e in error.errors(include_url=False)]
 
 
 def configured(kind: Kind, value: Mapping[str, Any], registry: Registry) -> BaseModel:
@@ -269,4 +272,5 @@ def configured(kind: Kind, value: Mapping[str, Any], registry: Registry) -> Base
     except pydantic.ValidationError as error:
         document = Document(kind.noun, [], data=dict(value))
         config = config_class(kind, value, registry) or BaseModel
-        raise UsageError(config_problems(document, config, error, ())) from error
+        whole = f"{kind.noun} {value.get('kind')!r}"
+        raise UsageError(config_problems(document, config, error, (), whole)) from error

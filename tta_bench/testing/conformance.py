@@ -19,11 +19,10 @@ from tta_bench import optimizers
 from tta_bench.adapter import Adapter, context_for
 from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.data.kinds.digits import load_split
-from tta_bench.errors import Problem, UsageError
+from tta_bench.errors import Problem, UsageError, text_of
 from tta_bench.models import SourceModel
 from tta_bench.networks.from_timm import ModelSpec, build_network
 from tta_bench.registry import Registry
-from tta_bench.run.faults import text_of
 from tta_bench.run.global_state import GlobalState
 from tta_bench.run.loading import to_tensor
 from tta_bench.run.meters import PassCounter, StepCounter
