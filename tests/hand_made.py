@@ -77,8 +77,8 @@ def evidence(folder: pathlib.Path, labels: list[str] = LABELS, models: list[str]
     """A run of one trial for each method and source model, whose folder has a run.json."""
     status = {"norm": "failed"}
     rows = [
-        {"label": label, "model": model, "seed": 0, "key": f"{label}{model}", "status": status.get(label, "ok"), "run": 0,
-         "session": 0, "device_name": "GPU & co", "host": "h", "threads": 2, "torch": "2.6"}
+        {"label": label, "model": model, "setting": "s", "seed": 0, "key": f"{label}{model}", "run": 0,
+         "status": status.get(label, "ok"), "session": 0, "device_name": "GPU & co", "host": "h", "threads": 2, "torch": "2.6"}
         for label in labels for model in models
     ]  # fmt: skip
     asked = {"tag": "resnet18", "weights_sha256": "ab" * 32, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}
