@@ -294,6 +294,8 @@ def test_an_array_that_is_unknown_lacking_or_of_another_type_is_named(
         results.load(run)
 
 
-def test_a_fact_without_a_place_in_the_schema_is_never_written(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(TypeError, match=r"unknown fact facts\.colour"):
-        write_run(tmp_path / "run", {("a", "m", "fog-5", 0): verdicts(10, 100)}, facts={"colour": "red"})
+def test_a_fact_without_a_place_in_the_schema_fails_its_trial_instead(tmp_path: pathlib.Path) -> None:
+    run = write_run(tmp_path / "run", {("a", "m", "fog-5", 0): verdicts(10, 100)}, facts={"colour": "red"})
+    [row] = results.load(run).segments.to_dict("records")
+    assert row["status"] == "failed"
+    assert "unknown fact facts.colour" in row["reason"]
