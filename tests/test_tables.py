@@ -298,4 +298,4 @@ def test_a_fact_without_a_place_in_the_schema_fails_its_trial_instead(tmp_path: 
     run = write_run(tmp_path / "run", {("a", "m", "fog-5", 0): verdicts(10, 100)}, facts={"colour": "red"})
     [row] = results.load(run).segments.to_dict("records")
     assert row["status"] == "failed"
-    assert "unknown fact facts.colour" in row["reason"]
+    assert row["reason"] == "the result cannot be recorded: unknown fact colour"
