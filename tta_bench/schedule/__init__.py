@@ -1,1 +1,1 @@
-"""Trials to devices: in this process or on Ray, with what is done about faults."""
+"""Trials to devices: one after another or on Ray, with what is done about faults."""
