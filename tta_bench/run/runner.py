@@ -150,7 +150,7 @@ class Supervisor:
         if changes:
             facts["global_changes"] = output.shown(", ".join(changes))
         text = output.read(log)
-        log.unlink()
+        log.unlink(missing_ok=True)
         return TrialResult(trial.key, environment=where, facts=facts, log=text, **outcome)
 
     def _outcome(
