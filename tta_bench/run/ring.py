@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 SLOTS = 4  # batches on their way at a time
-_MEMORY = pathlib.Path("/dev/shm")
 
 
 class Size(NamedTuple):
@@ -83,19 +82,22 @@ def taken(size: Size, other: Connection) -> Ring:
 
 def _memory(size: int) -> int:
     """A file descriptor of so many bytes: in memory, or, where there is too little (containers), on disk."""
-    folders = [str(_MEMORY)] if _MEMORY.is_dir() else []
-    for folder in (*folders, None):
-        descriptor, name = tempfile.mkstemp(prefix="tta-bench-", dir=folder)
-        pathlib.Path(name).unlink()
-        try:
-            os.posix_fallocate(descriptor, 0, size)  # a page that is lacking later would end the process
-        except OSError:
-            os.close(descriptor)
-            if folder is None:
-                raise
-        else:
-            return descriptor
-    raise AssertionError
+    try:
+        return _allocated(size, "/dev/shm")
+    except OSError:
+        return _allocated(size, None)
+
+
+def _allocated(size: int, folder: str | None) -> int:
+    """A file without a name, in ``folder`` or that of temporary files; a page that it lacked later would end a process."""
+    descriptor, name = tempfile.mkstemp(prefix="tta-bench-", dir=folder)
+    pathlib.Path(name).unlink()
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 @contextlib.contextmanager

@@ -24,25 +24,10 @@ from tta_bench.data.base import digest
 from tta_bench.data.cache import Direct, ImageCache, Images
 from tta_bench.errors import UsageError, text_of
 from tta_bench.run import child as children
-from tta_bench.run import metrics, output
+from tta_bench.run import messages, metrics, output
 from tta_bench.run import ring as rings
 from tta_bench.run.faults import DataFault, Kind
 from tta_bench.run.grading import Grader
-from tta_bench.run.messages import (
-    Batch,
-    Failed,
-    Job,
-    Measured,
-    Opened,
-    Opening,
-    Scored,
-    SegmentEnd,
-    SetUp,
-    Skipped,
-    SourceWanted,
-    TrialEnd,
-    TrialOver,
-)  # fmt: skip
 from tta_bench.run.ring import Ring
 from tta_bench.run.server import ForkServer, Process
 from tta_bench.store import schema
@@ -85,7 +70,7 @@ class TrialResult:
 class _Over(Exception):
     """The child says that the trial is over before its stream is."""
 
-    def __init__(self, message: Failed | Skipped):
+    def __init__(self, message: messages.Failed | messages.Skipped):
         self.message = message
         super().__init__(message)
 
@@ -100,7 +85,7 @@ class _Child:
 
     serves: tuple[str, str, str]  # method, model, precision
     process: Process
-    opened: Opened | None = None
+    opened: messages.Opened | None = None
 
 
 class Supervisor:
@@ -161,7 +146,7 @@ class Supervisor:
             return _Run(self, trial, log, deadline).result()
         except _Over as over:
             message = over.message
-            if isinstance(message, Skipped):
+            if isinstance(message, messages.Skipped):
                 return {"status": "skipped", "reason": message.reason}, message.changes
             return _failure(message.kind, message.reason, message.traceback), message.changes
         except DataFault as fault:
@@ -197,7 +182,7 @@ class Supervisor:
         serves = (trial.method, trial.model, trial.precision)
         if self._child is None or self._child.serves != serves:
             self.end_child()
-            opening = Opening(
+            opening = messages.Opening(
                 trial.method,
                 self.materials.models[trial.model],
                 trial.asked["model"]["weights_sha256"],
@@ -207,7 +192,7 @@ class Supervisor:
                 self.materials.folder,
             )
             self._child = _Child(serves, self.server.fork(children.serve, opening, str(log)))
-            self._child.opened = self.receive(self._child, Opened, deadline)
+            self._child.opened = self.receive(self._child, messages.Opened, deadline)
         return self._child
 
     def end_child(self) -> None:
@@ -228,7 +213,7 @@ class Supervisor:
         if deadline is not None and not connection.poll(max(0.0, deadline - time.perf_counter())):
             raise TimeoutError(f"no result after {self._timeout:g} s (--timeout)")
         message = connection.recv()
-        if isinstance(message, Failed | Skipped):
+        if isinstance(message, messages.Failed | messages.Skipped):
             raise _Over(message)
         if not isinstance(message, kind):
             raise ConnectionError(f"the method's process sent {type(message).__name__}, not {kind.__name__}")
@@ -275,10 +260,10 @@ class _Run:
         grader = Grader(self._stream, self._dataset)
         for position, segment in enumerate(self._stream.segments):
             graded = list(self._graded(segment, ready.outputs))
-            self._send(SegmentEnd())
-            grader.add(position, graded, self._receive(Measured))
-        self._send(TrialEnd())
-        over, found = self._receive(TrialOver), grader.results()
+            self._send(messages.SegmentEnd())
+            grader.add(position, graded, self._receive(messages.Measured))
+        self._send(messages.TrialEnd())
+        over, found = self._receive(messages.TrialOver), grader.results()
         _check(schema.row_faults(found["segments"], found["shifts"]))
         return {"status": "ok", "facts": _texts_shown(ready.facts), **found}, over.changes
 
@@ -288,7 +273,7 @@ class _Run:
         asked = {k: trial.asked.get(k) for k in ("method", "model", "source", "batch_size", "seed", "precision")}
         source = self._dataset.source
         size = rings.Size(trial.stream.batch_size, self._dataset.side, self._child.opened.classes)
-        job = Job(
+        job = messages.Job(
             trial.config,
             size,
             self._dataset.side,
@@ -304,16 +289,16 @@ class _Run:
         with _reading():
             return rings.offered(size, process.connection, process.pid)
 
-    def _set_up(self) -> SetUp:
+    def _set_up(self) -> messages.SetUp:
         """Hand out source images until the method is ready."""
-        while not isinstance(message := self._receive(SetUp | SourceWanted), SetUp):  # type: ignore[arg-type]
+        while not isinstance(message := self._receive(messages.SetUp | messages.SourceWanted), messages.SetUp):  # type: ignore[arg-type]
             source = self._dataset.source
             assert source is not None
             order = np.random.default_rng(derived_seed("source", self._trial.seed)).permutation(len(source.ids))
             wanted = order[message.first : message.first + message.images]
             with _reading():
                 self._ring.pixels[0, : len(wanted)] = [source.decode(int(i)) for i in wanted]
-            self._send(Batch(0, len(wanted)))
+            self._send(messages.Batch(0, len(wanted)))
         _check(schema.fact_faults(schema.Facts, message.facts))
         if message.outputs not in OUTPUTS:
             raise _Unfit(f"outputs must be {' or '.join(OUTPUTS)}, it is {message.outputs!r:.100}")
@@ -321,20 +306,20 @@ class _Run:
 
     def _graded(self, segment: Segment, outputs: str) -> Iterator[metrics.Graded]:
         """Verdicts on a segment's batches in order; some batches are always on their way."""
-        on_their_way = deque[Batch]()
+        on_their_way = deque[messages.Batch]()
         for number in range(segment.first, segment.last):
             if len(on_their_way) == rings.SLOTS:
                 yield self._verdicts(on_their_way.popleft(), outputs)
             batch, slot = self._stream.batch(number), number % rings.SLOTS
             with _reading():
                 _fill(self._ring.pixels[slot, : len(batch.image)], self._images, batch.shift, batch.image)
-            on_their_way.append(Batch(slot, len(batch.image), batch.reset_before, batch.adapt))
+            on_their_way.append(messages.Batch(slot, len(batch.image), batch.reset_before, batch.adapt))
             self._send(on_their_way[-1])
         while on_their_way:
             yield self._verdicts(on_their_way.popleft(), outputs)
 
-    def _verdicts(self, batch: Batch, outputs: str) -> metrics.Graded:
-        self._receive(Scored)
+    def _verdicts(self, batch: messages.Batch, outputs: str) -> metrics.Graded:
+        self._receive(messages.Scored)
         return metrics.grade(self._ring.scores[batch.slot, : batch.images], outputs)
 
     def _send(self, message: Any) -> None:
