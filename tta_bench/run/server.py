@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing import connection, reduction
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
@@ -129,12 +129,6 @@ class ForkServer:
         self._control.send(pid)
         return self._answer()  # type: ignore[no-any-return]
 
-    def close(self) -> None:
-        """End the server, if this is the connection of the process that started it, and its children with it."""
-        self._control.close()
-        if self._started is not None:
-            self._started.wait()
-
     def _answer(self) -> Any:
         try:
             return self._control.recv()
@@ -176,25 +170,26 @@ def serve(listener: int, address: str) -> None:
 
 def _answer_all(listening: socket.socket) -> None:
     controls = [Connection(listening.accept()[0].detach())]
-    first, codes, asked_by = controls[0], dict[int, int](), dict[int, Connection]()
+    first, running, codes = controls[0], dict[int, Connection](), dict[int, int]()  # by the child's pid: its asker
     while True:
         for ready in connection.wait([listening, *controls]):
             if isinstance(ready, socket.socket):
                 controls.append(Connection(ready.accept()[0].detach()))
                 continue
             assert isinstance(ready, Connection)
-            codes |= _ended()
+            for pid, code in _ended():
+                codes[pid] = code
+                running.pop(pid, None)  # at once: its number may soon be another process's
             try:
                 if (pid := ready.recv()) is None:
-                    asked_by[_fork(ready, [listening, *controls])] = ready
+                    running[_fork(ready, [listening, *controls])] = ready
                 else:
                     ready.send(codes.pop(pid, None))
             except (EOFError, OSError):
                 if ready is first:
                     return
                 controls.remove(ready)
-                _kill(pid for pid, control in asked_by.items() if control is ready and pid not in codes)
-            asked_by = {pid: control for pid, control in asked_by.items() if pid not in codes}
+                _kill(pid for pid, asker in running.items() if asker is ready)
 
 
 def _kill(pids: Iterable[int]) -> None:
@@ -204,13 +199,11 @@ def _kill(pids: Iterable[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _ended() -> dict[int, int]:
-    """The exit codes of the children that have ended since the last call; nobody may ask for them."""
-    codes = dict[int, int]()
+def _ended() -> Iterator[tuple[int, int]]:
+    """(pid, exit code) of each child that has ended since the last call."""
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            codes[ended[0]] = os.waitstatus_to_exitcode(ended[1])
-    return codes
+            yield ended[0], os.waitstatus_to_exitcode(ended[1])
 
 
 def _fork(control: Connection, opened: list[Any]) -> int:
