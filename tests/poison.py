@@ -10,7 +10,7 @@ import pathlib
 import signal
 import sys
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -132,6 +132,19 @@ class Hook(Poison):
 
     def harm(self) -> None:
         nn.modules.module.register_module_forward_hook(lambda module, inputs, output: output)
+
+
+class Remembers(Poison):
+    """Counts its trials in its class, and predicts by that."""
+
+    name = "remembers"
+    trials: ClassVar[list[int]] = []
+
+    def harm(self) -> None:
+        self.trials.append(1)
+
+    def step(self, x: Tensor) -> Tensor:
+        return super().step(x) * (-1) ** len(self.trials)
 
 
 class Seeds(Poison):

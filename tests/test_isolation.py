@@ -24,6 +24,7 @@ CHANGED = {
     "working-directory": "os.getcwd()",
     "environment": "os.environ",
     "hook": "torch: hooks on all modules or optimizers",
+    "remembers": "Remembers.trials",
     "seeds": None,
 }
 FAILS = {
@@ -112,7 +113,9 @@ def test_so_they_do_on_ray(
 def test_a_row_says_what_its_method_changed(poisoned: pathlib.Path, method: str) -> None:
     for seed in (0, 1):
         row = rows(poisoned)[method, seed]
-        assert (row["status"], row["facts"].get("global_changes")) == ("ok", CHANGED[method])
+        changes = row["facts"].get("global_changes")
+        assert row["status"] == "ok"
+        assert changes == CHANGED[method] or changes.endswith(f".{CHANGED[method]}")
 
 
 @pytest.mark.parametrize("method", FAILS)
@@ -121,6 +124,15 @@ def test_a_method_that_ends_itself_or_says_nonsense_is_a_failed_row(poisoned: pa
         row = rows(poisoned)[method, seed]
         assert row["status"] == "failed"
         assert row["reason"].startswith(FAILS[method] or "")
+
+
+def test_a_trial_does_not_depend_on_what_its_method_did_before(poisoned: pathlib.Path) -> None:
+    """``remembers`` turns the sign of its scores with every trial that it has counted: of its own, once."""
+    errors = {place: row["shifts"][0]["error_pct"] for place, row in rows(poisoned).items() if row["shifts"]}
+    assert errors["source", 0] < 90
+    assert errors["source", 1] < 90
+    assert errors["remembers", 0] > 95
+    assert errors["remembers", 1] > 95, "with two trials counted these are the source model's predictions"
 
 
 def test_a_wild_text_is_shortened_and_its_escapes_are_shown(poisoned: pathlib.Path) -> None:

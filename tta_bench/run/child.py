@@ -1,7 +1,7 @@
 """The process in which a method runs: the only one, and it has no labels, file names or shifts.
 
 It serves the trials of one method, source model and precision. It gets pixels, and returns scores and what the meters
-say; grading is its supervisor's (:mod:`tta_bench.run.supervisor`).
+say; grading is its supervisor's (:mod:`tta_bench.run.runner`).
 """
 
 from __future__ import annotations
@@ -29,25 +29,11 @@ from tta_bench import optimizers
 from tta_bench.adapter import Adapter, Config, Context, SourceRequest, context_for
 from tta_bench.errors import UsageError, text_of
 from tta_bench.models import MissingPart, SourceModel, state_sha256
+from tta_bench.run import messages
 from tta_bench.run import ring as rings
 from tta_bench.run.faults import DataFault, kind_of
-from tta_bench.run.global_state import GlobalState, settle
+from tta_bench.run.global_state import GlobalState, OwnState, settle
 from tta_bench.run.loading import to_tensor
-from tta_bench.run.messages import (
-    Batch,
-    Failed,
-    Job,
-    Measured,
-    Opened,
-    Opening,
-    Scored,
-    SegmentEnd,
-    SetUp,
-    Skipped,
-    SourceWanted,
-    TrialEnd,
-    TrialOver,
-)  # fmt: skip
 from tta_bench.run.meters import PassCounter, StepCounter, Stopwatch, peak_memory_mib, reset_peak_memory
 from tta_bench.run.output import captured, shown
 from tta_bench.run.precision import PRECISIONS
@@ -60,7 +46,7 @@ class _Skip(Exception):
     """The method says that it cannot run here."""
 
 
-def serve(connection: Connection, opening: Opening, log: str) -> None:
+def serve(connection: Connection, opening: messages.Opening, log: str) -> None:
     """Run trials until the supervisor closes the connection."""
     sys.argv = [*_ARGUMENTS]
     settle(opening.threads)
@@ -70,10 +56,10 @@ def serve(connection: Connection, opening: Opening, log: str) -> None:
         pass
 
 
-def _opened(connection: Connection, opening: Opening) -> Child | None:
+def _opened(connection: Connection, opening: messages.Opening) -> Child | None:
     try:
         child = Child(connection, opening)
-        connection.send(Opened(child.pristine.num_classes, environment(child.device, opening.threads)))
+        connection.send(messages.Opened(child.pristine.num_classes, environment(child.device, opening.threads)))
         return child
     except BaseException as error:  # see Child.run
         connection.send(failed(error))
@@ -94,11 +80,11 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
     }
 
 
-def failed(error: BaseException) -> Failed:
+def failed(error: BaseException) -> messages.Failed:
     """What the supervisor is told of an exception."""
     text = text_of(error)
     reason = text if isinstance(error, DataFault) else f"{type(error).__name__}: {text}"
-    return Failed(kind_of(error), shown(reason), shown(traceback.format_exc()))
+    return messages.Failed(kind_of(error), shown(reason), shown(traceback.format_exc()))
 
 
 class Child:
@@ -108,38 +94,46 @@ class Child:
         DataFault: this machine has other weights than the run was planned with, or none.
     """
 
-    def __init__(self, connection: Connection, opening: Opening):
+    def __init__(self, connection: Connection, opening: messages.Opening):
         with contextlib.suppress(OSError):  # what relative paths name is then said to be lacking
             os.chdir(opening.folder)
         self.connection, self.opening = connection, opening
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.precision = PRECISIONS[opening.precision]
         self.state = GlobalState()
+        self.method: type[Adapter] | None = None  # loaded in its first trial
         model = _loaded(opening)
         self.pristine = model.to(self.device, self.precision.dtype)
         self.counter = PassCounter(self.pristine)
         self.prepared: OrderedDict[str, tuple[dict[str, Tensor], dict[str, Any]]] = OrderedDict()
 
-    def run(self, job: Job) -> bool:
+    def run(self, job: messages.Job) -> bool:
         """Run one trial; whatever a method raises, ``SystemExit`` and ``KeyboardInterrupt`` too, is a result of it.
 
         False where no other trial may follow.
         """
-        outcome: TrialOver | Skipped | Failed
+        outcome: messages.TrialOver | messages.Skipped | messages.Failed
         with captured(job.log):
             try:
                 _Trial(self, job).run()
-                outcome = TrialOver()
+                outcome = messages.TrialOver()
             except (_Skip, MissingPart) as skipped:
-                outcome = Skipped(shown(str(skipped)))
+                outcome = messages.Skipped(shown(str(skipped)))
             except BaseException as error:
                 outcome = failed(error)
-            changes = tuple(self.state.changes())
+            changes = (*self.state.changes(), *(self.own.changes() if self.method else ()))
         self.connection.send(replace(outcome, changes=changes))
-        return not isinstance(outcome, Failed)
+        return not isinstance(outcome, messages.Failed)
+
+    def load_method(self) -> type[Adapter]:
+        """The method's class; what its modules hold is remembered when it is loaded."""
+        if self.method is None:
+            self.method = self.opening.registry.load(self.opening.method)
+            self.own = OwnState(self.method)
+        return self.method
 
 
-def _loaded(opening: Opening) -> SourceModel:
+def _loaded(opening: messages.Opening) -> SourceModel:
     try:
         model = opening.network.load()
     except (UsageError, OSError) as error:
@@ -152,14 +146,14 @@ def _loaded(opening: Opening) -> SourceModel:
 class _Trial:
     """One trial under way."""
 
-    def __init__(self, child: Child, job: Job):
+    def __init__(self, child: Child, job: messages.Job):
         self.child, self.job, self.device = child, job, child.device
         self.ring = rings.taken(job.ring, child.connection)
         _seed(job.prepare_seed)  # of no stream: what prepare() returned is reused by others
         self.counter = child.counter
         self.counter.read()
         registry = child.opening.registry
-        cls: type[Adapter] = registry.load(child.opening.method)
+        cls = child.load_method()
         model = copy.deepcopy(child.pristine)
         model.weights_sha256 = child.opening.weights_sha256
         config = cls.Config.model_validate(job.config, context={"registry": registry})
@@ -175,7 +169,7 @@ class _Trial:
         """Set the method up, then work through the stream as it comes."""
         with self.steps.watching(), rings.pinned(self.ring, self.device):
             facts = self._set_up()
-            self.child.connection.send(SetUp(self.adapter.outputs, facts))
+            self.child.connection.send(messages.SetUp(self.adapter.outputs, facts))
             while self._segment():
                 pass
 
@@ -241,7 +235,7 @@ class _Trial:
             end = min(first + batch_size, count)
             parts = []
             for start in range(first, end, self.job.ring.images):
-                self.child.connection.send(SourceWanted(start, min(self.job.ring.images, end - start)))
+                self.child.connection.send(messages.SourceWanted(start, min(self.job.ring.images, end - start)))
                 parts.append(self._images(self.child.connection.recv()))
             yield torch.cat(parts)
 
@@ -255,9 +249,9 @@ class _Trial:
             self._tell_all_but_what_runs()
             start = time.perf_counter()
             message = self.child.connection.recv()
-            if isinstance(message, TrialEnd):
+            if isinstance(message, messages.TrialEnd):
                 return False
-            if isinstance(message, SegmentEnd):
+            if isinstance(message, messages.SegmentEnd):
                 break
             x = self._images(message)
             data_ms.append((time.perf_counter() - start) * 1e3)
@@ -270,7 +264,7 @@ class _Trial:
         while self.sent and (self.sent[0].query() or not self.child.connection.poll()):
             self._tell_oldest()
 
-    def _batch(self, batch: Batch, x: Tensor) -> Mapping[str, float | Tensor] | None:
+    def _batch(self, batch: messages.Batch, x: Tensor) -> Mapping[str, float | Tensor] | None:
         """What the method says of a batch, once its scores are on their way; None where it did not adapt."""
         adapts = batch.adapt and batch.images >= self.needs.min_batch
         with self.watch.timing():
@@ -283,22 +277,22 @@ class _Trial:
         if self.device.type == "cuda":
             self.sent.append(torch.cuda.current_stream().record_event())
         else:
-            self.child.connection.send(Scored())
+            self.child.connection.send(messages.Scored())
         return said
 
     def _tell_oldest(self) -> None:
         self.sent.popleft().synchronize()
-        self.child.connection.send(Scored())
+        self.child.connection.send(messages.Scored())
 
-    def _images(self, batch: Batch) -> Tensor:
+    def _images(self, batch: messages.Batch) -> Tensor:
         pixels = self.ring.pixels[batch.slot, : batch.images]
         return to_tensor(pixels, self.device, self.child.precision.dtype)
 
-    def _measured(self, data_ms: np.ndarray, stats: list[Mapping[str, float | Tensor] | None]) -> Measured:
+    def _measured(self, data_ms: np.ndarray, stats: list[Mapping[str, float | Tensor] | None]) -> messages.Measured:
         while self.sent:
             self._tell_oldest()
         forwarded, backwarded = self.counter.read()
-        return Measured(
+        return messages.Measured(
             forwarded,
             backwarded,
             self.steps.read(),

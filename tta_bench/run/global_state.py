@@ -6,8 +6,11 @@ after that trial, and the trial's row says what changed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import pathlib
+import pickle
 import signal
 import sys
 import threading
@@ -18,11 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from tta_bench.code import siblings
+
 # What networks, losses and optimizers are made of, and all of the harness; the rest of torch is four times as much.
 _WATCHED = frozenset(
     {"torch._tensor", "torch.amp", "torch.autograd", "torch.fft", "torch.functional", "torch.linalg", "torch.nn",
      "torch.optim", "torch.random", "torch.special", "timm.layers", "timm.models"}
 )  # fmt: skip
+_PLAIN = (int, float, complex, str, bytes, tuple, list, dict, set, types.NoneType, np.ndarray, torch.Tensor)
 _CONSTANTS = (int, float, str, tuple)  # of the harness's modules; torch keeps counters and caches among its own
 _SWITCHES: Mapping[str, Callable[[], Any]] = {
     "torch.is_grad_enabled()": torch.is_grad_enabled,
@@ -114,6 +120,41 @@ class GlobalState:
     def changes(self) -> list[str]:
         """What is different now: switches, then functions and classes by their dotted names."""
         return [n for n, value in self._switches.items() if _SWITCHES[n]() != value] + self._functions.changes()
+
+
+class OwnState:
+    """The data that a method's own modules and their classes hold, which a later trial of the method would find."""
+
+    def __init__(self, cls: type):
+        self._cls = cls
+        self._before = dict(_data(cls))
+
+    def changes(self) -> list[str]:
+        """The dotted names of what is different now, sorted."""
+        now = dict(_data(self._cls))
+        return sorted(name for name in now.keys() | self._before.keys() if now.get(name) != self._before.get(name))
+
+
+def _data(cls: type) -> Iterator[tuple[str, bytes]]:
+    """Each variable of a method's modules, and of their classes, that holds plain data: its dotted name, and its value."""
+    for module in _own_modules(cls):
+        classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+        for owner, named in ((module, module.__name__), *((c, f"{module.__name__}.{c.__qualname__}") for c in classes)):
+            for name, value in vars(owner).items():
+                if isinstance(value, _PLAIN) and not name.startswith("__"):
+                    with contextlib.suppress(
+                        pickle.PicklingError, TypeError, AttributeError
+                    ):  # it holds what is no data
+                        yield f"{named}.{name}", pickle.dumps(value)
+
+
+def _own_modules(cls: type) -> list[types.ModuleType]:
+    """The loaded modules of a method's package, or its plugin file and the modules beside that."""
+    package, _, _ = cls.__module__.rpartition(".")
+    if package:
+        return [module for name, module in list(sys.modules.items()) if name.startswith(f"{package}.")]
+    beside = siblings(pathlib.Path(str(sys.modules[cls.__module__].__file__)))
+    return [sys.modules[name] for name in (cls.__module__, *beside) if name in sys.modules]
 
 
 def _modules() -> Iterator[types.ModuleType]:
