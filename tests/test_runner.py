@@ -137,14 +137,14 @@ def test_a_row_says_what_was_measured(run: Runner, monkeypatch: pytest.MonkeyPat
 
 def test_scores_are_the_models_own(run: Runner) -> None:
     store: dict[str, Any] = {}
-    result = run(Plain, bench=store)
+    result = run(Plain, trial=0, bench=store)  # clean: under contrast all images look alike to it
     bench, trial = store["bench"], store["trial"]
     model = bench.materials.models[trial.model].load()
     images = bench.cache.images(bench.materials.cache_entry(trial.model, trial.stream, trial.stream.shifts[0]))
     stream = bench.streams.build(trial.model, trial.stream)
-    x = torch.from_numpy(images.take(stream.image[:40])).permute(0, 3, 1, 2).contiguous().float() / 255
+    x = torch.from_numpy(images.take(stream.image)).permute(0, 3, 1, 2).contiguous().float() / 255
     with torch.no_grad():
-        assert np.array_equal(model(x).argmax(1).numpy(), result.images["predicted"][:40])
+        assert np.array_equal(model(x).argmax(1).numpy(), result.images["predicted"])
 
 
 def test_probabilities_are_not_softmaxed_again(run: Runner) -> None:
