@@ -128,8 +128,9 @@ class Child:
     def load_method(self) -> type[Adapter]:
         """The method's class; what its modules hold is remembered when it is loaded."""
         if self.method is None:
-            self.method = self.opening.registry.load(self.opening.method)
-            self.own = OwnState(self.method)
+            method = self.opening.registry.load(self.opening.method)
+            self.own = OwnState(method)
+            self.method = method
         return self.method
 
 

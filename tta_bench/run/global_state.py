@@ -115,11 +115,18 @@ class GlobalState:
 
     def __init__(self) -> None:
         self._functions = functions()
-        self._switches = {name: read() for name, read in _SWITCHES.items()}
+        self._switches = {name: _read(name) for name in _SWITCHES}
 
     def changes(self) -> list[str]:
         """What is different now: switches, then functions and classes by their dotted names."""
-        return [n for n, value in self._switches.items() if _SWITCHES[n]() != value] + self._functions.changes()
+        return [n for n, value in self._switches.items() if _read(n) != value] + self._functions.changes()
+
+
+def _read(switch: str) -> Any:
+    try:
+        return _SWITCHES[switch]()
+    except Exception as error:  # such as a working directory that has been deleted
+        return repr(error)
 
 
 class OwnState:
@@ -140,21 +147,21 @@ def _data(cls: type) -> Iterator[tuple[str, bytes]]:
     for module in _own_modules(cls):
         classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
         for owner, named in ((module, module.__name__), *((c, f"{module.__name__}.{c.__qualname__}") for c in classes)):
-            for name, value in vars(owner).items():
+            for name, value in list(vars(owner).items()):  # pickling may import, and so change it
                 if isinstance(value, _PLAIN) and not name.startswith("__"):
-                    with contextlib.suppress(
-                        pickle.PicklingError, TypeError, AttributeError
-                    ):  # it holds what is no data
+                    with contextlib.suppress(Exception):  # it holds what is no data, and pickling runs its code
                         yield f"{named}.{name}", pickle.dumps(value)
 
 
 def _own_modules(cls: type) -> list[types.ModuleType]:
     """The loaded modules of a method's package, or its plugin file and the modules beside that."""
-    package, _, _ = cls.__module__.rpartition(".")
+    modules = (c.__module__ for c in cls.__mro__)  # of a class that type() makes it is "abc"
+    own = next(module for module in modules if module.partition(".")[0] not in sys.stdlib_module_names)
+    package, _, _ = own.rpartition(".")
     if package:
         return [module for name, module in list(sys.modules.items()) if name.startswith(f"{package}.")]
-    beside = siblings(pathlib.Path(str(sys.modules[cls.__module__].__file__)))
-    return [sys.modules[name] for name in (cls.__module__, *beside) if name in sys.modules]
+    beside = siblings(pathlib.Path(str(sys.modules[own].__file__)))
+    return [sys.modules[name] for name in (own, *beside) if name in sys.modules]
 
 
 def _modules() -> Iterator[types.ModuleType]:
