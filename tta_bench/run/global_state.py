@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
 import pathlib
 import pickle
@@ -100,7 +101,7 @@ class Functions:
             if now == kept:  # as a rule, and in one call
                 continue
             for name in now.keys() | kept.keys():
-                if _differ(kept.get(name), now.get(name)):
+                if _differ(kept.get(name, _inherited(cls, name)), now.get(name)):
                     yield f"{cls.__module__}.{cls.__qualname__}.{name}"
 
 
@@ -181,12 +182,16 @@ def _kept(module: types.ModuleType) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if callable(value) or isinstance(value, constants)}
 
 
+def _inherited(cls: type, name: str) -> Any:
+    return next((vars(base)[name] for base in cls.__mro__[1:] if name in vars(base)), None)
+
+
 def _differ(before: Any, now: Any) -> bool:
     """Whether a function of a class has changed; its counters may, and Python keeps caches in it.
 
-    torch itself wraps ``step`` when an optimizer is first made.
+    torch itself wraps ``step``, an inherited one too, when the first optimizer of a class is made.
     """
-    wrapped = getattr(now, "hooked", False) and getattr(now, "__wrapped__", None) is before
+    wrapped = getattr(now, "hooked", False) and inspect.unwrap(now) is inspect.unwrap(before)
     return now is not before and not wrapped and (hasattr(before, "__get__") or hasattr(now, "__get__"))
 
 

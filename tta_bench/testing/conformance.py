@@ -98,7 +98,7 @@ class Bench:
 
 @functools.cache
 def _digits() -> Tensor:
-    return to_tensor(load_split().test_images, _CPU, torch.float32)
+    return to_tensor(load_split().test_images.copy(), _CPU, torch.float32)
 
 
 def _wrong_scores(scores: Any, batch: int, *, finite: bool = True) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ class DigitsSplit(NamedTuple):
     test_ids: np.ndarray
 
 
+@functools.cache
 def load_split() -> DigitsSplit:
     """The 797 training and 1,000 test digits, scaled from 8×8 (0 to 16) to 32×32 RGB."""
     from sklearn.datasets import load_digits
@@ -36,7 +38,10 @@ def load_split() -> DigitsSplit:
     labels = data.target.astype(np.int64)
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(images))
     test, train = np.sort(order[:TEST_IMAGES]), np.sort(order[TEST_IMAGES:])
-    return DigitsSplit(images[train], labels[train], train, images[test], labels[test], test)
+    split = DigitsSplit(images[train], labels[train], train, images[test], labels[test], test)
+    for array in split:
+        array.flags.writeable = False  # one for all callers
+    return split
 
 
 def _scaled(image: np.ndarray) -> np.ndarray:
