@@ -14,11 +14,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
+from multiprocessing.connection import Connection
 from typing import Any
 
 from tta_bench import __version__
 from tta_bench.errors import Problem, UsageError
 from tta_bench.files import write_json
+from tta_bench.run.server import own_server
 from tta_bench.store.records import SCHEMA_VERSION
 
 _PACKAGES = ("torch", "timm", "ray", "numpy", "scipy", "pandas", "pillow", "scikit-learn", "scikit-image", "numba",
@@ -104,6 +106,18 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def _gpus() -> list[str]:
+    """The names of this machine's GPUs, asked for in another process: this one would hold memory on them from then on."""
     import torch
 
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if not torch.cuda.device_count():
+        return []
+    process = own_server().fork(_tell_gpus)
+    names: list[str] = process.connection.recv()
+    process.end()
+    return names
+
+
+def _tell_gpus(connection: Connection) -> None:
+    import torch
+
+    connection.send([torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])

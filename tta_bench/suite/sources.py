@@ -1,20 +1,25 @@
 """A suite's source models and their data, opened and checked: what planning and pre-training begin with.
 
-Nothing is decoded; every model is loaded once, to check its weights.
+Nothing is decoded; every model is built once, to check its weights.
 """
 
 from __future__ import annotations
 
 import pathlib
+from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
 
 from tta_bench.data import DataRequest, Dataset, Geometry, open_data
 from tta_bench.errors import Problem, UsageError
-from tta_bench.models import ModelConfig, Network, open_network, state_sha256
+from tta_bench.models import Network, open_network, state_sha256
 from tta_bench.registry import MODELS, foreign_code
+from tta_bench.run.server import Process, own_server
 from tta_bench.suite import LoadedSuite
+
+_AT_A_TIME = 4  # networks that are being built, each of them in memory
 
 
 @dataclass(frozen=True)
@@ -35,32 +40,73 @@ class Model:
 
 
 def open_models(loaded: LoadedSuite, problems: list[Problem]) -> dict[str, Model]:
-    """The suite's source models by name; what is wrong is added to ``problems``, and that model left out."""
-    return {m.name: model for i, m in enumerate(loaded.suite.models) if (model := _open(loaded, i, m, problems))}
+    """The suite's source models by name; what is wrong is added to ``problems``, and that model left out.
+
+    Each is built in a process of its own, some at a time, so that planning neither imports timm nor keeps a network.
+    """
+    models, looks = dict[str, Model](), deque[_Look]()
+    try:
+        for index, config in enumerate(loaded.suite.models):
+            if len(looks) == _AT_A_TIME:
+                models |= _answer(loaded, looks.popleft(), problems)
+            network = open_network(config, loaded.registry)
+            looks.append(_Look(index, network, own_server().fork(_look, network)))
+        while looks:
+            models |= _answer(loaded, looks.popleft(), problems)
+    finally:
+        for look in looks:
+            look.process.end()
+    return models
 
 
-def _open(loaded: LoadedSuite, index: int, config: ModelConfig, problems: list[Problem]) -> Model | None:
-    network = open_network(config, loaded.registry)
+class _Look(NamedTuple):
+    """A network that is being built in another process: ``entry`` is its place in the suite."""
+
+    entry: int
+    network: Network
+    process: Process
+
+
+def _look(connection: Connection, network: Network) -> None:
+    """In the other process: what planning has to know of a network, or why it cannot be had."""
     try:
         model = network.load()
     except UsageError as error:
-        given = loaded.document.data["models"][index]
-        where = next((key for key in network.place if given.get(key)), "name")
-        for problem in error.problems:
-            key = "weights" if given.get("weights") and "weights" in problem.message.split(":")[0] else where
-            problems.append(loaded.document.problem(("models", index, key), _sentence(problem), problem.hint))
-        return None
-    code = foreign_code(loaded.registry.entry(config.kind, MODELS))
+        connection.send(error.problems)
+        return
     asked = {
         "tag": network.tag,
         "weights_sha256": state_sha256(model.net),
         "mean": [round(float(v), 6) for v in model.mean.flatten()],
         "std": [round(float(v), 6) for v in model.std.flatten()],
         **network.asked(),
-        **({"code_sha256": code} if code else {}),
     }
     size, geometry = network.image_size(model.net), network.geometry(model.net)
-    return Model(network, model.num_classes, size, geometry, sum(p.numel() for p in model.parameters()), asked)
+    parameters = sum(p.numel() for p in model.parameters())
+    connection.send(Model(network, model.num_classes, size, geometry, parameters, asked))
+
+
+def _answer(loaded: LoadedSuite, look: _Look, problems: list[Problem]) -> dict[str, Model]:
+    """The model under its name, or nothing where there is a problem with it."""
+    config = look.network.config
+    try:
+        answer: Model | list[Problem] = look.process.connection.recv()
+        look.process.end()
+    except (EOFError, ConnectionError):
+        answer = [Problem(f"the process that builds it ends, with exit code {look.process.end(kill=False)}")]
+    if isinstance(answer, list):
+        problems += [_placed(loaded, look, problem) for problem in answer]
+        return {}
+    code = foreign_code(loaded.registry.entry(config.kind, MODELS))
+    asked = {**answer.asked, **({"code_sha256": code} if code else {})}
+    return {config.name: replace(answer, network=look.network, asked=asked)}
+
+
+def _placed(loaded: LoadedSuite, look: _Look, problem: Problem) -> Problem:
+    given = loaded.document.data["models"][look.entry]
+    weights = given.get("weights") and "weights" in problem.message.split(":")[0]
+    key = "weights" if weights else next((key for key in look.network.place if given.get(key)), "name")
+    return loaded.document.problem(("models", look.entry, key), _sentence(problem), problem.hint)
 
 
 def _sentence(problem: Problem) -> str:

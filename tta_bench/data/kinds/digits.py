@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import pathlib
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 from tta_bench.data.base import DataConfig, DataRequest
 from tta_bench.data.generated import Generated
 from tta_bench.data.images import ArrayImages
+from tta_bench.errors import Problem, UsageError
 
 SIDE = 32
 TEST_IMAGES = 1000
@@ -31,17 +34,25 @@ class DigitsSplit(NamedTuple):
 @functools.cache
 def load_split() -> DigitsSplit:
     """The 797 training and 1,000 test digits, scaled from 8×8 (0 to 16) to 32×32 RGB."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = np.stack([_scaled(image) for image in data.images])
-    labels = data.target.astype(np.int64)
+    table = np.loadtxt(_file(), delimiter=",", dtype=np.int64)  # 64 pixels and the label
+    images = np.stack([_scaled(image) for image in table[:, :64].reshape(-1, 8, 8)])
+    labels = table[:, 64]
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(images))
     test, train = np.sort(order[:TEST_IMAGES]), np.sort(order[TEST_IMAGES:])
     split = DigitsSplit(images[train], labels[train], train, images[test], labels[test], test)
     for array in split:
         array.flags.writeable = False  # one for all callers
     return split
+
+
+def _file() -> pathlib.Path:
+    """Of scikit-learn's package, which takes seconds to import."""
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise UsageError(
+            Problem("the digits are scikit-learn's, which is not installed", hint="pip install scikit-learn")
+        )
+    return pathlib.Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 
 def _scaled(image: np.ndarray) -> np.ndarray:
