@@ -36,9 +36,9 @@ def cli() -> None:
 @click.option("--only", multiple=True, metavar="EXPR", help="Run only method=tent,severity=4|5; several are united.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Replace a key of the suite: seeds=[0,1].")
 @click.option("--executor", type=click.Choice(["ray", "local"]), default="ray", show_default=True,
-              help="Ray, or this process (no isolation).")  # fmt: skip
+              help="Ray, or one trial after another without it.")  # fmt: skip
 @click.option("--address", metavar="auto|HOST:PORT", help="Join an existing Ray cluster.")
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="At most so many Ray workers.")
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Maximum number of Ray workers.")
 @click.option("--cpus-per-trial", type=click.IntRange(1), metavar="N",
               help="CPU cores and torch threads of a trial.  [default: 1 with ray, all with local]")  # fmt: skip
 @click.option("--gpus-per-trial", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, metavar="X",

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +31,8 @@ from tta_bench.suite import plan as planning
 from tta_bench.suite.plan import Plan, Trial
 from tta_bench.suite.prepare import pretrainings
 from tta_bench.suite.select import Filter
+
+Connect = Callable[[], Any]  # to Ray; see scheduler.ray
 
 
 class _Past(NamedTuple):
@@ -62,8 +64,10 @@ def run(options: Options, resume: str) -> int:
     out = _out(options, loaded.suite.name)
     records.check_version(out)
     try:
-        with Interrupts() as interrupts:
-            code = _from_suite_to_tables(options, loaded, out, console, interrupts)
+        with Interrupts() as interrupts, scheduler.ray(options) as connect:
+            if options.executor == "ray" and not options.dry_run and not out.exists():
+                connect()  # meanwhile the fork server imports what planning needs
+            code = _from_suite_to_tables(options, loaded, out, console, interrupts, connect)
     except KeyboardInterrupt:
         _say(console, f"interrupted; what had finished is kept. To go on:\n  {resume}")
         return EXIT_CODE
@@ -76,8 +80,9 @@ def run(options: Options, resume: str) -> int:
 
 
 def _from_suite_to_tables(
-    options: Options, loaded: suite.LoadedSuite, out: pathlib.Path, console: Console, interrupts: Interrupts
-) -> int:
+    options: Options, loaded: suite.LoadedSuite, out: pathlib.Path, console: Console, interrupts: Interrupts,
+    connect: Connect,
+) -> int:  # fmt: skip
     only, digests = Filter(options.only), Digests(progress=ReadingProgress(console))
     prepared = _prepared(loaded, only, options, out, console)
     if prepared is None:
@@ -99,7 +104,7 @@ def _from_suite_to_tables(
         return 0
     _fill(cache, missing, console)
     with rundir.locked(out):
-        _run(options, loaded, plan, past, out, console, interrupts)
+        _run(options, loaded, plan, past, out, console, interrupts, connect)
         return _conclude(plan, selected, out, console, interrupts)
 
 
@@ -235,7 +240,7 @@ def _fill(cache: ImageCache, missing: Sequence[Entry], console: Console) -> None
 
 def _run(
     options: Options, loaded: suite.LoadedSuite, plan: Plan, past: _Past,
-    out: pathlib.Path, console: Console, interrupts: Interrupts,
+    out: pathlib.Path, console: Console, interrupts: Interrupts, connect: Connect,
 ) -> None:  # fmt: skip
     with _writing(out):
         records.write_plan(out, plan)
@@ -245,7 +250,7 @@ def _run(
     with TrialProgress(console, past.tally, len(past.waiting)) as progress:
         keeper = _Keeper(out, session, progress, interrupts)
         try:
-            scheduler.run(plan.materials, past.waiting, options, out, past.estimates, keeper)
+            scheduler.run(plan.materials, past.waiting, options, connect, past.estimates, keeper)
             keeper.status.update(state="finished", now=True)
         except KeyboardInterrupt:
             keeper.status.update(state="interrupted", now=True)

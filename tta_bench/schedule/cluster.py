@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import pathlib
 import signal
 import socket
 import tempfile
@@ -78,13 +77,14 @@ def check_address(address: str) -> None:
 
 
 @contextlib.contextmanager
-def connected(address: str | None, cpus: int, scratch: pathlib.Path) -> Iterator[Cluster]:
+def connected(address: str | None, cpus: int) -> Iterator[Cluster]:
     """A cluster: the one at ``address``, or one of this machine that lives and dies with this command.
 
-    Ray is started from ``scratch``: it puts the driver's working directory first on its workers' path.
+    Ray is started from an empty folder: it puts the driver's working directory first on its workers' path.
 
     Raises:
         UsageError: there is none at the address.
+        Stopped: Ray cannot be started on this machine.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -98,18 +98,19 @@ def connected(address: str | None, cpus: int, scratch: pathlib.Path) -> Iterator
         if len(tempfile.gettempdir()) > _LONGEST_FOLDER:
             options["_temp_dir"] = "/tmp/ray"
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with contextlib.chdir(scratch):
+    with tempfile.TemporaryDirectory() as empty:  # its workers stay in it
         try:
-            ray.init(address=address or "local", **options)
+            with contextlib.chdir(empty):
+                ray.init(address=address or "local", **options)
         except Exception as error:  # Ray raises that class itself where a start takes too long
             raise _no_cluster(error, address) from error
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():  # Ray puts its own in their place
-            signal.signal(number, handler)
-    try:
-        yield Cluster(ray)
-    finally:
-        ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():  # Ray puts its own in their place
+                signal.signal(number, handler)
+        try:
+            yield Cluster(ray)
+        finally:
+            ray.shutdown()
 
 
 def _no_cluster(error: Exception, address: str | None) -> Exception:

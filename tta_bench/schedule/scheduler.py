@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import pathlib
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,6 +16,9 @@ from tta_bench.schedule.options import Options, available_cpus
 from tta_bench.schedule.preflight import requirements
 from tta_bench.schedule.queue import Estimates
 from tta_bench.suite.plan import Materials, Trial
+
+if TYPE_CHECKING:
+    from tta_bench.schedule.cluster import Cluster
 
 
 def describe(options: Options, trials: int) -> str:
@@ -40,11 +45,30 @@ def slots(options: Options) -> int:
     return min(found, options.workers or found)
 
 
+@contextlib.contextmanager
+def ray(options: Options) -> Iterator[Callable[[], Cluster]]:
+    """A function that connects to the run's Ray cluster when it is first called; the connection ends with the context.
+
+    Raises:
+        UsageError: (the function) there is none at the address.
+        Stopped: (the function) Ray cannot be started on this machine.
+    """
+    with contextlib.ExitStack() as connection:
+
+        @functools.cache
+        def connect() -> Cluster:
+            from tta_bench.schedule.cluster import connected
+
+            return connection.enter_context(connected(options.address, available_cpus()))
+
+        yield connect
+
+
 def run(
     materials: Materials,
     trials: Sequence[Trial],
     options: Options,
-    scratch: pathlib.Path,
+    connect: Callable[[], Cluster],
     estimates: Estimates,
     observer: Observer,
 ) -> None:
@@ -54,7 +78,7 @@ def run(
         materials: what all trials share.
         trials: in plan order; those expected to take longest start first on Ray.
         options: what they run on, with the image cache settled.
-        scratch: a folder that is not the checkout, from which Ray is started.
+        connect: see :func:`ray`; not called where the run needs no Ray.
         estimates: of what trials take; learns from those that end.
         observer: is told what happens.
 
@@ -65,14 +89,14 @@ def run(
     if options.executor == "local":
         local.run(materials, trials, options, observer)
         return
-    from tta_bench.schedule.cluster import Slot, connected
+    from tta_bench.schedule.cluster import Slot
     from tta_bench.schedule.pool import Pool
 
-    with connected(options.address, available_cpus(), scratch) as cluster:
-        any_gpu = any(node.resources.get("GPU") for node in cluster.nodes().values())
-        slot = Slot(options.cpus_per_trial or 1, options.gpus_per_trial if any_gpu else 0.0)
-        needed = requirements(materials, trials)
-        here = None if options.address else own_server().address  # else workers may be on other machines
-        arguments = (cluster.share(materials), options, needed.code, here)
-        pool = Pool(cluster, slot, options, arguments, cluster.share(needed), estimates)
-        pool.run(trials, observer)
+    cluster = connect()
+    any_gpu = any(node.resources.get("GPU") for node in cluster.nodes().values())
+    slot = Slot(options.cpus_per_trial or 1, options.gpus_per_trial if any_gpu else 0.0)
+    needed = requirements(materials, trials)
+    here = None if options.address else own_server().address  # else workers may be on other machines
+    arguments = (cluster.share(materials), options, needed.code, here)
+    pool = Pool(cluster, slot, options, arguments, cluster.share(needed), estimates)
+    pool.run(trials, observer)
