@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
@@ -278,6 +279,33 @@ def test_a_cache_entry_damaged_before_or_during_a_run_is_made_again(
         patch.setattr(scheduler, "run", lambda *arguments: (damage(), real(*arguments)))
         assert run_cli("run", suite_file(), *options, "--out", tmp_path / "during").code == 0
     same(tmp_path / "during", tmp_path / "sound")
+
+
+def test_the_loss_of_the_local_ray_stops_the_run_with_the_command_to_go_on(
+    suite_file: SuiteFile, tmp_path: pathlib.Path, cache: pathlib.Path
+) -> None:
+    file = suite_file(("seeds: [0]", "seeds: [0, 1, 2, 3]"), ("[source, tent]", "[tent, sar]"))
+    command = [sys.executable, "-m", "tta_bench", "run", str(file), "--out", str(tmp_path / "run"), "--workers", "1"]
+    driver = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                              env=clean_environment(TTA_BENCH_CACHE=str(cache)))  # fmt: skip
+    wait_until(lambda: any((tmp_path / "run" / "trials").glob("*.json")), seconds=LONG_S)
+    [raylet] = [pid for pid in descendants(driver.pid) if _command(pid).endswith("/raylet")]
+    os.kill(raylet, signal.SIGKILL)
+    _, said = driver.communicate(timeout=LONG_S)
+    assert driver.returncode == 3, said
+    assert "Ray's raylet on this machine ended unexpectedly" in said
+    assert f"To go on:\n  {shlex.join(['tta-bench', *command[3:]])}" in said
+    kept = {path.name for path in (tmp_path / "run" / "trials").iterdir()}
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False,
+                          env=clean_environment(TTA_BENCH_CACHE=str(cache))).returncode == 0  # fmt: skip
+    assert kept < {path.name for path in (tmp_path / "run" / "trials").iterdir()}
+
+
+def _command(pid: int) -> str:
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]
+    except OSError:
+        return ""
 
 
 @pytest.fixture

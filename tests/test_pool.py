@@ -40,7 +40,7 @@ class Workers:
         self.killed = 0
 
     def nodes(self) -> dict[str, Node]:
-        return {"node": Node("node", "here", {"CPU": 1})}
+        return {"node": Node("node", "here", {"CPU": 1}, {"CPU": 1})}
 
     def start(self, node: Node, slot: Slot, arguments: Sequence[Any]) -> tuple[Any, int]:
         call = SimpleNamespace(remote=lambda trials: self._put(self._run(trials)))
@@ -144,6 +144,21 @@ def test_short_trials_are_given_together_once_their_time_is_known(made: Plan) ->
     assert {result.facts["attempts"] for result in seen.results} == {1}
     assert not seen.again
     assert not cluster.killed
+
+
+def test_on_a_shared_cluster_it_waits_for_what_others_use(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, seen, notes = Workers(ok), Seen(), list[str]()
+
+    def nodes() -> dict[str, Node]:
+        """In use by others until the pool has said that it waits."""
+        return {"node": Node("node", "here", {"CPU": 1}, {"CPU": 1 if notes else 0.5})}
+
+    monkeypatch.setattr(cluster, "nodes", nodes)
+    monkeypatch.setattr(seen, "note", notes.append)
+    monkeypatch.setattr("tta_bench.schedule.pool.TICK_S", 0.01)
+    pool(made, cluster).run(made.trials, seen)
+    assert len(seen.results) == len(made.trials)
+    assert ["in use by others" in note for note in notes] == [True]
 
 
 def test_long_trials_are_given_one_by_one(made: Plan) -> None:

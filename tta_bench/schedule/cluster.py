@@ -44,17 +44,27 @@ class Slot:
         if not self.gpus:
             return by_cpu
         whole = resources.get("GPU", 0)
-        by_gpu = int(whole // self.gpus) if self.gpus >= 1 else int(whole) * int(1 / self.gpus + 1e-9)
+        by_gpu = int(whole // self.gpus)
+        if self.gpus < 1:  # a share is of one GPU, and the part of one that is free counts, too
+            by_gpu = int(whole) * int(1 / self.gpus + 1e-9) + int((whole % 1) / self.gpus + 1e-9)
         return min(by_cpu, by_gpu)
 
 
 @dataclass(frozen=True)
 class Node:
-    """Attributes: id: Ray's; host: its name; resources: all it has, used or not."""
+    """A machine of the cluster.
+
+    Attributes:
+        id: Ray's.
+        host: its name.
+        resources: all it has.
+        free: what nobody uses, this run included.
+    """
 
     id: str
     host: str
     resources: Mapping[str, float]
+    free: Mapping[str, float]
 
 
 def check_address(address: str) -> None:
@@ -107,10 +117,11 @@ def connected(address: str | None, cpus: int) -> Iterator[Cluster]:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():  # Ray puts its own in their place
                 signal.signal(number, handler)
+        cluster = Cluster(ray)
         try:
-            yield Cluster(ray)
+            yield cluster
         finally:
-            ray.shutdown()
+            cluster.end()
 
 
 def _no_cluster(error: Exception, address: str | None) -> Exception:
@@ -137,8 +148,11 @@ class Cluster:
     def nodes(self) -> dict[str, Node]:
         """Nodes that are alive, by id; asked for at most every two seconds."""
         if time.monotonic() - self._asked > REFRESH_S:
-            alive = [n for n in self._ray.nodes() if n["Alive"]]
-            self._nodes = {n["NodeID"]: Node(n["NodeID"], n["NodeManagerHostname"], n["Resources"]) for n in alive}
+            alive = {n["NodeID"]: n for n in self._ray.nodes() if n["Alive"]}
+            free = self._ray._private.state.available_resources_per_node()
+            self._nodes = {
+                id: Node(id, n["NodeManagerHostname"], n["Resources"], free.get(id, {})) for id, n in alive.items()
+            }
             self._asked = time.monotonic()
         return self._nodes
 
@@ -167,8 +181,24 @@ class Cluster:
         """End a worker's process, whatever it is doing."""
         self._ray.kill(worker, no_restart=True)
 
+    def end(self) -> None:
+        """Disconnect, and end a cluster that was started here."""
+        self._ray.shutdown()
+
+    def _lost(self) -> list[str]:
+        """The processes of a cluster that was started here which have ended, by Ray's names for them."""
+        node = self._ray._private.worker._global_node
+        return [] if node is None else [kind for kind, _ in node.dead_processes()]
+
     def wait(self, references: list[Any], seconds: float) -> list[Any]:
-        """Those of ``references`` that are done, as soon as one is, at the latest after so many seconds."""
+        """Those of ``references`` that are done, as soon as one is, at the latest after ``seconds``.
+
+        Raises:
+            Stopped: a process of the cluster that was started here has ended; Ray would end this one in a few seconds.
+        """
+        if lost := self._lost():
+            what = f"Ray's {' and '.join(lost)} on this machine ended unexpectedly"
+            raise Stopped(Problem(what, hint="was it killed, or the memory used up? Run again to go on"))
         done, _ = self._ray.wait(references, num_returns=1, timeout=seconds)
         return list(done)
 

@@ -105,6 +105,7 @@ class Pool:
         self._ended: list[tuple[Trial, TrialResult]] = []  # that the observer has not been told of
         self._waiting_alone: deque[_Alone] = deque()
         self._started = 0
+        self._told_of_waiting = False
         self._lonely_since: float | None = None
         self._ticked = float("-inf")
 
@@ -198,17 +199,21 @@ class Pool:
     # -- workers -------------------------------------------------------------------------------------------------------
 
     def _start_workers(self) -> None:
-        """As many as fit, and as there is work for."""
+        """As many as there is work for and as fit beside what other users of the cluster run."""
         work = len(self._queue) + len(self._busy())
         room = min(work, self._options.workers or work) - sum(not w.alone for w in self._workers.values())
         for node in self._usable():
             there = [w for w in self._workers.values() if w.node.id == node.id]
-            free = self._slot.fits(node.resources) - len(there)
+            starting = sum(w.place is None for w in there)  # what they will take is still free
+            free = min(self._slot.fits(node.resources) - len(there), self._slot.fits(node.free) - starting)
             if any(a.device and a.device[0] == node.id for a in self._waiting_alone):
                 continue  # a device there is being cleared
             for _ in range(max(0, min(free, room))):
                 self._start(node, self._slot)
                 room -= 1
+        if self._usable() and work and not self._workers and not self._told_of_waiting:
+            self._told_of_waiting = True
+            self._observer.note(f"all that {self._slot} needs is in use by others; waiting until some of it is free")
 
     def _usable(self) -> list[Node]:
         alive = self._cluster.nodes()
