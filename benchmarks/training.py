@@ -18,7 +18,7 @@ METADATA_KEY = "source_model"
 
 def as_tensor(images: np.ndarray) -> Tensor:
     """uint8 (N, 32, 32, 3) to float32 (N, 3, 32, 32) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(255).contiguous()
+    return torch.tensor(images).permute(0, 3, 1, 2).float().div_(255).contiguous()
 
 
 def make_optimizer(net: nn.Module, name: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:

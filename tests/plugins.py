@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pathlib
 import socket
@@ -16,7 +17,7 @@ import pytest
 from tta_bench.data.cache import ImageCache
 from tta_bench.registry import METHODS, Kind, Registry
 from tta_bench.run.runner import Supervisor
-from tta_bench.run.server import ForkServer, Process
+from tta_bench.run.server import PRELOADED, ForkServer, Process
 from tta_bench.suite.plan import Materials
 
 
@@ -32,9 +33,11 @@ class Replaced(Registry):
 
 
 class Forks(ForkServer):
-    """Forks this process, so that the classes of a test need no plugin file."""
+    """Forks this process, so that the classes of a test need no plugin file; it imports what a fork server does."""
 
     def __init__(self, folder: pathlib.Path) -> None:
+        for module in PRELOADED:
+            importlib.import_module(module)
         self.address = str(folder / "socket")  # where nothing is
 
     def fork(self, function: Callable[..., None], *arguments: Any) -> Process:
