@@ -203,6 +203,7 @@ def test_a_second_run_on_a_folder_is_refused_by_name(
     assert local(run_cli, suite_file(), "--out", "out").code == 0, "the lock dies with its process"
 
 
+@pytest.mark.faults
 def test_ctrl_c_keeps_what_finished_and_prints_how_to_go_on(
     suite_file: SuiteFile, tmp_path: pathlib.Path, cache: pathlib.Path, run_cli: Cli
 ) -> None:

@@ -381,10 +381,10 @@ def test_no_process_is_left_behind(
     wait_until(lambda: not [pid for pid in below if _runs(pid)], seconds=60)
     state = subprocess.run([sys.executable, "-m", "tta_bench", "status", "out"], cwd=tmp_path, capture_output=True, text=True,
                            env=clean_environment(), check=True).stdout  # fmt: skip
-    if how == "once":
-        assert "interrupted" in state
+    if how == "twice":  # the first may have been written down before the second came
+        assert "interrupted" in state or "killed: process" in state
     else:
-        assert "killed: process" in state
+        assert {"once": "interrupted", "killed": "killed: process"}[how] in state
     assert "of 6 trials" in state
 
 

@@ -27,6 +27,7 @@ CHANGED = {
     "remembers": "Remembers.trials",
     "seeds": None,
 }
+pytestmark = pytest.mark.faults
 FAILS = {
     "exits": "SystemExit: 0",
     "interrupts": "KeyboardInterrupt: ",
@@ -97,7 +98,6 @@ def test_honest_methods_compute_the_same_beside_poisonous_ones(poisoned: pathlib
     assert_equal(results(poisoned), honest)
 
 
-@pytest.mark.faults
 def test_so_they_do_on_ray(
     run_cli: Callable[..., Any], tmp_path: pathlib.Path, poisoned: pathlib.Path, honest: Any
 ) -> None:

@@ -224,7 +224,7 @@ def test_shipped_weights_load_strictly_and_classify(name: str, least_pct: float)
     recipe = next(r for r in digits.RECIPES if r.spec.name == name)
     path = digits.WEIGHTS / f"{name}.safetensors"
     build_network(recipe.spec).load_state_dict(read_state(path), strict=True)
-    images, labels = digits.as_tensor(split.test_images), torch.from_numpy(split.test_labels)
+    images, labels = digits.as_tensor(split.test_images), torch.tensor(split.test_labels)
     assert digits.accuracy_pct(recipe.spec, path, images, labels) >= least_pct
 
 
