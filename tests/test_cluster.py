@@ -215,7 +215,8 @@ def test_a_plugin_file_travels(tmp_path: pathlib.Path) -> None:
     ("slot", "resources", "workers"),
     [(Slot(1, 0), {"CPU": 8}, 8), (Slot(3, 0), {"CPU": 8}, 2), (Slot(1, 1), {"CPU": 64, "GPU": 8}, 8),
      (Slot(1, 0.25), {"CPU": 64, "GPU": 2}, 8), (Slot(1, 0.3), {"CPU": 64, "GPU": 2}, 6),
-     (Slot(1, 2), {"CPU": 64, "GPU": 5}, 2), (Slot(16, 1), {"CPU": 64, "GPU": 8}, 4), (Slot(1, 1), {"CPU": 4}, 0)],
+     (Slot(1, 2), {"CPU": 64, "GPU": 5}, 2), (Slot(16, 1), {"CPU": 64, "GPU": 8}, 4), (Slot(1, 1), {"CPU": 4}, 0),
+     (Slot(1, 0.5), {"CPU": 64, "GPU": 1.5}, 3), (Slot(1, 0.5), {"CPU": 64, "GPU": 0.4}, 0)],
 )  # fmt: skip
 def test_how_many_workers_a_node_holds(slot: Slot, resources: dict[str, float], workers: int) -> None:
     assert slot.fits(resources) == workers

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import clean_environment
 from PIL import Image
-from sklearn.datasets import load_sample_image
+from sklearn.datasets import load_digits, load_sample_image
 
 from tta_bench.data import DataRequest, Dataset, open_data
 from tta_bench.data.base import IMAGENET_C_GEOMETRY, IMAGENET_GEOMETRY, Geometry
@@ -24,6 +24,7 @@ from tta_bench.data.cache import Direct, Entry, ImageCache, Images, entry_of
 from tta_bench.data.digests import Digests
 from tta_bench.data.images import listing
 from tta_bench.data.kinds.cifar_c import read_archive
+from tta_bench.data.kinds.digits import load_split
 from tta_bench.errors import UsageError
 from tta_bench.registry import DATASETS, installed
 from tta_bench.streams import CLEAN, Shift
@@ -271,3 +272,12 @@ def test_several_processes_make_the_same_pixels_as_one(tmp_path: pathlib.Path) -
 def test_decoding_processes_do_not_import_torch() -> None:
     code = "import sys, tta_bench.data.cache; sys.exit('torch' in sys.modules or 'cv2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=clean_environment(), check=False).returncode == 0
+
+
+def test_the_digits_are_those_of_scikit_learn() -> None:
+    given, split = load_digits(), load_split()
+    for images, labels, ids in (split[:3], split[3:]):
+        np.testing.assert_array_equal(labels, given.target[ids])
+        means = images.mean((1, 2, 3)) * 16 / 255  # enlarging keeps them, but for rounding and overshoot
+        np.testing.assert_allclose(means, given.images[ids].mean((1, 2)), atol=0.4)
+    assert sorted([*split.train_ids, *split.test_ids]) == list(range(1797))

@@ -52,6 +52,18 @@ def test_they_run_on_a_worker_into_a_report(strangers: pathlib.Path, run_cli: Ca
     assert "sharpen" in text
 
 
+def test_a_network_that_ends_its_process_is_a_problem_with_its_place(strangers: pathlib.Path) -> None:
+    file = strangers / "model.py"
+    file.write_text(
+        file.read_text().replace("def build(self)", "def build(self): __import__('os')._exit(7)\n\n    def other(self)")
+    )
+    with pytest.raises(UsageError) as refused:
+        plan.make(suite.load(str(strangers / "suite.yaml")))
+    [problem] = refused.value.problems
+    assert "the process that builds it ends, with exit code 7" in problem.message
+    assert "suite.yaml:" in problem.where
+
+
 def test_their_code_is_in_the_keys(strangers: pathlib.Path) -> None:
     def keys(folder: pathlib.Path = strangers) -> list[str]:
         return [t.key for t in plan.make(suite.load(str(folder / "suite.yaml"))).trials]

@@ -32,7 +32,7 @@ from tta_bench.suite.plan import Plan, Trial
 from tta_bench.suite.prepare import pretrainings
 from tta_bench.suite.select import Filter
 
-Connect = Callable[[], Any]  # to Ray; see scheduler.ray
+Connect = Callable[[], Any]  # to Ray; see scheduler.ray_connection
 
 
 class _Past(NamedTuple):
@@ -64,7 +64,7 @@ def run(options: Options, resume: str) -> int:
     out = _out(options, loaded.suite.name)
     records.check_version(out)
     try:
-        with Interrupts() as interrupts, scheduler.ray(options) as connect:
+        with Interrupts() as interrupts, scheduler.ray_connection(options) as connect:
             if options.executor == "ray" and not options.dry_run and not out.exists():
                 connect()  # meanwhile the fork server imports what planning needs
             code = _from_suite_to_tables(options, loaded, out, console, interrupts, connect)

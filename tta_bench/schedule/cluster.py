@@ -117,11 +117,10 @@ def connected(address: str | None, cpus: int) -> Iterator[Cluster]:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():  # Ray puts its own in their place
                 signal.signal(number, handler)
-        cluster = Cluster(ray)
         try:
-            yield cluster
+            yield Cluster(ray)
         finally:
-            cluster.end()
+            ray.shutdown()
 
 
 def _no_cluster(error: Exception, address: str | None) -> Exception:
@@ -180,10 +179,6 @@ class Cluster:
     def kill(self, worker: Any) -> None:
         """End a worker's process, whatever it is doing."""
         self._ray.kill(worker, no_restart=True)
-
-    def end(self) -> None:
-        """Disconnect, and end a cluster that was started here."""
-        self._ray.shutdown()
 
     def _lost(self) -> list[str]:
         """The processes of a cluster that was started here which have ended, by Ray's names for them."""

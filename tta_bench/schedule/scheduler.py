@@ -46,7 +46,7 @@ def slots(options: Options) -> int:
 
 
 @contextlib.contextmanager
-def ray(options: Options) -> Iterator[Callable[[], Cluster]]:
+def ray_connection(options: Options) -> Iterator[Callable[[], Cluster]]:
     """A function that connects to the run's Ray cluster when it is first called; the connection ends with the context.
 
     Raises:
@@ -78,7 +78,7 @@ def run(
         materials: what all trials share.
         trials: in plan order; those expected to take longest start first on Ray.
         options: what they run on, with the image cache settled.
-        connect: see :func:`ray`; not called where the run needs no Ray.
+        connect: see :func:`ray_connection`; not called where the run needs no Ray.
         estimates: of what trials take; learns from those that end.
         observer: is told what happens.
 
