@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch._dynamo  # as timm does: it replaces functions of torch
 
+from tta_bench.adapter import Adapter
 from tta_bench.methods import optimizers
-from tta_bench.run.global_state import Functions
+from tta_bench.methods.tent import Tent
+from tta_bench.run.global_state import Functions, OwnState
 
 
 @pytest.fixture
@@ -35,3 +37,11 @@ def test_another_step_in_the_place_of_an_inherited_one_is_a_change(inheriting: t
 
     inheriting.step = step  # type: ignore[assignment,method-assign]
     assert functions.changes() == ["tta_bench.methods.optimizers.Inheriting.step"]
+
+
+def test_a_class_that_type_makes_belongs_to_the_module_of_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_tent, of_nobody = (OwnState(type("Made", (base,), {})) for base in (Tent, Adapter))
+    monkeypatch.setattr("tta_bench.methods.tent.SEEN", 3, raising=False)
+    monkeypatch.setattr("tta_bench.adapter.SEEN", 3, raising=False)
+    assert of_tent.changes() == ["tta_bench.methods.tent.SEEN"]
+    assert of_nobody.changes() == []
