@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -15,10 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from PIL import Image
+from plugins import Replaced, supervisor
 
 import tta_bench.torchvision_repair  # noqa: F401
-from tta_bench import cli
+from tta_bench import cli, suite
+from tta_bench.adapter import Adapter
 from tta_bench.data.kinds.digits import load_split
+from tta_bench.run.runner import TrialResult
+from tta_bench.suite import plan
 
 SHARED = pathlib.Path(__file__).resolve().parent.parent.parent / "shared"
 
@@ -202,3 +207,24 @@ def clean_environment(**more: str) -> dict[str, str]:
     """This process's environment without anything that points Python at other code."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     return {**kept, **more}
+
+
+@pytest.fixture
+def run(suite_file: Callable[..., pathlib.Path], cache: pathlib.Path) -> Callable[..., Any]:
+    """Run ``cls`` on the small digits suite; text replaced in the suite as ``suite_file`` does."""
+
+    def call(
+        cls: type[Adapter], *replacements: tuple[str, str], trial: int = 1, bench: dict[str, Any] | None = None
+    ) -> TrialResult:
+        made = plan.make(suite.load(str(suite_file(*replacements))))
+        materials = dataclasses.replace(made.materials, registry=Replaced(source=cls))
+        store = bench if bench is not None else {}
+        if "bench" not in store:
+            store["bench"] = supervisor(materials, cache)
+        store["trial"] = made.trials[trial]
+        result: TrialResult = store["bench"].run(made.trials[trial])
+        if bench is None:
+            store["bench"].end_child()
+        return result
+
+    return call
