@@ -68,7 +68,11 @@ def supervisor(materials: Materials, cache: pathlib.Path) -> Supervisor:
 
 
 def fork_this_process(monkeypatch: pytest.MonkeyPatch, folder: pathlib.Path) -> None:
-    """Have runs without Ray fork this process, with what a test has replaced in it."""
+    """Have runs without Ray fork this process, with what a test has replaced in it.
+
+    Trials have one thread: where this process has computed with several, OpenMP waits for ever for them in a fork.
+    """
+    monkeypatch.setattr("tta_bench.schedule.options.available_cpus", lambda: 1)
     monkeypatch.setattr("tta_bench.schedule.local.own_server", lambda: Forks(folder))
     monkeypatch.setattr("tta_bench.schedule.worker.ForkServer.at", lambda address: Forks(folder))
 
