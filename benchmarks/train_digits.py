@@ -133,11 +133,11 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
     split = load_split()
-    test, test_labels = as_tensor(split.test_images), torch.from_numpy(split.test_labels)
+    test, test_labels = as_tensor(split.test_images), torch.tensor(split.test_labels)
     for recipe in RECIPES if args.model == "all" else [r for r in (*RECIPES, *UNSHIPPED) if r.spec.name == args.model]:
         path, start = args.out / f"{recipe.spec.name}.safetensors", time.perf_counter()
         if not args.check:
-            net = train(recipe, as_tensor(split.train_images), torch.from_numpy(split.train_labels), args.seed)
+            net = train(recipe, as_tensor(split.train_images), torch.tensor(split.train_labels), args.seed)
             write_weights(net, recipe.spec, path)
         pct = accuracy_pct(recipe.spec, path, test, test_labels)
         seconds = time.perf_counter() - start

@@ -232,7 +232,7 @@ def test_the_groupnorm_network_of_the_pinned_runs_classifies() -> None:
     digits, split = script("train_digits"), load_split()
     [recipe] = digits.UNSHIPPED
     path = ROOT / "tests" / "pinned" / f"{recipe.spec.name}.safetensors"
-    images, labels = digits.as_tensor(split.test_images), torch.from_numpy(split.test_labels)
+    images, labels = digits.as_tensor(split.test_images), torch.tensor(split.test_labels)
     assert digits.accuracy_pct(recipe.spec, path, images, labels) >= 98.0
     assert path.stat().st_size < 5e5
 
