@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from trials import Plain, Runner
 
 from tta_bench.adapter import Needs
+from tta_bench.run import runner
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,22 @@ def test_a_method_that_misbehaves_is_a_failed_row(run: Runner, scores: Callable[
     assert reason in result.reason
     assert ("Traceback" in result.traceback) == (not reason.startswith("FloatingPoint")), "those are found in grading"
     assert result.segments == []
+
+
+def test_a_method_that_fails_while_batches_are_sent_is_a_row_with_its_reason(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bad(Plain):
+        def step(self, x: Tensor) -> Tensor:
+            raise ZeroDivisionError("early")
+
+    def slow_fill(*arguments: Any) -> None:
+        fill(*arguments)
+        time.sleep(0.5)  # the method has failed before the second batch is sent
+
+    fill = runner._fill
+    monkeypatch.setattr(runner, "_fill", slow_fill)
+    assert run(Bad).reason == "ZeroDivisionError: early"
 
 
 @pytest.mark.parametrize("image", [0, 19])

@@ -47,13 +47,19 @@ class _Skip(Exception):
 
 
 def serve(connection: Connection, opening: messages.Opening, log: str) -> None:
-    """Run trials until the supervisor closes the connection."""
+    """Run trials until the supervisor closes the connection.
+
+    Raises:
+        EOFError: it has closed it.
+    """
     sys.argv = [*_ARGUMENTS]
     settle(opening.threads)
     with captured(log):
         child = _opened(connection, opening)
     while child is not None and child.run(connection.recv()):
         pass
+    while True:  # a supervisor that is still sending batches must find out why the trial is over, not a closed connection
+        connection.recv_bytes()
 
 
 def _opened(connection: Connection, opening: messages.Opening) -> Child | None:
