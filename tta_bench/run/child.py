@@ -58,7 +58,9 @@ def serve(connection: Connection, opening: messages.Opening, log: str) -> None:
         child = _opened(connection, opening)
     while child is not None and child.run(connection.recv()):
         pass
-    while True:  # a supervisor that is still sending batches must find out why the trial is over, not a closed connection
+    while (
+        True
+    ):  # a supervisor that is still sending batches must find out why the trial is over, not a closed connection
         connection.recv_bytes()
 
 
