@@ -29,7 +29,7 @@ FIELD = "rounds: int = Field(2, ge=1)"
 SEVERAL = (FIELD, "rounds: Annotated[tuple[int, ...], *ONE_OR_MORE] = (2,)")
 IMPORT = (
     "from tta_bench.protocols import Part",
-    "from typing import Annotated\n\nfrom tta_bench.protocols.base import ONE_OR_MORE\nfrom tta_bench.protocols import Part",
+    "from typing import Annotated\n\nfrom tta_bench.protocols import ONE_OR_MORE, Part",
 )
 SINGLE = ("range(self.config.rounds)", "range(self.config.rounds[0])")
 LISTS = (SEVERAL, IMPORT, SINGLE)

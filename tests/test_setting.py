@@ -99,8 +99,7 @@ def test_two_values_of_a_parameter_never_share_a_table(tmp_path: pathlib.Path) -
 
 
 ROUNDS = """
-from tta_bench.protocols import Protocol, ProtocolConfig
-from tta_bench.protocols.base import ONE_OR_MORE
+from tta_bench.protocols import ONE_OR_MORE, Protocol, ProtocolConfig
 from typing import Annotated
 
 class Rounds(Protocol):

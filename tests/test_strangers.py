@@ -150,7 +150,7 @@ def test_one_that_raises_when_it_is_asked_is_named_with_its_line(
 @pytest.mark.parametrize(
     ("name", "config", "base"),
     [
-        ("protocol", "ProtocolConfig", "tta_bench.protocols.base.ProtocolConfig"),
+        ("protocol", "ProtocolConfig", "tta_bench.protocols.config.ProtocolConfig"),
         ("dataset", "DataConfig", "tta_bench.data.base.DataConfig"),
         ("model", "ModelConfig", "tta_bench.models.ModelConfig"),
         ("method", "OptimizerConfig", "tta_bench.adapter.Config"),

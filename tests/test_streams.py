@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import pathlib
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tta_bench.errors import UsageError
-from tta_bench.protocols import Streams, assembled
-from tta_bench.protocols.base import Part, Protocol, ProtocolConfig, Source
+from tta_bench.protocols import Part, Protocol, ProtocolConfig, Source, Streams, assembled
 from tta_bench.protocols.continual import Continual
 from tta_bench.protocols.mixed import Mixed
 from tta_bench.protocols.reset import Reset
@@ -170,7 +167,7 @@ def test_what_a_protocol_gives_is_checked(parts: list[Any], said: str) -> None:
 
 
 def test_resets_that_there_are_not_are_refused() -> None:
-    odd = type("Odd", (Continual,), {"resets": "batch"})(ProtocolConfig(kind="odd"))
+    odd = type("Odd", (Continual,), {"resets": "batch"})(Continual.Config(kind="odd"))
     with pytest.raises(UsageError, match="protocol 'odd' resets 'batch': it must be 'segment' or 'never'"):
         assembled(odd, Source(SHIFTS, tuple(LABELS.values()), 5, 0))
 
@@ -253,29 +250,7 @@ def test_shifts_have_ids() -> None:
     assert shift_of("motion-blur-3") == Shift("motion-blur", 3)
 
 
-# -- given streams -----------------------------------------------------------------------------------------------------
-
-
-def _plain(case: dict[str, Any]) -> bool:
-    """Whether a given stream needs nothing but a kind that there is, and ``adapt_images``."""
-    return case["protocol"]["kind"] in ("reset", "continual", "mixed") and set(case["protocol"]) <= {
-        "kind",
-        "adapt_images",
-    }
-
-
-def test_given_streams_are_equal(shared: pathlib.Path) -> None:
-    folder = shared / "golden" / "streams"
-    cases = [case for case in json.loads((folder / "manifest.json").read_text())["cases"] if _plain(case)]
-    assert len(cases) >= 11
-    for case in cases:
-        stored, labels = np.load(folder / f"{case['name']}.npz"), np.load(folder / f"labels_{case['labels']}.npz")
-        given = {name: labels[name] for name in case["label_shifts"]}
-        stream = stream_of(case["protocol"], given, case["batch_size"], case["seed"])
-        assert [stream.shifts[k].id for k in stream.shift] == [case["shifts"][k] for k in stored["shift"]], case["name"]
-        for name in ("image", "visit", "bounds", "reset_before", "adapt", "graded"):
-            assert np.array_equal(getattr(stream, name), stored[name]), (case["name"], name)
-        assert [[s.name, s.visit, s.first, s.last] for s in stream.segments] == case["segments"], case["name"]
+# -- refusals ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

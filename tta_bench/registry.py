@@ -51,7 +51,7 @@ _CONFIG = "tta_bench.adapter:Config"
 METHODS = Kind("tta_bench.methods", "method", "tta_bench.adapter:Adapter", _CONFIG)
 OPTIMIZERS = Kind("tta_bench.optimizers", "optimizer", "torch.optim:Optimizer", _CONFIG)
 PROTOCOLS = Kind("tta_bench.protocols", "protocol", "tta_bench.protocols.base:Protocol",
-                 "tta_bench.protocols.base:ProtocolConfig")  # fmt: skip
+                 "tta_bench.protocols.config:ProtocolConfig")  # fmt: skip
 DATASETS = Kind("tta_bench.datasets", "kind of data", "tta_bench.data.base:Dataset", "tta_bench.data.base:DataConfig")
 MODELS = Kind("tta_bench.models", "kind of model", "tta_bench.models:Network", "tta_bench.models:ModelConfig")
 KINDS = (METHODS, OPTIMIZERS, PROTOCOLS, DATASETS, MODELS)

@@ -1,23 +1,30 @@
-"""Parts to a stream: batches are cut, flags are set; and a stream to the pieces that lie between its resets."""
+"""Parts to a stream: probes are put in, batches are cut, flags are set. It is the same for all protocols."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import numbers
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from tta_bench.errors import Problem, UsageError
-from tta_bench.protocols.base import Part, Protocol, Source
-from tta_bench.registry import PROTOCOLS, Registry, blamed
-from tta_bench.streams import Segment, Shift, Stream, StreamSpec, subset
+from tta_bench.protocols.base import Batches, Part, Protocol, Source, refusal
+from tta_bench.protocols.checks import check_parts, check_source
+from tta_bench.protocols.config import AdaptRule, ProtocolConfig, ResetEvery
+from tta_bench.registry import PROTOCOLS, blamed
+from tta_bench.streams import Segment, Stream
 
-_KEPT = 4  # streams that are held, so that the trials of one are not built one by one
+_PROBE = "probe"
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A part of the stream with its batches; ``role`` as a segment has it."""
+
+    part: Part
+    role: str
+    batches: Batches
 
 
 def assembled(protocol: Protocol, source: Source, graded_after: int | None = None) -> Stream:
@@ -25,183 +32,188 @@ def assembled(protocol: Protocol, source: Source, graded_after: int | None = Non
 
     Args:
         protocol: with single values only in its Config.
-        source: what it is made from.
+        source: what it is made from, the probe's shift among the others.
         graded_after: as in :class:`tta_bench.streams.StreamSpec`.
 
     Raises:
         UsageError: the protocol's rule cannot be followed, gives no image, or gives what is no part of these shifts.
     """
-    kind = protocol.config.kind
-    _check_source(source)
-    with blamed(PROTOCOLS, kind, type(protocol), "make its stream"):
-        parts = list(protocol.parts(source))
-    if wrong := next(_wrong(protocol, parts, source), None):
-        raise UsageError(Problem(f"protocol {kind!r} {wrong}"))
-    starts = [np.arange(0, len(part.image), source.batch_size) for part in parts]
-    firsts = np.cumsum([0, *(len(s) for s in starts)])
-    lengths = np.cumsum([0, *(len(part.image) for part in parts)])
-    bounds = np.concatenate([s + offset for s, offset in zip(starts, lengths[:-1], strict=True)] + [lengths[-1:]])
-    [adapt_images] = protocol.config.adapt_images
-    return Stream(
-        shifts=source.shifts,
+    check_source(source)
+    config = protocol.config
+    if config.window and source.batch_size > 1:
+        raise refusal("window", f"needs batches of 1, not of {source.batch_size}", "write batch_size: 1")
+    placed = list(_cut(config, source, _parts(protocol, source)))
+    parts, batches = [p.part for p in placed], [p.batches for p in placed]
+    firsts = np.cumsum([0, *(len(b.starts) for b in batches)])
+    offsets = np.cumsum([0, *(len(part.image) for part in parts)])
+    starts = [b.starts + offset for b, offset in zip(batches, offsets[:-1], strict=True)]
+    graded = np.concatenate([b.graded for b in batches])
+    stream = Stream(
+        shifts=parts[0].compounds or source.shifts,
         shift=np.concatenate([part.shift for part in parts]).astype(np.int16),
         image=np.concatenate([part.image for part in parts]).astype(np.int32),
-        bounds=bounds.astype(np.int64),
-        reset_before=_resets(protocol, firsts),
-        adapt=np.concatenate([s < (adapt_images or len(p.image)) for s, p in zip(starts, parts, strict=True)]),
+        bounds=np.concatenate([*starts, offsets[-1:]]).astype(np.int64),
+        reset_before=np.concatenate([b.reset_before for b in batches]),
+        adapt=np.concatenate([b.adapt for b in batches]),
         segments=tuple(
-            Segment(part.name, part.visit, int(first), int(last))
-            for part, (first, last) in zip(parts, itertools.pairwise(firsts), strict=True)
+            Segment(p.part.name, p.part.visit, int(first), int(last), p.role)
+            for p, (first, last) in zip(placed, itertools.pairwise(firsts), strict=True)
         ),
         graded_after=graded_after,
         visits=_visits(parts),
+        grades=None if graded.all() else graded,
     )
-
-
-def _check_source(source: Source) -> None:
-    """Refuse what no protocol can make a stream from.
-
-    Raises:
-        UsageError: there is no shift, one has no images or no labels of them, or a batch has no image.
-    """
-    if not source.shifts:
-        raise UsageError(Problem("there is no shift to make a stream from"))
-    if not isinstance(source.batch_size, numbers.Integral) or source.batch_size < 1:
-        raise UsageError(Problem(f"the batch size must be a whole number from 1 on, it is {source.batch_size!r}"))
-    for shift, labels in zip(source.shifts, source.labels, strict=True):
-        if not len(labels):
-            raise UsageError(Problem(f"shift {shift.id!r} has no images"))
-        if not _whole_numbers(labels):
-            raise UsageError(Problem(f"the labels of shift {shift.id!r} must be a row of whole numbers"))
-
-
-def _wrong(protocol: Protocol, parts: Sequence[Any], source: Source) -> Iterator[str]:
-    """What is wrong with what a protocol says: what follows would wrap, break off, or silently mean something else."""
-    if protocol.resets not in ("segment", "never"):
-        yield f"resets {protocol.resets!r}: it must be 'segment' or 'never'"
-    seen = Counter[str]()
-    for number, part in enumerate(parts):
-        if not isinstance(part, Part):
-            yield f"yields {type(part).__name__} in place of part {number}"
-            return
-        yield from (f"yields a wrong part {number} ({part.name!r}): {what}" for what in _wrong_in(part, source))
-        if part.visit != seen[part.name]:
-            before = f"{seen[part.name]} parts before it have its name"
-            yield f"says visit {part.visit!r} of part {number} ({part.name!r}), but {before}"
-        seen[part.name] += 1
-    if not parts or not all(len(part.image) for part in parts):
-        yield "makes a stream without images"
-
-
-def _wrong_in(part: Part, source: Source) -> Iterator[str]:
-    if not isinstance(part.name, str):
-        yield "its name is no text"
-    arrays = {"shift": part.shift, "image": part.image} | ({} if part.visits is None else {"visits": part.visits})
-    if bad := [name for name, array in arrays.items() if not _whole_numbers(array)]:
-        yield f"{bad[0]} must be a one-dimensional array of whole numbers"
-        return
-    lengths = {name: len(array) for name, array in arrays.items()}
-    if len(set(lengths.values())) > 1:
-        yield "of unequal length: " + ", ".join(f"{name} {length}" for name, length in lengths.items())
-        return
-    if _outside(part.shift, len(source.shifts)).any():
-        yield f"shift must be from 0 to {len(source.shifts) - 1}"
-        return
-    sizes = np.array([len(labels) for labels in source.labels])[part.shift]
-    if (outside := _outside(part.image, sizes)).any():
-        bad_one = int(np.argmax(outside))
-        yield f"image {part.image[bad_one]} of shift {source.shifts[part.shift[bad_one]].id!r}, which has {sizes[bad_one]}"
-    if part.visits is not None and _outside(part.visits, np.iinfo(np.int16).max + 1).any():
-        yield f"visits must be from 0 to {np.iinfo(np.int16).max}"
-
-
-def _whole_numbers(array: Any) -> bool:
-    return isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind in "iu"
-
-
-def _outside(values: np.ndarray, end: Any) -> np.ndarray:
-    """(n,) bool, whether each value is not in [0, end)."""
-    return (values < 0) | (values >= end)
-
-
-def _resets(protocol: Protocol, firsts: np.ndarray) -> np.ndarray:
-    """(batches,) bool; a stream's first batch never has the flag: a trial starts reset."""
-    flags = np.zeros(int(firsts[-1]), dtype=bool)
-    if protocol.resets == "segment":
-        flags[firsts[1:-1]] = True
-    return flags
+    stream = _windowed(stream, config.window) if config.window else stream
+    return replace(stream, reset_before=_resets(config.reset or protocol.resets, stream))
 
 
 def _visits(parts: Sequence[Part]) -> np.ndarray | None:
     if all(part.visits is None for part in parts):
         return None
-    return np.concatenate([np.full(len(p.image), p.visit) if p.visits is None else p.visits for p in parts]).astype(
-        np.int16
+    visits = [np.full(len(p.image), p.visit) if p.visits is None else p.visits for p in parts]
+    return np.concatenate(visits).astype(np.int16)
+
+
+# -- parts and probes --------------------------------------------------------------------------------------------------
+
+
+def _parts(protocol: Protocol, source: Source) -> Iterator[tuple[Part, str]]:
+    """Parts and their roles; a probe follows each part where there is one. Shifts are positions in the whole source."""
+    config, kind = protocol.config, protocol.config.kind
+    order, probe = _shift_order(config, source)
+    own = replace(
+        source,
+        shifts=tuple(source.shifts[number] for number in order),
+        labels=[source.labels[number] for number in order],
+        probe=None if probe is None else source.labels[probe],
+    )
+    with blamed(PROTOCOLS, kind, type(protocol), "make its stream"):
+        parts = list(protocol.parts(own))
+    check_parts(protocol, parts, own)
+    for visit, part in enumerate(parts):
+        yield part if part.compounds else replace(part, shift=np.array(order)[part.shift]), "stream"
+        if probe is not None:
+            shown = protocol.probe(
+                replace(source, shifts=(source.shifts[probe],), labels=[source.labels[probe]]), visit
+            )
+            yield replace(shown, shift=np.full(len(shown.image), probe)), _PROBE
+
+
+def _shift_order(config: ProtocolConfig, source: Source) -> tuple[list[int], int | None]:
+    """Positions of the shifts that the protocol itself gets, and of the probe's."""
+    ids = [shift.id for shift in source.shifts]
+    probe = None
+    if config.probe is not None:
+        if config.probe.shift not in ids:
+            raise refusal(
+                "probe.shift", f"there is no shift {config.probe.shift!r}", f"the shifts are: {', '.join(ids)}"
+            )
+        probe = ids.index(config.probe.shift)
+    order = [number for number in range(len(ids)) if number != probe]
+    if not order:
+        raise refusal("probe.shift", f"{ids[0]} is the only shift", "add corruptions to the suite")
+    if config.shift_order == "seed":
+        order = [order[k] for k in source.rng("shift_order").permutation(len(order))]
+    return order, probe
+
+
+# -- batches and adaptation --------------------------------------------------------------------------------------------
+
+
+def _cut(config: ProtocolConfig, source: Source, parts: Iterator[tuple[Part, str]]) -> Iterator[_Placed]:
+    """Batches from each part's start, with their adaptation flags."""
+    [rule], adapts = config.adapt, _adaptation(config)
+    head_of = _head(rule, source) if rule and rule.classes else None
+    for part, role in parts:
+        head = None
+        if head_of is not None and role != _PROBE:
+            in_head = head_of(part)
+            head, part = int(in_head.sum()), part[np.argsort(~in_head, kind="stable")]
+        size, edge = len(part.image), head or 0
+        starts = np.concatenate([np.arange(0, edge, source.batch_size), np.arange(edge, size, source.batch_size)])
+        if role == _PROBE:
+            adapt = np.full(len(starts), config.probe is not None and config.probe.adapt)
+        else:
+            adapt = adapts(starts) if head is None else starts < head
+        never, all_graded = np.zeros(len(starts), dtype=bool), np.ones(size, dtype=bool)
+        yield _Placed(part, role, part.batches or Batches(starts, never, adapt, all_graded))
+
+
+def _head(rule: AdaptRule, source: Source) -> Callable[[Part], np.ndarray]:
+    """Which images of a part (n,) are the first of some classes, drawn by the seed: BoTTA (2025, arXiv 2504.10149)."""
+    if rule.classes is None or rule.classes > source.classes:
+        raise refusal("adapt.classes", f"{rule.classes} classes, and there are {source.classes}", "give fewer")
+    classes = source.rng("classes").permutation(source.classes)[: rule.classes]
+
+    def head(part: Part) -> np.ndarray:
+        labels = np.empty(len(part.image), dtype=np.int64)
+        for number in np.unique(part.shift):
+            here = part.shift == number
+            labels[here] = source.labels[0 if part.compounds else number][part.image[here]]
+        chosen = np.isin(labels, classes)
+        return chosen if rule.first is None else chosen & (np.cumsum(chosen) <= rule.first)
+
+    return head
+
+
+def _adaptation(config: ProtocolConfig) -> Callable[[np.ndarray], np.ndarray]:
+    """What says, of the batches of a part by their starts (batches,), which adapt; called for one part after another."""
+    [first], [rule] = config.adapt_images, config.adapt
+    if rule is not None and rule.every is not None:
+        every = rule.every
+        return lambda starts: np.arange(len(starts)) % every == 0
+    if rule is not None and rule.eta is not None:
+        return _time_constrained(rule, rule.eta)
+    return lambda starts: starts < (np.inf if first is None else first)
+
+
+def _time_constrained(rule: AdaptRule, eta: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Batches that arrive while a method is still adapting are skipped (Alfarra et al. 2024, arXiv 2304.04795)."""
+    if rule.cost_ratio == "measure":
+        raise refusal("adapt.cost_ratio", "nothing is measured yet", "give a number, or a list of numbers")
+    ratios = itertools.chain(rule.cost_ratios, itertools.repeat(rule.cost_ratios[-1]))
+
+    def adapts(starts: np.ndarray) -> np.ndarray:
+        flags, wait = np.zeros(len(starts), dtype=bool), 0
+        for batch in range(len(starts)):
+            flags[batch] = wait == 0
+            wait = max(0, int(np.ceil(next(ratios) * eta)) - 1) if wait == 0 else wait - 1
+        return flags
+
+    return adapts
+
+
+def _windowed(stream: Stream, window: int) -> Stream:
+    """Batch t holds the latest ``window`` images in the slots of a ring buffer, of which image t alone is graded.
+
+    The buffer is never cleared, neither between segments nor at resets (mariodoebler/test-time-adaptation).
+    """
+    images, slots = np.arange(len(stream.image)), np.arange(window)
+    shown = images[:, None] - (images[:, None] - slots) % window  # (N, window), below 0 before the buffer is full
+    full = shown >= 0
+    rows, graded = shown[full], (shown == images[:, None])[full]
+    return replace(
+        stream,
+        shift=stream.shift[rows],
+        image=stream.image[rows],
+        bounds=np.concatenate([[0], np.cumsum(full.sum(axis=1))]),
+        adapt=images % window == window - 1,
+        visits=stream.visit[rows],
+        grades=None if graded.all() else graded,
     )
 
 
-def pieces(stream: Stream) -> Iterator[Stream]:
-    """The stretches between resets, each a stream of the shifts that occur in it, numbered anew."""
-    bounds = [0, *np.flatnonzero(stream.reset_before).tolist(), len(stream.adapt)]
-    for first, last in itertools.pairwise(bounds):
-        images = slice(int(stream.bounds[first]), int(stream.bounds[last]))
-        used, shift = np.unique(stream.shift[images], return_inverse=True)
-        yield replace(
-            stream,
-            shifts=tuple(stream.shifts[number] for number in used),
-            shift=shift.astype(np.int16),
-            image=stream.image[images],
-            bounds=stream.bounds[first : last + 1] - stream.bounds[first],
-            reset_before=np.concatenate([[False], stream.reset_before[first + 1 : last]]),
-            adapt=stream.adapt[first:last],
-            segments=tuple(
-                replace(s, first=s.first - first, last=s.last - first)
-                for s in stream.segments
-                if first <= s.first < last
-            ),
-            visits=None if stream.visits is None else stream.visits[images],
-            grades=None if stream.grades is None else stream.grades[images],
-        )
+# -- resets ------------------------------------------------------------------------------------------------------------
 
 
-class Streams:
-    """Builds streams from their specs.
-
-    Args:
-        registry: where protocols are found.
-        labels: (source model, shift) to the labels (n,) of the shift's images.
-    """
-
-    def __init__(self, registry: Registry, labels: Callable[[str, Shift], np.ndarray]):
-        self._registry, self._labels = registry, labels
-        self._built: OrderedDict[tuple[str, StreamSpec], list[Stream]] = OrderedDict()  # the pieces of each
-
-    def build(self, model: str, spec: StreamSpec) -> Stream:
-        """The stream of a spec over a source model's data."""
-        return self._pieces(model, spec)[spec.piece]
-
-    def specs(self, model: str, spec: StreamSpec) -> Iterator[tuple[StreamSpec, Stream]]:
-        """A spec and a stream for each piece of the whole stream that ``spec`` describes."""
-        for number, piece in enumerate(self._pieces(model, spec)):
-            yield replace(spec, piece=number, shifts=piece.shifts, length=len(piece.image)), piece
-
-    def _pieces(self, model: str, spec: StreamSpec) -> list[Stream]:
-        whole = replace(spec, piece=0, shifts=(), length=0)
-        if (model, whole) not in self._built:
-            self._built[model, whole] = list(pieces(self._whole(model, whole)))
-            if len(self._built) > _KEPT:
-                self._built.popitem(last=False)
-        return self._built[model, whole]
-
-    def _whole(self, model: str, spec: StreamSpec) -> Stream:
-        cls: type[Protocol] = self._registry.load(json.loads(spec.protocol)["kind"], PROTOCOLS)
-        protocol = cls(cls.Config.model_validate_json(spec.protocol))
-        labels = [self._labels(model, shift) for shift in spec.given]
-        chosen = [subset(len(found), spec.subset, spec.data_seed) for found in labels]
-        of_chosen = tuple(found[rows] for found, rows in zip(labels, chosen, strict=True))
-        stream = assembled(protocol, Source(spec.given, of_chosen, spec.batch_size, spec.seed), spec.graded_after)
-        image = np.empty_like(stream.image)
-        for number, rows in enumerate(chosen):
-            of_shift = stream.shift == number
-            image[of_shift] = rows[stream.image[of_shift]]
-        return replace(stream, image=image)
+def _resets(reset: Any, stream: Stream) -> np.ndarray:
+    """(batches,) bool; a stream's first batch never has the flag: a trial starts reset."""
+    flags = stream.reset_before.copy()  # those of a recorded stream
+    if reset == "batch":
+        flags[:] = True
+    elif isinstance(reset, ResetEvery):
+        flags[1:] = stream.adapt[:-1] & (np.cumsum(stream.adapt)[:-1] % reset.every == 0)
+    elif reset == "segment":
+        flags[[segment.first for segment in stream.segments if segment.role != _PROBE]] = True
+    flags[0] = False
+    return flags

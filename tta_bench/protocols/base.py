@@ -7,98 +7,57 @@ protocols (:mod:`tta_bench.protocols.assembly`).
 from __future__ import annotations
 
 import abc
-import itertools
-import json
+import pathlib
+import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
 
-from tta_bench.registry import Portable
+from tta_bench.errors import Problem, UsageError
+from tta_bench.protocols.config import ProtocolConfig
 from tta_bench.streams import Shift, derived_seed
 
 
+def refusal(key: str, message: str, hint: str = "") -> UsageError:
+    """What to raise where a rule cannot be followed; ``key`` of the protocol is at fault."""
+    return UsageError(Problem(message, where=key, hint=hint))
+
+
+def loaded(key: str, path: str) -> Any:
+    """The array of an ``.npy``, or the mapping of arrays of an ``.npz``, that ``key`` names.
+
+    Raises:
+        UsageError: there is no such file, or NumPy cannot read it.
+    """
+    file = pathlib.Path(path).expanduser()
+    if not file.is_file():
+        raise refusal(key, f"no such file: {path}", f"relative paths start at {pathlib.Path.cwd()}")
+    try:
+        content = np.load(file, allow_pickle=False)
+        return content if isinstance(content, np.ndarray) else dict(content)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise refusal(key, f"{path} cannot be read: {error}", "give an .npy or .npz that numpy.save wrote") from error
+
+
 @dataclass(frozen=True)
-class _Varied:
-    """Marks a field of which a suite may give several values: each makes rows of the results."""
-
-
-def _listed(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
-def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    twice = [value for i, value in enumerate(values) if value in values[:i]]
-    if twice:
-        raise PydanticCustomError("twice", "{value} is listed twice", {"value": repr(twice[0])})
-    return values
-
-
-def _count(value: Any) -> int | None:
-    if value == "all" or value is None:
-        return None
-    if type(value) is not int or value < 1:
-        raise PydanticCustomError("count", "give a number of images, or all")
-    return value
-
-
-ONE_OR_MORE = (BeforeValidator(_listed), Field(min_length=1), AfterValidator(_distinct), _Varied())
-
-
-class ProtocolConfig(Portable, BaseModel):
-    """What a suite says of its protocol; every kind adds what it needs. Unknown keys are refused.
-
-    A field annotated ``Annotated[tuple[T, ...], *ONE_OR_MORE]`` takes one value or a list; a list makes a row of the
-    results for each value.
+class Pool:
+    """Images of one or more shifts, shift by shift, each in data order.
 
     Attributes:
-        kind: the registered name.
-        adapt_images: how many images of a segment are adapted on before the rest is predicted with the frozen result:
-            whole batches, or "all"; all values are graded on the same images besides.
+        shift: (n,) int16 positions in ``Source.shifts``.
+        image: (n,) int32 positions in their shift's data order.
+        label: (n,) class indices.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: str
-    adapt_images: Annotated[tuple[Annotated[int | None, BeforeValidator(_count)], ...], *ONE_OR_MORE] = (None,)
+    shift: np.ndarray
+    image: np.ndarray
+    label: np.ndarray
 
-    @classmethod
-    def varied(cls) -> list[str]:
-        """Names of the fields of which a suite may give several values."""
-        return [n for n, field in cls.model_fields.items() if any(isinstance(m, _Varied) for m in field.metadata)]
-
-    def axes(self) -> dict[str, tuple[Any, ...]]:
-        """The fields of which there are several values, with them."""
-        return {name: values for name in self.varied() if len(values := getattr(self, name)) > 1}
-
-    def singles(self) -> Iterator[ProtocolConfig]:
-        """A Config for each combination of single values."""
-        names = self.varied()
-        for values in itertools.product(*(getattr(self, name) for name in names)):
-            yield self.model_copy(update={n: (value,) for n, value in zip(names, values, strict=True)})
-
-    def canonical(self) -> str:
-        """JSON with its keys in order and nothing at its default, as a stream's spec holds it."""
-        values = self.model_dump(mode="json", exclude_defaults=True)
-        return json.dumps(values | {"kind": self.kind}, sort_keys=True, separators=(",", ":"))
-
-    def parameters(self) -> dict[str, Any]:
-        """The values that differ from the defaults, single ones of lists, without ``kind``: what tells protocols apart."""
-        fields = type(self).model_fields
-        return {n: value for n, value in self.values().items() if getattr(self, n) != fields[n].default}
-
-    def values(self) -> dict[str, Any]:
-        """All values in JSON's types, single ones of lists, without ``kind``."""
-        values = self.model_dump(mode="json", exclude={"kind"})
-        single = {n for n in self.varied() if len(values[n]) == 1}
-        return {n: value[0] if n in single else value for n, value in values.items()}
-
-    @property
-    def graded_after(self) -> int | None:
-        """The largest number in ``adapt_images``, after which images are graded for ``error_after_pct``."""
-        return max((count for count in self.adapt_images if count is not None), default=None)
+    def part(self, name: str, visit: int, order: Any) -> Part:
+        """A part of the images at the positions ``order`` (m,)."""
+        return Part(name, visit, self.shift[order], self.image[order])
 
 
 @dataclass(frozen=True)
@@ -106,28 +65,72 @@ class Source:
     """What a protocol makes a stream from.
 
     Attributes:
-        shifts: in the suite's order.
+        shifts: in the suite's order, without the probe's.
         labels: of each shift, (n,) int64 in data order; the order of images may depend on them, a method sees none.
         batch_size: images in a batch.
         seed: the trial's seed.
+        probe: labels of the probe's shift; None where there is no probe.
     """
 
     shifts: tuple[Shift, ...]
     labels: Sequence[np.ndarray]
     batch_size: int
     seed: int
+    probe: np.ndarray | None = None
+
+    @property
+    def all_labels(self) -> list[np.ndarray]:
+        """Labels of all shifts, the probe's last."""
+        return [*self.labels, *([] if self.probe is None else [self.probe])]
+
+    @property
+    def classes(self) -> int:
+        """1 + the largest label of all shifts, the probe's included."""
+        return 1 + max(int(labels.max()) for labels in self.all_labels)
 
     def rng(self, what: str, *axes: object) -> np.random.Generator:
         """A generator seeded by the seed and named axes: equal axes give equal draws, anything else others."""
         return np.random.default_rng(derived_seed(what, self.seed, *axes))
 
-    def shuffled(self, name: str, visit: int, shifts: Sequence[int]) -> Part:
-        """All images of some shifts, given by their positions, as one part in an order drawn for it."""
-        sizes = [len(self.labels[number]) for number in shifts]
+    def random_state(self) -> np.random.RandomState:
+        """``RandomState(seed)``, as ``np.random.seed`` in published code sets it.
+
+        Raises:
+            UsageError: the seed does not fit.
+        """
+        if self.seed >= 2**32:
+            what = f"seed {self.seed}: the published code takes seeds below 2**32"
+            raise refusal("variant", what, "choose smaller seeds, or leave variant out")
+        return np.random.RandomState(self.seed)
+
+    def pool(self, shifts: Sequence[int]) -> Pool:
+        """All images of some shifts, given by their positions."""
+        labels = [self.labels[number] for number in shifts]
+        sizes = [len(of_shift) for of_shift in labels]
         shift = np.repeat(np.asarray(shifts, dtype=np.int16), sizes)
         image = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
-        order = self.rng("order", name, visit).permutation(len(image))
-        return Part(name, visit, shift[order], image[order])
+        return Pool(shift, image, np.concatenate(labels))
+
+    def shuffled(self, name: str, visit: int, shifts: Sequence[int]) -> Part:
+        """All images of some shifts, given by their positions, as one part in an order drawn for it."""
+        pool = self.pool(shifts)
+        return pool.part(name, visit, self.rng("order", name, visit).permutation(len(pool.image)))
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How a part is cut, where its protocol says so itself.
+
+    Attributes:
+        starts: (batches,) int64, where each begins in the part; the first at 0.
+        reset_before, adapt: (batches,) bool.
+        graded: (n,) bool, false for images that are only context.
+    """
+
+    starts: np.ndarray
+    reset_before: np.ndarray
+    adapt: np.ndarray
+    graded: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,9 @@ class Part:
         shift: (n,) positions in ``Source.shifts`` of each image, in order.
         image: (n,) positions of the images in their shift's data order.
         visits: (n,) how often each image's shift was entered before, where that is not ``visit`` for all; else None.
+        compounds: what ``shift`` has positions in, where a protocol makes other shifts from the images of the source's
+            only one, and this is its only part; else None.
+        batches: its batches with their flags; None where the batch size and the suite's rules say them.
     """
 
     name: str
@@ -147,14 +153,28 @@ class Part:
     shift: np.ndarray
     image: np.ndarray
     visits: np.ndarray | None = None
+    compounds: tuple[Shift, ...] | None = None
+    batches: Batches | None = None
+
+    def __getitem__(self, rows: Any) -> Part:
+        """The part of some of its images: a slice, or their positions in order."""
+        visits = None if self.visits is None else self.visits[rows]
+        return replace(self, shift=self.shift[rows], image=self.image[rows], visits=visits)
+
+
+def joined(parts: Sequence[Part], name: str = "stream") -> Part:
+    """One part of several, whose batches are cut across their borders; each image keeps the visit of its own."""
+    visits = np.concatenate([np.full(len(part.image), part.visit, dtype=np.int16) for part in parts])
+    shift, image = (np.concatenate([getattr(part, field) for part in parts]) for field in ("shift", "image"))
+    return Part(name, 0, shift, image, visits)
 
 
 class Protocol(abc.ABC):
     """Base class of every protocol. Subclass it, give it a ``name`` and a Config, implement ``parts``.
 
     Attributes:
-        resets: whether a method is reset before each segment ("segment") or "never"; what lies between two resets is run
-            as a trial of its own, so that it spreads over devices.
+        resets: whether a method is reset before each segment ("segment") or "never", where the suite does not say; what
+            lies between two resets is run as a trial of its own, so that it spreads over devices.
         by_severity: whether a suite's severities each make a stream; else one stream gets the shifts of all.
     """
 
@@ -168,8 +188,26 @@ class Protocol(abc.ABC):
 
     @abc.abstractmethod
     def parts(self, source: Source) -> Iterator[Part]:
-        """The parts of the stream, in order.
+        """The parts of the stream, in order, without probes.
 
         Raises:
             UsageError: the rule cannot be followed with these shifts and labels.
         """
+
+    def probe(self, source: Source, visit: int) -> Part:
+        """The probe that follows a part: of the first images in an i.i.d. order.
+
+        Args:
+            source: of the probe's shift alone.
+            visit: how many probes came before.
+        """
+        return source.shuffled(source.shifts[0].id, visit, [0])[: self.config.probe.images]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A part before its images are put in order. Attributes: name and visit; shifts: positions in ``Source.shifts``."""
+
+    name: str
+    visit: int
+    shifts: Sequence[int]

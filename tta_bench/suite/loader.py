@@ -15,9 +15,10 @@ from pydantic import BaseModel
 
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.registry import DATASETS, MODELS, PROTOCOLS, Kind, Registry, plugin_entries
+from tta_bench.streams import shift_of
 from tta_bench.suite.document import Document, Path, parse
 from tta_bench.suite.parts import config_class, read
-from tta_bench.suite.schema import Suite, named
+from tta_bench.suite.schema import Suite, is_shift, named
 
 
 @dataclass
@@ -133,7 +134,11 @@ def _suite_problem(document: Document, registry: Registry, error: dict[str, Any]
 
 
 def _protocol_problems(document: Document, suite: Suite) -> Iterator[Problem]:
-    """What ``adapt_images`` cannot be together with the rest of the suite."""
+    """What ``adapt_images`` cannot be together with the rest of the suite, and a probe that is no shift."""
+    probe = suite.protocol.probe
+    if probe is not None and not is_shift(shift_of(probe.shift)):
+        hint = "give clean, or a corruption with a severity: fog-5"
+        yield document.problem(("protocol", "probe", "shift"), f"unknown shift {probe.shift!r}", hint)
     for count, size in itertools.product(suite.protocol.adapt_images, suite.batch_size):
         if count is not None and count % size:
             what = f"adapt_images {count} is not a whole number of batches of {size}"

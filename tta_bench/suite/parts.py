@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel, PlainValidator, ValidationInfo
 
 from tta_bench.errors import UsageError, refused
-from tta_bench.registry import Kind, Registry, installed
+from tta_bench.protocols.words import advice
+from tta_bench.registry import PROTOCOLS, Kind, Registry, installed
 
 
 def config_class(kind: Kind, value: Any, registry: Registry, default: str | None = None) -> type[BaseModel] | None:
@@ -43,7 +44,8 @@ def read(kind: Kind, value: Any, registry: Registry, default: str | None = None)
         cls: type[BaseModel] = registry.load(str(name), kind).Config
     except UsageError as error:
         problem = error.problems[0]
-        raise refused("unknown_kind", problem.message, ("kind",), name, problem.hint) from error
+        hint = advice(str(name), problem.hint) if kind is PROTOCOLS else problem.hint
+        raise refused("unknown_kind", problem.message, ("kind",), name, hint) from error
     # JSON mode is strict about types ("5" is no number, true is none either) yet takes lists for tuples
     return cls.model_validate_json(json.dumps({**value, "kind": name}), strict=True)
 

@@ -212,7 +212,11 @@ def make(
     known = _Known(suite, materials, limit, digests)
     trials = tuple(_trials(suite, models, materials, configs, known))
     if known.problems:
-        raise UsageError([loaded.document.problem(("protocol",), p.message, p.hint) for p in known.problems])
+        places = [("protocol", *filter(None, p.where.split("."))) for p in known.problems]  # keys that are at fault
+        problems += [
+            loaded.document.problem(place, p.message, p.hint) for place, p in zip(places, known.problems, strict=True)
+        ]
+        raise UsageError(problems)
     return Plan(suite.name, materials, trials, suite.axes())
 
 
@@ -303,7 +307,8 @@ def _segments(loaded: LoadedSuite, model: str, streams: Streams, limit: int | No
             with contextlib.suppress(UsageError):  # a rule that cannot be followed is told of when its trials are made
                 for _, stream in streams.specs(model, spec):
                     bounds = stream.bounds
-                    yield from ((int(bounds[s.last] - bounds[s.first]), s.name) for s in stream.segments)
+                    parts = [s for s in stream.segments if s.role != "probe"]
+                    yield from ((int(bounds[s.last] - bounds[s.first]), s.name) for s in parts)
 
 
 def _wholes(
@@ -349,6 +354,9 @@ class _Known:
         seen = set[tuple[str, str]]()  # of each value of the protocol: two that make equal streams have rows each
         for protocol, spec in _wholes(self._suite, self._materials.registry, self._limit, batch_size, seed):
             for found, stream in self._streams.specs(model, spec):
+                if unknown := [s.id for s in found.shifts if (model, s) not in self._materials.contents]:
+                    what = f"the data have no images of {unknown[0]}, nor of {len(unknown) - 1} more of its shifts"
+                    raise UsageError(Problem(what, hint="these data show one corruption at a time"))
                 place = (protocol.canonical(), stream.sha256)
                 if place not in seen:  # clean images are in the stream of every severity
                     seen.add(place)

@@ -13,10 +13,10 @@ from tta_bench.data.base import DataConfig
 from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.errors import near_miss
 from tta_bench.models import ModelConfig
-from tta_bench.protocols.base import ONE_OR_MORE, ProtocolConfig
+from tta_bench.protocols.config import ONE_OR_MORE, ProtocolConfig
 from tta_bench.registry import DATASETS, MODELS, PROTOCOLS
 from tta_bench.run.precision import PRECISIONS
-from tta_bench.streams import CLEAN, Shift
+from tta_bench.streams import CLEAN, Shift, shift_of
 from tta_bench.suite.parts import by_plugin
 
 
@@ -25,6 +25,11 @@ def _corruption(name: str) -> str:
         raise PydanticCustomError("unknown_corruption", "unknown corruption '{name}'",
                                   {"name": name, "hint": near_miss(name, ["clean", *NAMES])})  # fmt: skip
     return name
+
+
+def is_shift(shift: Shift) -> bool:
+    """Whether a suite can have the shift: clean images, or a known corruption at a severity."""
+    return shift == CLEAN or (shift.name in NAMES and shift.severity in range(1, 6))
 
 
 def _precision(name: str) -> str:
@@ -104,10 +109,11 @@ class Suite(Part):
         return tuple(dict.fromkeys(shift for group in self.by_severity() for shift in group))
 
     def by_severity(self) -> list[tuple[Shift, ...]]:
-        """The shifts of each severity, corruptions in the suite's order."""
+        """The shifts of each severity, corruptions in the suite's order; the protocol's probe is among them."""
+        probe = [shift_of(self.protocol.probe.shift)] if self.protocol.probe else []
         groups = [
-            tuple(CLEAN if name == CLEAN.name else Shift(name, severity) for name in self.corruptions)
-            for severity in self.severities
+            tuple(dict.fromkeys([*(CLEAN if n == CLEAN.name else Shift(n, s) for n in self.corruptions), *probe]))
+            for s in self.severities
         ]
         return list(dict.fromkeys(groups))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -25,7 +26,7 @@ def stream(
     """The stream that a protocol makes: that of all shifts, also where a suite would run it in pieces.
 
     Args:
-        protocol: what a suite has under ``protocol:``, with single values.
+        protocol: what a suite has under ``protocol:``, with single values; arrays may stand for lists.
         labels: shift id to the labels (n,) of its images in data order; shifts come in this order.
         batch_size: images in a batch.
         seed: the trial's seed.
@@ -35,7 +36,7 @@ def stream(
         UsageError: the protocol is wrong, or cannot be followed with these labels.
     """
     registry = Registry(pathlib.Path(file) for file in plugins)
-    config: Any = configured(PROTOCOLS, dict(protocol), registry)
+    config: Any = configured(PROTOCOLS, json.loads(json.dumps(dict(protocol), default=np.ndarray.tolist)), registry)
     if config.axes():
         raise UsageError(
             Problem(f"protocol {config.kind!r}: give single values, not lists: {', '.join(config.axes())}")

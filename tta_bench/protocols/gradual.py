@@ -1,0 +1,44 @@
+"""Gradual: each corruption becomes stronger and weaker again (CoTTA, Wang et al. 2022, arXiv 2203.13591, section 4).
+
+Variant ``md``: mariodoebler/test-time-adaptation's "gradual", whose two visits of a severity are in the same order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated
+
+from pydantic import Field
+
+from tta_bench.protocols.base import Outline, Source, refusal
+from tta_bench.protocols.ordered import Ordered, PublishedByMd
+from tta_bench.protocols.published import md
+
+_HINT = "list them under the suite's severities, and leave clean out of its corruptions"
+
+
+class Gradual(Ordered):
+    """One segment for each corruption and listed severity; never reset. One stream has all severities of the suite."""
+
+    name = "gradual"
+    by_severity = False
+    published = {"md": md.parts}
+
+    class Config(PublishedByMd):
+        """Attributes: severities: in the order in which each corruption goes through them."""
+
+        variants = ("md",)
+        deltas = {"md": "free"}
+        severities: Annotated[list[int], Field(min_length=1)] = [1, 2, 3, 4, 5, 4, 3, 2, 1]
+
+    def outlines(self, source: Source) -> list[Outline]:
+        ids = {shift.id: number for number, shift in enumerate(source.shifts)}
+        visits, outlines = Counter[str](), list[Outline]()
+        for corruption in dict.fromkeys(id.rpartition("-")[0] or id for id in ids):
+            for severity in self.config.severities:
+                name = f"{corruption}-{severity}"
+                if name not in ids:
+                    raise refusal("severities", f"there is no shift {name}", _HINT)
+                outlines.append(Outline(name, visits[name], [ids[name]]))
+                visits[name] += 1
+        return outlines

@@ -1,0 +1,101 @@
+"""Labels in temporally correlated chunks by Dirichlet draws: two forms, which nearly all published protocols share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from tta_bench.protocols.base import refusal
+
+MAX_SLOTS = 100
+_TRIES = 10_000
+_LARGER = "use a larger delta, or leave variant out: the own order cannot fail"
+_MORE = "use more images, or leave variant out: the own order cannot fail"
+
+
+def cuts(proportions: np.ndarray, size: int) -> np.ndarray:
+    """(K - 1,) where ``size`` images are cut by proportions (K,)."""
+    ends: np.ndarray = (np.cumsum(proportions)[:-1] * size).astype(np.int64)
+    return ends
+
+
+def balanced(state: np.random.RandomState, label: np.ndarray, classes: int, delta: float, least: int) -> np.ndarray:
+    """As many chunks as classes, each of ``least`` images or more, drawn until they are (NOTE, Gong et al. 2022).
+
+    Args:
+        state: draws; goes on where a try fails.
+        label: (n,) class indices.
+        classes: number of classes, and of chunks.
+        delta: the Dirichlet concentration.
+        least: images in a chunk.
+
+    Returns:
+        (n,) positions in order.
+
+    Raises:
+        UsageError: there are too few images, or the draws do not end.
+    """
+    if len(label) < least * classes:
+        what = f"{classes} chunks of {least} images or more cannot be made of {len(label)} images"
+        raise refusal("delta", what, _MORE)
+    members = [np.flatnonzero(label == k) for k in range(classes)]
+    for _ in range(_TRIES):
+        pieces = _drawn(state, members, delta, len(label) / classes)
+        sizes = sum(np.diff(ends, prepend=0, append=len(rows)) for rows, ends in pieces)
+        if np.min(sizes) >= least:
+            return np.concatenate(list(_by_chunk(state, pieces)))
+    raise refusal("delta", f"no {classes} chunks of {least} images or more in {_TRIES} tries", _LARGER)
+
+
+_Pieces = list[tuple[np.ndarray, np.ndarray]]  # of each class: its rows in order, and where they are cut
+
+
+def _drawn(state: np.random.RandomState, members: list[np.ndarray], delta: float, full: float) -> _Pieces:
+    """One try; chunks that have reached ``full`` images get no more."""
+    sizes, pieces = np.zeros(len(members), dtype=np.int64), list[tuple[np.ndarray, np.ndarray]]()
+    for of_class in members:
+        rows = of_class.copy()
+        state.shuffle(rows)
+        p = state.dirichlet(np.repeat(delta, len(members))) * (sizes < full)
+        ends = cuts(finite(p / p.sum() if p.sum() else p, delta), len(rows))
+        sizes += np.diff(ends, prepend=0, append=len(rows))
+        pieces.append((rows, ends))
+    return pieces
+
+
+def _by_chunk(state: np.random.RandomState, pieces: _Pieces) -> Iterator[np.ndarray]:
+    split = [np.split(rows, ends) for rows, ends in pieces]
+    for chunk in range(len(split)):
+        order = list(range(len(split)))
+        state.shuffle(order)
+        yield from (split[k][chunk] for k in order)
+
+
+def finite(proportions: np.ndarray, delta: float) -> np.ndarray:
+    """The proportions, which sum to 1 along the last axis.
+
+    Raises:
+        UsageError: they do not, as a small concentration underflows.
+    """
+    if not np.isclose(proportions.sum(axis=-1), 1).all():
+        raise refusal("delta", f"Dirichlet draws of concentration {delta:g} underflow", _LARGER)
+    return proportions
+
+
+def by_slot(
+    generator: np.random.Generator | np.random.RandomState, members: list[np.ndarray], proportions: np.ndarray
+) -> np.ndarray:
+    """Slot after slot, in each a piece of every class, classes in an order drawn anew (RoTTA, Yuan et al. 2023).
+
+    Args:
+        generator: draws the orders of classes.
+        members: of each of C classes, the positions of its images in order.
+        proportions: (C, K) of each class in each of K slots.
+
+    Returns:
+        The positions of all members in order.
+    """
+    split = [np.split(rows, cuts(p, len(rows))) for rows, p in zip(members, proportions, strict=True)]
+    slots = range(proportions.shape[1])
+    return np.concatenate([split[k][slot] for slot in slots for k in generator.permutation(len(split))])
