@@ -47,8 +47,8 @@ class Job:
         config: hyperparameters.
         ring: size of the shared memory, which is offered next.
         side: height and width of the images, pixels.
-        batch_size: nominal.
-        smallest_batch: of the stream.
+        batch_size: nominal, or that of a window.
+        smallest_batch: of the stream; of a window's, the smallest that adapts.
         prepare_seed: for set-up and ``prepare``.
         method_seed: after that.
         source_images: how many clean unlabelled images there are; None: the suite names none.

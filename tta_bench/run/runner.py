@@ -272,13 +272,16 @@ class _Run:
         assert self._child.opened is not None
         asked = {k: trial.asked.get(k) for k in ("method", "model", "source", "batch_size", "seed", "precision")}
         source = self._dataset.source
-        size = rings.Size(trial.stream.batch_size, self._dataset.side, self._child.opened.classes)
+        sizes = np.diff(self._stream.bounds)
+        full = sizes if self._stream.grades is None else sizes[self._stream.adapt]  # a window fills before it adapts
+        largest = max(trial.stream.batch_size, int(sizes.max()))
+        size = rings.Size(largest, self._dataset.side, self._child.opened.classes)
         job = messages.Job(
             trial.config,
             size,
             self._dataset.side,
-            trial.stream.batch_size,
-            int(np.diff(self._stream.bounds).min()),
+            largest,
+            int(min(full, default=largest)),
             derived_seed("prepare", trial.seed),
             derived_seed("method", trial.seed, self._stream.sha256),
             None if source is None else len(source.ids),
