@@ -453,6 +453,17 @@ def test_a_probe_need_not_be_among_the_suites_shifts(suite_file: SuiteFile) -> N
         planned(file, "{kind: continual, probe: {shift: haze-5}}")
 
 
+@pytest.mark.parametrize(("reset", "trials"), [("segment", 2), ("batch", 1), ("{every: 2}", 1), ("never", 1)])
+def test_only_resets_between_segments_make_trials_of_their_own(suite_file: SuiteFile, reset: str, trials: int) -> None:
+    made = planned(suite_file(("[source, tent]", "[source]")), f"{{kind: continual, reset: {reset}}}")
+    streams = [made.materials.streams().build(t.model, t.stream) for t in made.trials]
+    assert [len(found.segments) for found in streams] == [2 // trials] * trials
+    assert (
+        sum(int(found.reset_before.sum()) for found in streams)
+        == {"segment": 0, "batch": 5, "{every: 2}": 2, "never": 0}[reset]
+    )
+
+
 def test_gradual_is_one_stream_of_all_severities(suite_file: SuiteFile) -> None:
     file = suite_file(
         ("[clean, contrast]", "[contrast]"), ("severities: [5]", "severities: [1, 2]"), ("[source, tent]", "[source]")

@@ -74,7 +74,7 @@ class StreamSpec:
         batch_size: images in a batch; a segment's last may be smaller.
         seed: the trial's seed, which orders the images.
         graded_after: images of a segment before the part that ``error_after_pct`` is over; None where there is none.
-        piece: which stretch between two resets of the protocol's whole stream.
+        piece: which stretch of the protocol's whole stream, where it is reset before each segment.
         shifts: those that occur, in the order of their numbers in the stream.
         length: images in the stream.
     """

@@ -2,7 +2,7 @@
 
 from tta_bench.protocols.assembly import assembled
 from tta_bench.protocols.base import Part, Protocol, Source
-from tta_bench.protocols.building import Streams, pieces
+from tta_bench.protocols.building import Streams
 from tta_bench.protocols.config import ONE_OR_MORE, ProtocolConfig
 
-__all__ = ["ONE_OR_MORE", "Part", "Protocol", "ProtocolConfig", "Source", "Streams", "assembled", "pieces"]
+__all__ = ["ONE_OR_MORE", "Part", "Protocol", "ProtocolConfig", "Source", "Streams", "assembled"]

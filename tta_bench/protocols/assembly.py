@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -64,7 +63,7 @@ def assembled(protocol: Protocol, source: Source, graded_after: int | None = Non
         grades=None if graded.all() else graded,
     )
     stream = _windowed(stream, config.window) if config.window else stream
-    return replace(stream, reset_before=_resets(config.reset or protocol.resets, stream))
+    return replace(stream, reset_before=_resets(protocol.reset, stream))
 
 
 def _visits(parts: Sequence[Part]) -> np.ndarray | None:
@@ -206,7 +205,7 @@ def _windowed(stream: Stream, window: int) -> Stream:
 # -- resets ------------------------------------------------------------------------------------------------------------
 
 
-def _resets(reset: Any, stream: Stream) -> np.ndarray:
+def _resets(reset: str | ResetEvery, stream: Stream) -> np.ndarray:
     """(batches,) bool; a stream's first batch never has the flag: a trial starts reset."""
     flags = stream.reset_before.copy()  # those of a recorded stream
     if reset == "batch":

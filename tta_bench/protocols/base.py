@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from tta_bench.errors import Problem, UsageError
-from tta_bench.protocols.config import ProtocolConfig
+from tta_bench.protocols.config import ProtocolConfig, ResetEvery
 from tta_bench.streams import Shift, derived_seed
 
 
@@ -185,6 +185,11 @@ class Protocol(abc.ABC):
 
     def __init__(self, config: ProtocolConfig):
         self.config: Any = config
+
+    @property
+    def reset(self) -> str | ResetEvery:
+        """When a method is reset: what the suite says, or ``resets``."""
+        return self.config.reset or self.resets  # type: ignore[no-any-return]
 
     @abc.abstractmethod
     def parts(self, source: Source) -> Iterator[Part]:

@@ -1,4 +1,4 @@
-"""Specs to streams: a protocol's whole stream is assembled once, and cut into the pieces that lie between its resets."""
+"""Specs to streams: a protocol's whole stream is assembled once, and cut into pieces where segments begin with a reset."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tta_bench.streams import Shift, Stream, StreamSpec, subset
 _KEPT = 4  # streams that are held, so that the trials of one are not built one by one
 
 
-def pieces(stream: Stream) -> Iterator[Stream]:
-    """The stretches between resets, each a stream of the shifts that occur in it, numbered anew."""
-    bounds = [0, *np.flatnonzero(stream.reset_before).tolist(), len(stream.adapt)]
+def pieces(stream: Stream, cuts: list[int]) -> Iterator[Stream]:
+    """The stretches between some batches, each a stream of the shifts that occur in it, numbered anew."""
+    bounds = [0, *cuts, len(stream.adapt)]
     for first, last in itertools.pairwise(bounds):
         images = slice(int(stream.bounds[first]), int(stream.bounds[last]))
         used, shift = np.unique(stream.shift[images], return_inverse=True)
@@ -66,14 +66,19 @@ class Streams:
     def _pieces(self, model: str, spec: StreamSpec) -> list[Stream]:
         whole = replace(spec, piece=0, shifts=(), length=0)
         if (model, whole) not in self._built:
-            self._built[model, whole] = list(pieces(self._whole(model, whole)))
+            self._built[model, whole] = list(self._made(model, whole))
             if len(self._built) > _KEPT:
                 self._built.popitem(last=False)
         return self._built[model, whole]
 
-    def _whole(self, model: str, spec: StreamSpec) -> Stream:
+    def _made(self, model: str, spec: StreamSpec) -> Iterator[Stream]:
         cls: type[Protocol] = self._registry.load(json.loads(spec.protocol)["kind"], PROTOCOLS)
         protocol = cls(cls.Config.model_validate_json(spec.protocol))
+        stream = self._whole(protocol, model, spec)
+        by_segment = protocol.reset == "segment"  # other resets are within a trial, whose random draws go on
+        return pieces(stream, np.flatnonzero(stream.reset_before).tolist() if by_segment else [])
+
+    def _whole(self, protocol: Protocol, model: str, spec: StreamSpec) -> Stream:
         labels = [self._labels(model, shift) for shift in spec.given]
         chosen = [subset(len(found), spec.subset, spec.data_seed) for found in labels]
         of_chosen = tuple(found[rows] for found, rows in zip(labels, chosen, strict=True))
