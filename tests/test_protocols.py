@@ -402,10 +402,10 @@ def test_a_list_makes_a_protocol_for_each_value(protocol: dict[str, Any], name: 
         ({"kind": "reset", "probe": {"shift": "snow-5"}}, "there is no shift 'snow-5'", "contrast-5, fog-5"),
         ({"kind": "reset", "adapt": {"first": 2, "every": 2}}, "gives two rules, first and every", "one of first"),
         ({"kind": "reset", "adapt": {"eta": 1}}, "eta needs cost_ratio", "cost_ratio: …"),
-        ({"kind": "reset", "adapt": {"eta": 1, "cost_ratio": "measure"}}, "nothing is measured", "give a number"),
-        ({"kind": "reset", "adapt": {"first": 2, "classes": 3}}, "3 classes, and there are 2", "give fewer"),
-        ({"kind": "reset", "episodic": True, "reset": "never"}, "stands beside reset", "reset: batch"),
-        ({"kind": "file", "stream": "x.npz", "window": 2}, "takes no key but stream", "leave it out"),
+        ({"kind": "reset", "adapt": {"eta": 1, "cost_ratio": "measure"}}, "not measured yet", "give a number"),
+        ({"kind": "reset", "adapt": {"first": 2, "classes": 3}}, "3 classes of only 2", "give fewer"),
+        ({"kind": "reset", "episodic": True, "reset": "never"}, "conflicts with reset", "reset: batch"),
+        ({"kind": "file", "stream": "x.npz", "window": 2}, "is fixed by the recorded stream", "leave it out"),
         ({"kind": "file", "stream": "nowhere.npz"}, "no such file: nowhere.npz", "relative paths start at"),
         ({"kind": "ccc", "baseline": 0, "speed": 1, "accuracy": {}}, "clean images alone", "corruptions: [clean]"),
     ],
@@ -420,7 +420,7 @@ def test_what_cannot_be_followed_is_refused_with_a_hint(protocol: dict[str, Any]
 
 @pytest.mark.parametrize("protocol", [{"kind": "reset", "variant": "md"}, {"kind": "mixed", "variant": "sar"}])
 def test_seeds_that_published_code_cannot_take_are_refused(protocol: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"seed 4294967296: the published code takes seeds below 2\*\*32"):
+    with pytest.raises(UsageError, match=r"seed 4294967296: published code takes seeds below 2\*\*32"):
         made_of(protocol, seed=2**32)
     assert len(made_of({"kind": "mixed"}, seed=2**32).image) == 8
 

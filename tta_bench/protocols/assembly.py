@@ -77,7 +77,7 @@ def _visits(parts: Sequence[Part]) -> np.ndarray | None:
 
 
 def _parts(protocol: Protocol, source: Source) -> Iterator[tuple[Part, str]]:
-    """Parts and their roles; a probe follows each part where there is one. Shifts are positions in the whole source."""
+    """Parts and their roles, each part followed by its probe; ``shift`` in positions of the whole source."""
     config, kind = protocol.config, protocol.config.kind
     order, probe = _shift_order(config, source)
     own = replace(
@@ -139,9 +139,11 @@ def _cut(config: ProtocolConfig, source: Source, parts: Iterator[tuple[Part, str
 
 
 def _head(rule: AdaptRule, source: Source) -> Callable[[Part], np.ndarray]:
-    """Which images of a part (n,) are the first of some classes, drawn by the seed: BoTTA (2025, arXiv 2504.10149)."""
+    """A function from a part to a mask (n,) of its first images of a few classes, drawn by the seed (BoTTA, 2025, arXiv
+    2504.10149).
+    """
     if rule.classes is None or rule.classes > source.classes:
-        raise refusal("adapt.classes", f"{rule.classes} classes, and there are {source.classes}", "give fewer")
+        raise refusal("adapt.classes", f"{rule.classes} classes of only {source.classes}", "give fewer")
     classes = source.rng("classes").permutation(source.classes)[: rule.classes]
 
     def head(part: Part) -> np.ndarray:
@@ -156,7 +158,7 @@ def _head(rule: AdaptRule, source: Source) -> Callable[[Part], np.ndarray]:
 
 
 def _adaptation(config: ProtocolConfig) -> Callable[[np.ndarray], np.ndarray]:
-    """What says, of the batches of a part by their starts (batches,), which adapt; called for one part after another."""
+    """A function from a part's batch starts (batches,) to adaptation flags; to be called part by part, in order."""
     [first], [rule] = config.adapt_images, config.adapt
     if rule is not None and rule.every is not None:
         every = rule.every
@@ -169,7 +171,7 @@ def _adaptation(config: ProtocolConfig) -> Callable[[np.ndarray], np.ndarray]:
 def _time_constrained(rule: AdaptRule, eta: float) -> Callable[[np.ndarray], np.ndarray]:
     """Batches that arrive while a method is still adapting are skipped (Alfarra et al. 2024, arXiv 2304.04795)."""
     if rule.cost_ratio == "measure":
-        raise refusal("adapt.cost_ratio", "nothing is measured yet", "give a number, or a list of numbers")
+        raise refusal("adapt.cost_ratio", "cost ratios are not measured yet", "give a number, or a list of numbers")
     ratios = itertools.chain(rule.cost_ratios, itertools.repeat(rule.cost_ratios[-1]))
 
     def adapts(starts: np.ndarray) -> np.ndarray:

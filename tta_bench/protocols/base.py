@@ -99,7 +99,7 @@ class Source:
             UsageError: the seed does not fit.
         """
         if self.seed >= 2**32:
-            what = f"seed {self.seed}: the published code takes seeds below 2**32"
+            what = f"seed {self.seed}: published code takes seeds below 2**32"
             raise refusal("variant", what, "choose smaller seeds, or leave variant out")
         return np.random.RandomState(self.seed)
 

@@ -196,14 +196,14 @@ class ProtocolConfig(Portable, BaseModel):
             return values
         values, adapt = dict(values), values.get("adapt")
         if "adapt" in values and "adapt_images" in values:
-            raise refused("both", "stands beside adapt_images", ("adapt",), adapt, "give one of them")
+            raise refused("both", "conflicts with adapt_images", ("adapt",), adapt, "give one of them")
         if isinstance(adapt, Mapping) and set(adapt) == {"first"}:
             values["adapt_images"] = values.pop("adapt")["first"]
         episodic = values.pop("episodic", False)
         if type(episodic) is not bool:
             raise refused("episodic", "give true or false", ("episodic",), episodic)
         if episodic and "reset" in values:
-            raise refused("both", "stands beside reset", ("episodic",), episodic, "episodic is reset: batch")
+            raise refused("both", "conflicts with reset", ("episodic",), episodic, "episodic is reset: batch")
         return values | ({"reset": "batch"} if episodic else {})
 
     @model_validator(mode="after")
@@ -213,16 +213,16 @@ class ProtocolConfig(Portable, BaseModel):
         return self
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Values that do not go together: the key, what is wrong with it, and how to fix it."""
+        """Values that do not combine: the key, what is wrong with it, and how to fix it."""
         if self.variant not in (None, type(self).model_fields["variant"].default, *self.variants):
             known = f"variants of {self.kind}: {', '.join(self.variants) or 'none'}"
             yield "variant", f"{self.kind} has no variant {self.variant!r}", advice(str(self.variant), known)
         if self.shift_order and self.variant:
             yield "shift_order", f"variant {self.variant} has an order of its own", "leave one of them out"
         if self.window and (self.adapt_images, self.adapt) != ((None,), (None,)):
-            yield "window", "says itself which batches adapt", "leave adapt (or adapt_images) out"
+            yield "window", "already sets which batches adapt", "leave adapt (or adapt_images) out"
         if self.window and self.probe:
-            yield "window", "cannot be together with a probe", "leave one of them out"
+            yield "window", "does not combine with a probe", "leave one of them out"
 
     @classmethod
     def varied(cls) -> list[str]:

@@ -24,7 +24,7 @@ class File(Protocol):
     by_severity: ClassVar[bool] = False
 
     class Config(ProtocolConfig):
-        """Takes no key but this.
+        """Takes no other key.
 
         Attributes:
             stream: an ``.npz`` of ``shift`` (N,), ids or positions among the suite's shifts; ``image`` (N,), positions in
@@ -37,7 +37,7 @@ class File(Protocol):
 
         def conflicts(self) -> Iterator[Conflict]:
             for key in sorted(self.model_fields_set - {"kind", "stream"}):
-                yield key, "a recorded stream takes no key but stream", "leave it out"
+                yield key, "is fixed by the recorded stream", "leave it out"
 
     def parts(self, source: Source) -> Iterator[Part]:
         arrays = _read(self.config.stream, source.shifts)
@@ -88,7 +88,7 @@ def _wrong(given: Mapping[str, Any]) -> str:
     """What is wrong with the arrays; empty where nothing is."""
     required = ("shift", "image", "bounds")
     if bad := [*(n for n in required if n not in given), *sorted(set(given) - {*required, *_PER_IMAGE, *_PER_BATCH})]:
-        return f"lacks {bad[0]}" if bad[0] in required else f"has {bad[0]}, which no stream has"
+        return f"lacks {bad[0]}" if bad[0] in required else f"has an unknown array {bad[0]}"
     for name, array in given.items():
         kinds = {"shift": "iuU", "reset_before": "b", "adapt": "b", "graded": "b"}.get(name, "iu")
         if array.ndim != 1 or array.dtype.kind not in kinds:
@@ -101,7 +101,7 @@ def _wrong(given: Mapping[str, Any]) -> str:
         return f"has {len(given[bad[0]])} values of {bad[0]} in place of {lengths[bad[0]]}"
     segment = np.asarray(given.get("segment", [0])).astype(np.int64)
     if segment[0] != 0 or not np.isin(np.diff(segment), (0, 1)).all():
-        return "has segments that do not count up from 0"
+        return "has segments that do not start at 0 and rise by one"
     return ""
 
 
@@ -110,6 +110,12 @@ def _positions(path: str, shift: np.ndarray, shifts: tuple[Shift, ...]) -> np.nd
     ids = [each.id for each in shifts]
     if shift.dtype.kind == "U":
         if unknown := sorted(set(shift.tolist()) - set(ids)):
-            raise refusal("stream", f"{path} has shift {unknown[0]!r}", f"the suite's shifts are: {', '.join(ids)}")
+            raise refusal(
+                "stream", f"{path} has an unknown shift {unknown[0]!r}", f"the suite's shifts: {', '.join(ids)}"
+            )
         return np.array([ids.index(id) for id in shift.tolist()], dtype=np.int64)
+    if shift.min(initial=0) < 0 or shift.max(initial=0) >= len(ids):
+        raise refusal(
+            "stream", f"{path} has shifts beyond 0 to {len(ids) - 1}", f"the suite's shifts: {', '.join(ids)}"
+        )
     return shift.astype(np.int64)

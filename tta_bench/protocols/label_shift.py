@@ -58,7 +58,7 @@ class LabelShift(Protocol):
                 raise refusal("samples", what, f"give {len(members)} or more")
             if absent := [k for k, rows in enumerate(members) if not len(rows)]:
                 what = f"class {absent[0]} has no images in {shift.id}"
-                raise refusal("kind", f"label_shift draws from every class, and {what}", "use more images")
+                raise refusal("kind", f"label_shift draws from every class, but {what}", "use more images")
             images = self._images(source, members)
             yield Part(shift.id, 0, np.full(len(images), number), images)
 

@@ -22,7 +22,7 @@ class ShiftByShiftConfig(PublishedByMd):
     def conflicts(self) -> Iterator[Conflict]:
         yield from super().conflicts()
         if self.order is not None and (self.variant or self.delta != (None,)):
-            yield "order", "is an order itself", "leave variant and delta out"
+            yield "order", "already fixes the order", "leave variant and delta out"
 
 
 class ShiftByShift(Ordered):
@@ -50,10 +50,10 @@ def _order(path: str, source: Source) -> np.ndarray:
     """
     order, sizes = loaded("order", path), {len(labels) for labels in source.labels}
     if len(sizes) > 1:
-        raise refusal("order", f"shifts have {min(sizes)} to {max(sizes)} images: one order cannot fit them all")
+        raise refusal("order", f"shifts have {min(sizes)} to {max(sizes)} images: one order cannot fit all")
     [size] = sizes
     if not (isinstance(order, np.ndarray) and order.ndim == 1 and order.dtype.kind in "iu" and len(order)):
-        raise refusal("order", f"{path} must be an .npy with a row of whole numbers")
+        raise refusal("order", f"{path} must be an .npy with a one-dimensional array of integers")
     if order.min() < 0 or order.max() >= size or len(np.unique(order)) < len(order):
-        raise refusal("order", f"{path} must hold different positions from 0 to {size - 1}")
+        raise refusal("order", f"{path} must hold distinct positions from 0 to {size - 1}")
     return order

@@ -24,7 +24,7 @@ def parts(config: Any, source: Source, outlines: Sequence[Outline]) -> Iterator[
         pool, state = source.pool(outline.shifts), source.random_state()
         size = len(pool.label)
         if size < source.batch_size:
-            what = f"variant note drops short batches, and {outline.name} has {size} images"
+            what = f"note drops short batches, and {outline.name} has only {size} images"
             raise refusal("variant", what, "use more images or smaller batches")
         order = balanced(state, pool.label, source.classes, delta, _LEAST) if delta else _taken_out(state, size)
         yield pool.part(outline.name, outline.visit, order[: size - size % source.batch_size])
