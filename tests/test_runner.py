@@ -53,6 +53,27 @@ def test_what_is_graded_after_stands_after_the_first_images_of_the_segment_whate
         assert other["error_skipped_pct"] is None
 
 
+class Sized(Plain):
+    """Says how many images it gets, and what it is told."""
+
+    def step(self, x: Tensor) -> Tensor:
+        self.got = {"got": float(len(x)), "told": float(self.context.batch_size)}
+        return super().step(x)
+
+    def stats(self) -> dict[str, float]:
+        return self.got
+
+
+def test_under_a_window_a_method_adapts_on_whole_windows_and_each_image_is_graded_once(run: Runner) -> None:
+    result = run(Sized, ("batch_size: 40", "batch_size: 1\nprotocol: {kind: reset, window: 40}"), trial=1)
+    assert (result.status, result.reason) == ("ok", "")
+    adapted = result.batches["adapted"]
+    assert np.flatnonzero(adapted).tolist() == [19, 59, 99], "the window goes on from 100 clean images"
+    assert result.batches["stat_got"][adapted].tolist() == result.batches["stat_told"][adapted].tolist() == [40] * 3
+    assert result.images["graded"].sum() == 100
+    assert [(row["shift"], row["images"]) for row in result.shifts] == [("contrast-5", 100)]
+
+
 def test_a_row_says_what_was_measured(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     store: dict[str, Any] = {}
     monkeypatch.setattr(Stopwatch, "read_ms", lambda self: np.array([100.0, 50.0, 20.0]))
