@@ -13,7 +13,7 @@ from tta_bench.report.errors import curves, tables
 from tta_bench.report.evidence import Evidence
 from tta_bench.report.mce import MceTable, mce_tables
 from tta_bench.report.reference import Comparison, compare
-from tta_bench.report.table import ErrorTable
+from tta_bench.report.table import ErrorTable, warnings
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,14 @@ class Content:
         return any(table.partial for table in self.tables)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the report is no result, for every table and figure."""
+        return warnings(self.partial, self.evidence.mixed)
+
+    @property
     def warning(self) -> str:
-        """What every table and figure must say; empty where all images were used and runs agree."""
-        parts = ["SUBSET of the images, not a result"] if self.partial else []
-        return "; ".join(parts + (["MIXED: " + "; ".join(self.evidence.mixed)] if self.evidence.mixed else []))
+        """All warnings in a line."""
+        return "; ".join(self.warnings)
 
 
 def make(evidence: Evidence, options: Options) -> Content:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tta_bench.data.corrupt.corruptions import BENCHMARK
 from tta_bench.report.evidence import Evidence
-from tta_bench.report.table import ErrorTable
+from tta_bench.report.table import ErrorTable, warnings
 from tta_bench.setting import Setting
 
 _SEVERITIES = (1, 2, 3, 4, 5)
@@ -34,13 +34,13 @@ class MceTable:
         caption: conditions in a sentence.
         rows: of methods with all 15 × 5 cells.
         left_out: the others, and why.
-        warning: that it is no result, and why; empty where there is nothing to warn of.
+        warnings: why it is no result.
     """
 
     caption: str
     rows: list[MceRow]
     left_out: list[str]
-    warning: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def mce_tables(evidence: Evidence, tables: Sequence[ErrorTable]) -> list[MceTable]:
@@ -77,7 +77,8 @@ def _table(grid: dict[int, ErrorTable], alexnet: dict[str, float]) -> MceTable:
         ce = {name: 100.0 * sum(errors[name]) / (len(_SEVERITIES) * alexnet[name]) for name in BENCHMARK}
         rows.append(MceRow(label, model, sum(ce.values()) / len(ce), ce))
     first = grid[1]
-    return MceTable(_caption(first), rows, left_out, _warning(grid))
+    mixed = tuple(dict.fromkeys(text for table in grid.values() for text in table.mixed))
+    return MceTable(_caption(first), rows, left_out, warnings(any(t.partial for t in grid.values()), mixed))
 
 
 def _errors(grid: dict[int, ErrorTable], label: str, model: str) -> tuple[dict[str, list[float]], int]:
@@ -108,9 +109,3 @@ def _caption(table: ErrorTable) -> str:
         f"corruptions (mCE), on {s.dataset}, {s.conditions}, "
         f"{seeds}.{generated}"
     )
-
-
-def _warning(grid: dict[int, ErrorTable]) -> str:
-    parts = ["SUBSET OF THE IMAGES, NOT A RESULT"] if any(table.partial for table in grid.values()) else []
-    mixed = dict.fromkeys(text for table in grid.values() for text in table.mixed)
-    return "; ".join(parts + ([f"MIXED: {'; '.join(mixed)}"] if mixed else []))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,15 +66,13 @@ class SessionView:
     """A session of a run.
 
     Attributes:
-        about: (what, value), of the session as run.json has it.
-        hardware: what its rows were made on, each in words.
-        suite: resolved, YAML.
+        hardware: that its trials ran on.
+        text: the session as ``run.json`` has it, YAML.
     """
 
     number: int
-    about: list[tuple[str, str]]
     hardware: list[str]
-    suite: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -121,35 +118,8 @@ def _images(run: Results) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _session(session: Mapping[str, Any], rows: pd.DataFrame) -> SessionView:
-    git = session.get("git")
-    commit = "not from a git checkout"
-    if git:
-        commit = f"{git['commit']}{', with uncommitted changes (dirty)' if git['dirty'] else ', clean'}"
-    packages = ", ".join(f"{name} {version}" for name, version in session.get("packages", {}).items())
-    about = {
-        "started": session.get("started"),
-        "command": shlex.join(session.get("command", [])),
-        "tta-bench": session.get("tta_bench"),
-        "git commit": commit,
-        "packages": packages,
-        "Python": session.get("python"),
-        "host": session.get("host"),
-        "platform": session.get("platform"),
-        "machine": f"{session.get('cpus', '?')} CPUs, {session.get('memory_gib', '?')} GiB of memory",
-        "GPUs": ", ".join(session.get("gpus", [])) or "none",
-        "merged from": _origin(session.get("merged_from")),
-    }
-    suite = yaml.safe_dump(session.get("suite", {}), sort_keys=False, allow_unicode=True, default_flow_style=None)
-    shown = [(name, str(value)) for name, value in about.items() if value]
-    return SessionView(int(session["session"]), shown, list(_hardware(rows)), suite)
-
-
-def _origin(merged: Mapping[str, Any] | None) -> str:
-    """Where ``tta-bench merge`` took a session from; itself merged, maybe."""
-    if not merged:
-        return ""
-    before = _origin(merged.get("merged_from"))
-    return f"session {merged['session']} of {merged['run']}{', before that ' + before if before else ''}"
+    text = yaml.safe_dump(dict(session), sort_keys=False, allow_unicode=True, default_flow_style=None)
+    return SessionView(int(session["session"]), list(_hardware(rows)), text)
 
 
 def _hardware(rows: pd.DataFrame) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tta_bench.data.corrupt.corruptions import GROUPS
@@ -45,11 +45,6 @@ class Cell:
         spread = "" if self.std is None else f"±{self.std:.1f}"
         return f"{self.mean:.1f}{spread}{'' if self.state == 'ok' else '*'}"
 
-    @property
-    def interval(self) -> str:
-        """``[12.0, 12.6]``, or nothing."""
-        return "" if self.low is None or self.high is None else f"[{self.low:.1f}, {self.high:.1f}]"
-
 
 @dataclass(frozen=True)
 class Row:
@@ -85,6 +80,17 @@ class Pair:
     low: float
     high: float
     p: float
+
+    def reversed(self) -> Pair:
+        """The same comparison the other way round."""
+        swapped = replace(self, label=self.other, other=self.label)
+        return replace(swapped, difference=-self.difference, low=-self.high, high=-self.low)
+
+
+def warnings(partial: bool, mixed: Sequence[str]) -> tuple[str, ...]:
+    """Why a table is no result: it used a part of the images, or its runs differ."""
+    subset = ("SUBSET OF THE IMAGES, NOT A RESULT",) if partial else ()
+    return (*subset, f"MIXED: {'; '.join(mixed)}") if mixed else subset
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,11 @@ class ErrorTable:
     mixed: tuple[str, ...] = ()
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the table is no result."""
+        return warnings(self.partial, self.mixed)
+
+    @property
     def columns(self) -> list[str]:
         """All columns, ``mean`` included."""
         return [*self.corruptions, "mean"] if self.averaged else self.corruptions
@@ -205,3 +216,15 @@ class ErrorTable:
     def cell(self, row: Row, column: str) -> Cell:
         """A row's cell in a column."""
         return row.mean if column == "mean" else row.cells[column]
+
+    def pair(self, row: Row, baseline: str) -> Pair | None:
+        """The comparison of a row with the baseline: the row's error minus the baseline's."""
+        for pair in self.pairs:
+            if pair.model == row.model and {pair.label, pair.other} == {row.label, baseline}:
+                return pair if pair.other == baseline else pair.reversed()
+        return None
+
+    def rank(self, row: Row) -> float | None:
+        """A row's average rank among the methods of its source model."""
+        ranks = self.ranks.get(row.model) or (self.ranks.get("") if len(self.models) == 1 else None)
+        return float(ranks.ranks[ranks.labels.index(row.label)]) if ranks and row.label in ranks.labels else None

@@ -13,7 +13,7 @@ import jinja2
 from tta_bench.files import write_text
 from tta_bench.report.content import Content
 from tta_bench.report.render import grids
-from tta_bench.report.render.grid import Entry, Grid, Line
+from tta_bench.report.render.grid import Grid, GridCell, GridRow
 
 _HEIGHT = 40  # lines of a page
 _WIDE = 6  # columns; with more, a table of a two-column paper takes both
@@ -34,7 +34,7 @@ def write(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:
     """Write each table to ``<folder>/tables/<name>.tex``; returns the files."""
     paths = []
     for grid in grids.grids(content):
-        if grid.sections:  # of a paper that nothing was compared with, there is nothing to print
+        if grid.groups:  # of a paper that nothing was compared with, there is nothing to print
             path = folder / "tables" / f"{grid.name}.tex"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, latex(grid))
@@ -87,8 +87,7 @@ def _page(grid: Grid, number: int, pages: int) -> dict[str, Any]:
         "head": " & ".join(["Method", *(escape(column.head) for column in grid.columns)]),
         "width": len(grid.columns) + 1,
         "sections": [
-            {"title": escape(section.title), "lines": [_line(line) for line in section.lines]}
-            for section in grid.sections
+            {"title": escape(group.title), "lines": [_line(row) for row in group.rows]} for group in grid.groups
         ],
     }
 
@@ -108,7 +107,7 @@ def _caption(grid: Grid, number: int, pages: int) -> str:
 def _groups(grid: Grid) -> tuple[str, str]:
     """(the line of groups, the rules under it), both empty where columns have none."""
     cells, rules, first = [""], [], 2
-    for name, columns in grid.groups:
+    for name, columns in grid.column_groups:
         last = first + len(columns) - 1
         cells.append(rf"\multicolumn{{{len(columns)}}}{{c}}{{{escape(name)}}}")
         if name:
@@ -117,13 +116,13 @@ def _groups(grid: Grid) -> tuple[str, str]:
     return (" & ".join(cells), " ".join(rules)) if rules else ("", "")
 
 
-def _line(line: Line) -> str:
-    return " & ".join([escape(line.name), *(_entry(entry) for entry in line.entries)])
+def _line(row: GridRow) -> str:
+    return " & ".join([escape(row.name), *map(_cell, row.cells)])
 
 
-def _entry(entry: Entry) -> str:
-    value = escape(entry.value)
+def _cell(cell: GridCell) -> str:
+    value = escape(cell.value)
     style = {"best": rf"\textbf{{{value}}}", "second": rf"\underline{{{value}}}", "tied": rf"\underline{{{value}}}"}
-    scripts = r"^{\dagger}" if entry.starred else ""
-    scripts += rf"_{{\pm{entry.spread}}}" if entry.spread else ""
-    return style.get(entry.mark, value) + (f"${scripts}$" if scripts else "")
+    scripts = r"^{\dagger}" if cell.starred else ""
+    scripts += rf"_{{\pm{cell.spread}}}" if cell.spread else ""
+    return style.get(cell.mark, value) + (f"${scripts}$" if scripts else "")
