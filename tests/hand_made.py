@@ -70,7 +70,7 @@ def curve() -> ErrorTable:
     rows = [Row(label, MODELS[0], {"64": ok(20), "all": ok(10)}, ok(15), "") for label in LABELS[:2]]
     setting = TableSetting(BASE, 5)
     return ErrorTable("curve-5", "s: error by images adapted on", setting, "A curve.", ["64", "all"], rows, True,
-                      averaged=False, untested="curves are not tested")  # fmt: skip
+                      averaged=False, untested="curves are not tested", mixed=("they differ",))  # fmt: skip
 
 
 def evidence(folder: pathlib.Path, labels: list[str] = LABELS, models: list[str] = MODELS) -> Evidence:
@@ -107,7 +107,7 @@ def content(folder: pathlib.Path) -> Content:
     ]  # fmt: skip
     compared = [
         ComparedRow("tent", "resnet_bn", "Tent", "ResNet-26", "mean", 14.3, 9.5, -4.8, "other weights & generated"),
-        ComparedRow("", "", "BN", "ResNet-26", "mean", 17.3, None, None, "no such cell"),
+        ComparedRow("norm", "resnet_bn", "BN", "ResNet-26", "mean", 17.3, None, None, "no such cell", state="missing"),
     ]
     methods = [Method(label, model, "m", "official", "", {"lr": 0.1 * (1 + i), "options": {"eps": 1e-8}})
                for label in LABELS for i, model in enumerate(MODELS)]  # fmt: skip
@@ -125,7 +125,14 @@ def content(folder: pathlib.Path) -> Content:
         Gap("norm", MODELS[1], "skipped", SKIPPED, ("clean",), (0, 1, 2), 3, ""),
         Gap("source", MODELS[1], "missing", MISSING, ("fog-5",), (2,), 1, ""),
     ]
-    mce = [MceTable("mCE.", [MceRow("tent", MODELS[0], 71.5, {"fog": 70.0, "snow": 73.0})], ["norm: failed"])]
+    mce = [
+        MceTable(
+            "mCE.",
+            [MceRow("tent", MODELS[0], 71.5, {"fog": 70.0, "snow": 73.0})],
+            ["norm: failed"],
+            ("SUBSET OF THE IMAGES, NOT A RESULT", "MIXED: x"),
+        )
+    ]
     return Content("s", evidence(folder), "source", [table(3), table(5)], [curve()], costs,
                    [Comparison("A paper", "2006.10726", "Table 2", compared, "12 have no counterpart.")], mce, methods, gaps,
                    ["A note & more."])  # fmt: skip

@@ -36,7 +36,7 @@ def test_alexnet_has_100_and_half_its_errors_50() -> None:
     assert [(r.label, pytest.approx(r.mce)) for r in made.rows] == [("alexnet", 100), ("half", 50)]
     assert made.rows[0].ce == pytest.approx(dict.fromkeys(BENCHMARK, 100))
     assert "own images" not in made.caption
-    assert (made.left_out, made.warning) == ([], "")
+    assert (made.left_out, made.warnings) == ([], ())
 
 
 def test_the_sum_over_severities_is_what_counts() -> None:
@@ -71,4 +71,4 @@ def test_only_the_whole_grid_of_imagenet_c_has_one(dataset: str, severities: tup
     assert len(made) == count
     for one in made:
         assert "not ImageNet-C's own images" in one.caption
-        assert one.warning == "SUBSET OF THE IMAGES, NOT A RESULT"
+        assert one.warnings == ("SUBSET OF THE IMAGES, NOT A RESULT",)

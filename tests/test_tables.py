@@ -207,7 +207,9 @@ def test_images_that_are_only_context_count_in_the_cost_alone(
     assert tent["images_graded"].tolist() == [0, 40, 40, 40, 40]
     assert tent["error_pct"].isna().tolist() == [True] + [False] * 4
     assert tent["running_error_pct"].iloc[-1] == pytest.approx(100 * (~correct[40:]).mean())
-    errors = ImageErrors(gather([run]), lambda _: True).matrix([("tent", "resnet_bn", "contrast-5")])
+    evidence = gather([run])
+    trials = set(zip(evidence.shifts["key"], evidence.shifts["setting"], strict=True))
+    errors = ImageErrors(evidence, trials).matrix([("tent", "resnet_bn", "contrast-5")])
     assert errors is not None
     assert (errors.shape, errors.sum()) == ((80, 1), (~correct[41::2]).sum()), "what intervals are drawn from"
     missing = loaded.shifts.query("label == 'failing'")

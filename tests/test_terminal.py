@@ -73,7 +73,7 @@ def test_what_has_no_result_is_shown_and_explained_what_failed_first(made: Conte
     assert sar.count("*") == 1, "its mean is over fewer cells"
     assert tent.count("*") == 2, "so are a cell without one of its seeds, and the mean"
     assert norm.split() == ["norm", *["–"] * 17]
-    assert "*: over fewer cells than were planned" in text
+    assert "*: mean over fewer trials than planned" in text
     failed, missing, skipped = (
         text.index(part) for part in ("sar on vit_b16: 2 cells failed (fog-5; seeds 0, 1): failed for a reason", "tent on vit_b16: 1 cell missing", "norm on vit_b16: 32 cells skipped (16 shifts")
     )  # fmt: skip
@@ -113,5 +113,5 @@ def test_one_seed_says_that_the_spread_is_not_known(tmp_path: pathlib.Path) -> N
     cells: dict = {(label, "m", "fog-5", 0): verdicts(error) for label, error in (("source", 50), ("tent", 20))}
     one = content.make(evidence.gather([write_run(tmp_path / "run", cells)]), Options(baseline="x"))
     [legend] = [grid.legend for grid in grids.grids(one) if grid.name == "errors-severity-5"]
-    assert "With one seed, the spread over seeds is not known, and tests leave it out." in legend
+    assert "With one seed, the spread over seeds is unknown and not part of the tests." in legend
     assert "No row has the label x: what would be relative to it is left out." in one.notes

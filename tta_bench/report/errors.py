@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from statistics import fmean, stdev
 
 import numpy as np
 import pandas as pd
@@ -15,9 +13,9 @@ from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.report import statistics
 from tta_bench.report.evidence import Evidence, adapting_most
 from tta_bench.report.images import ImageErrors
-from tta_bench.report.marks import Resampled
+from tta_bench.report.marks import Tested
 from tta_bench.report.statistics import Ranks
-from tta_bench.report.table import Cell, ErrorTable, Row, TableSetting
+from tta_bench.report.table import Cell, ErrorTable, Row, TableSetting, identifier, shifted_of
 from tta_bench.setting import Setting
 
 _ORDER = {name: position for position, name in enumerate(("clean", *NAMES))}
@@ -33,7 +31,7 @@ def tables(evidence: Evidence) -> list[ErrorTable]:
         several = _adapt_on_several(frame)
         most, frame = adapting_most(frame)
         places = set(zip(frame["key"], frame["setting"], strict=True))
-        errors = ImageErrors(evidence, places.__contains__)
+        errors = ImageErrors(evidence, places)
         for severity in _severities(frame):
             part = frame[frame["of_severity"].isin([severity, 0])]
             made.append(_table(evidence, part, TableSetting(base, severity, most, several), errors))
@@ -74,27 +72,22 @@ def _named(made: Sequence[ErrorTable]) -> list[ErrorTable]:
         return list(made)
     short = [_short(base) for base in bases]
     names = {
-        base: _plain(base.text) if short.count(name) > 1 else name for base, name in zip(bases, short, strict=True)
+        base: identifier(base.text) if short.count(name) > 1 else name for base, name in zip(bases, short, strict=True)
     }
     return [replace(t, name=f"{names[t.setting.base]}-{t.name}") for t in made]
 
 
 def _short(base: Setting) -> str:
-    return f"{_plain(base.dataset)}-{base.protocol}-{base.batch_size}"
+    return f"{identifier(base.dataset)}-{base.protocol}-{base.batch_size}"
 
 
-def _plain(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+# -- a table -----------------------------------------------------------------------------------------------------------
 
 
-# -- cells and rows ----------------------------------------------------------------------------------------------------
-
-
-def _table(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, errors: ImageErrors) -> ErrorTable:
+def _table(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, images: ImageErrors) -> ErrorTable:
     corruptions = sorted(frame["corruption"].unique(), key=lambda name: _ORDER.get(name, len(_ORDER)))
-    cells = _Cells(frame)
-    rows = cells.rows(corruptions)
-    about = Resampled(rows, corruptions, setting.severity, errors, cells.by_seed())
+    rows = rows_of(frame, "corruption", corruptions)
+    tested = Tested(rows, corruptions, setting.severity, images)
     severity = f", severity {setting.severity}" if setting.severity else ""
     return ErrorTable(
         name=f"severity-{setting.severity}" if setting.severity else "all",
@@ -102,11 +95,11 @@ def _table(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, error
         setting=setting,
         caption=_caption(frame, setting),
         corruptions=corruptions,
-        rows=about.rows,
+        rows=tested.rows,
         partial=bool(frame["partial"].any()),
         seeds=frame["seed"].nunique(),
-        pairs=about.pairs,
-        untested=about.untested,
+        pairs=tested.pairs,
+        untested=tested.untested,
         ranks=dict(_ranks(rows, corruptions)),
         mixed=evidence.mixed,
     )
@@ -115,10 +108,9 @@ def _table(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, error
 def _curve(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, column: str) -> ErrorTable:
     """Mean error over corruptions against the number of images adapted on, over all images or over those after."""
     shifted = frame[frame["corruption"] != "clean"] if setting.severity else frame
-    shifted = shifted.assign(
-        error_pct=shifted[column], corruption=shifted["adapt_images"].astype("string").fillna("all")
-    )
-    counts = list(dict.fromkeys(shifted["corruption"]))
+    adapted_on = shifted["adapt_images"].astype("string").fillna("all")
+    shifted = shifted.assign(error_pct=shifted[column], adapted_on=adapted_on)
+    counts = list(dict.fromkeys(adapted_on))
     counts.sort(key=lambda name: float("inf") if name == "all" else int(name))
     after = max(int(name) for name in counts if name != "all")
     what = "all images" if column == "error_pct" else f"the images after the first {after}"
@@ -130,7 +122,7 @@ def _curve(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, colum
         setting=setting,
         caption=_caption(frame, setting, grades),
         corruptions=counts,
-        rows=_Cells(shifted).rows(counts),
+        rows=rows_of(shifted, "adapted_on", counts),
         partial=bool(frame["partial"].any()),
         averaged=False,
         seeds=frame["seed"].nunique(),
@@ -139,96 +131,51 @@ def _curve(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, colum
     )
 
 
-class _Cells:
-    """The rows of a table, by (source model, method) and corruption: pandas takes long to cut out thousands of cells."""
-
-    def __init__(self, frame: pd.DataFrame):
-        names = ("model", "label", "corruption", "seed", "status", "reason", "error_pct")
-        self._found: dict[tuple[str, str], dict[str, _Trials]] = {}
-        self._labels = list(dict.fromkeys(frame["label"]))
-        self._seeds = {int(seed) for seed in frame["seed"]}
-        for model, label, corruption, seed, status, reason, error in zip(
-            *(frame[n].tolist() for n in names), strict=True
-        ):
-            trials = self._found.setdefault((model, label), {}).setdefault(corruption, _Trials())
-            trials.add(seed, status, reason, error)
-
-    def rows(self, corruptions: Sequence[str]) -> list[Row]:
-        """A row for each source model and method, grouped by source model."""
-        models = dict.fromkeys(model for model, _ in self._found)
-        places = [(model, label) for model in models for label in self._labels if (model, label) in self._found]
-        return [_row(self._complete(place), *place, corruptions) for place in places]
-
-    def _complete(self, place: tuple[str, str]) -> dict[str, _Trials]:
-        """The cells of a row; a seed that only other rows have (of another run) is one that is missing here."""
-        for trials in self._found[place].values():
-            if lacks := sorted(self._seeds - trials.seeds):
-                trials.add(lacks[0], "missing", f"not run with seed {', '.join(map(str, lacks))}", math.nan)
-        return self._found[place]
-
-    def by_seed(self) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
-        """For each (source model, method) and corruption the error by seed."""
-        return {
-            place: {corruption: trials.by_seed() for corruption, trials in cells.items()}
-            for place, cells in self._found.items()
-        }
+# -- rows --------------------------------------------------------------------------------------------------------------
 
 
-class _Trials:
-    """The trials of a cell."""
-
-    def __init__(self) -> None:
-        self._errors: dict[int, list[float]] = {}  # of those that are ok, by seed; several where a shift recurs
-        self.state = "ok"
-        self.seeds: set[int] = set()
-        self.reasons: dict[str, None] = {}
-
-    def add(self, seed: int, status: str, reason: str, error: float) -> None:
-        """Count a row of the results."""
-        self.seeds.add(seed)
-        if status == "ok":
-            if error == error:  # not a number: a run whose suite has no adapt_images has no error_after_pct
-                self._errors.setdefault(seed, []).append(error)
-        elif self.state == "ok":
-            self.state = status
-        if reason:
-            self.reasons[reason] = None
-
-    def by_seed(self) -> dict[int, float]:
-        """Error by seed, per cent."""
-        return {seed: fmean(errors) for seed, errors in self._errors.items()}
-
-    def cell(self) -> Cell:
-        """What the table shows."""
-        state = "missing" if self.state == "ok" and not self._errors else self.state
-        return _spread(list(self.by_seed().values()), state)
+def rows_of(frame: pd.DataFrame, axis: str, columns: Sequence[str]) -> list[Row]:
+    """A row for each source model and method, grouped by source model, of ``error_pct`` by ``axis``."""
+    parts = dict(iter(frame.groupby(["model", "label"], sort=False)))
+    seeds = sorted(frame["seed"].unique())
+    places = itertools.product(dict.fromkeys(frame["model"]), dict.fromkeys(frame["label"]))
+    return [_row(*place, parts[place], axis, columns, seeds) for place in places if place in parts]
 
 
-def _row(trials: Mapping[str, _Trials], model: str, label: str, corruptions: Sequence[str]) -> Row:
-    cells = {name: trials[name].cell() if name in trials else Cell(None, None, "missing") for name in corruptions}
-    shifted = [name for name in corruptions if name != "clean"] or list(corruptions)
-    states = [cells[name].state for name in shifted if cells[name].state != "ok"]
-    have = [trials[name].by_seed() for name in shifted if cells[name].mean is not None]
-    mean = _spread(_seed_means(have), states[0] if states else "ok")
-    return Row(label, model, cells, mean, "; ".join(dict.fromkeys(r for t in trials.values() for r in t.reasons)))
+def _row(model: str, label: str, part: pd.DataFrame, axis: str, columns: Sequence[str], seeds: Sequence[int]) -> Row:
+    complete = part[part["status"] == "ok"]
+    errors = complete.pivot_table(index=axis, columns="seed", values="error_pct", aggfunc="mean")
+    errors = errors.reindex(index=list(columns), columns=list(seeds))
+    reasons = [*filter(None, part["reason"]), *_lacking(part, axis, seeds)]
+    states = {str(name): _state(cell, seeds) for name, cell in part.groupby(axis, sort=False)}
+    cells = {name: _cell(errors.loc[name], states.get(name, "missing")) for name in columns}
+    shifted = shifted_of(columns)
+    counts = errors.loc[shifted].notna().sum()
+    means = errors.loc[shifted, counts == max(counts.max(), 1)].mean()  # of the seeds with most cells
+    state = next((cells[name].state for name in shifted if cells[name].state != "ok"), "ok")
+    return Row(label, model, cells, _cell(means, state), "; ".join(dict.fromkeys(reasons)), errors)
 
 
-def _seed_means(cells: Sequence[Mapping[int, float]]) -> list[float]:
-    """Mean over corruptions of each seed that has most of them: a mean over others is not a seed's."""
-    by_seed: dict[int, list[float]] = {}
-    for errors in cells:
-        for seed, error in errors.items():
-            by_seed.setdefault(seed, []).append(error)
-    most = max(map(len, by_seed.values()), default=0)
-    return [fmean(errors) for errors in by_seed.values() if len(errors) == most]
+def _state(cell: pd.DataFrame, seeds: Sequence[int]) -> str:
+    """The first status that is not ok; a seed that only other rows have (of another run) is missing here."""
+    unfinished = cell.loc[cell["status"] != "ok", "status"]
+    if len(unfinished):
+        return str(unfinished.iloc[0])
+    return "missing" if set(seeds) - set(cell["seed"]) else "ok"
 
 
-def _spread(errors: Sequence[float], state: str) -> Cell:
-    """A cell of one error a seed."""
-    if not errors:
-        return Cell(None, None, state)
-    spread = stdev(errors) if len(errors) > 1 else None
-    return Cell(fmean(errors), spread, state, seeds=len(errors))
+def _lacking(part: pd.DataFrame, axis: str, seeds: Sequence[int]) -> Iterator[str]:
+    for _, cell in part.groupby(axis, sort=False):
+        if lacks := sorted(set(seeds) - set(cell["seed"])):
+            yield f"not run with seed {', '.join(map(str, lacks))}"
+
+
+def _cell(by_seed: pd.Series, state: str) -> Cell:
+    errors = by_seed.dropna()
+    if errors.empty:
+        return Cell(None, None, "missing" if state == "ok" else state)
+    spread = float(errors.std()) if len(errors) > 1 else None
+    return Cell(float(errors.mean()), spread, state, seeds=len(errors))
 
 
 def _caption(frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] = ()) -> str:
@@ -247,7 +194,7 @@ def _caption(frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] 
 
 
 def _ranks(rows: Sequence[Row], corruptions: Sequence[str]) -> Iterator[tuple[str, Ranks]]:
-    shifted = [name for name in corruptions if name != "clean"] or list(corruptions)
+    shifted = shifted_of(corruptions)
     models, labels = (list(dict.fromkeys(names)) for names in ([r.model for r in rows], [r.label for r in rows]))
     found = {(r.model, r.label): r for r in rows}
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
+
+import pandas as pd
 
 from tta_bench.data.corrupt.corruptions import GROUPS
 from tta_bench.report.statistics import Ranks
@@ -54,6 +57,7 @@ class Row:
         mean: over the corruptions, ``clean`` left out; over fewer cells than the table has, its state is not "ok" and it
             is compared with nothing.
         reason: why cells are not ok, or empty.
+        by_seed: (columns, seeds) error, per cent; not a number where there is none.
     """
 
     label: str
@@ -61,6 +65,7 @@ class Row:
     cells: dict[str, Cell]
     mean: Cell
     reason: str
+    by_seed: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -228,3 +233,13 @@ class ErrorTable:
         """A row's average rank among the methods of its source model."""
         ranks = self.ranks.get(row.model) or (self.ranks.get("") if len(self.models) == 1 else None)
         return float(ranks.ranks[ranks.labels.index(row.label)]) if ranks and row.label in ranks.labels else None
+
+
+def shifted_of(columns: Sequence[str]) -> list[str]:
+    """The columns that a mean is over: all but ``clean``, where there are others."""
+    return [name for name in columns if name != "clean"] or list(columns)
+
+
+def identifier(text: str) -> str:
+    """Lower-case ASCII letters, digits and hyphens, for file names and links."""
+    return "-".join(re.findall(r"[a-z0-9]+", text.lower()))

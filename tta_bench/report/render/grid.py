@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -151,8 +150,3 @@ class Grid:
                 parts[-1].append(replace(group, rows=rows))
         for part in parts:
             yield replace(self, groups=part)
-
-
-def identifier(text: str) -> str:
-    """Lower-case ASCII letters, digits and hyphens, for file names and links."""
-    return "-".join(re.findall(r"[a-z0-9]+", text.lower()))

@@ -10,8 +10,8 @@ from tta_bench.report.content import Content, Gap
 from tta_bench.report.cost import CostRow, CostTable
 from tta_bench.report.mce import MceTable
 from tta_bench.report.reference import ComparedRow, Comparison
-from tta_bench.report.render.grid import Column, Grid, GridCell, GridRow, RowGroup, identifier
-from tta_bench.report.table import Cell, ErrorTable, Row
+from tta_bench.report.render.grid import Column, Grid, GridCell, GridRow, RowGroup
+from tta_bench.report.table import Cell, ErrorTable, Row, identifier
 
 _GROUP_OF = {name: group.capitalize() for group, names in GROUPS.items() for name in names}
 _BOLD = "Bold: significantly lower than every other method of its source model."

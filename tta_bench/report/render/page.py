@@ -23,7 +23,8 @@ from tta_bench.report.content import Content
 from tta_bench.report.figures import Figure
 from tta_bench.report.figures.style import colours
 from tta_bench.report.render import grids, page_grids
-from tta_bench.report.render.grid import Grid, identifier
+from tta_bench.report.render.grid import Grid
+from tta_bench.report.table import identifier
 
 _STATUSES = ("ok", "failed", "skipped", "missing")
 _SCALE = 1.4  # figures are drawn for paper; a screen is read from further away

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from tta_bench.report.content import Content, Gap
 from tta_bench.report.cost import CostTable
 from tta_bench.report.render import grids
-from tta_bench.report.render.grid import Column, Grid, GridCell, GridRow, RowGroup, identifier
+from tta_bench.report.render.grid import Column, Grid, GridCell, GridRow, RowGroup
 from tta_bench.report.render.grids import number_cell, text_cell
-from tta_bench.report.table import ErrorTable, Pair, Row
+from tta_bench.report.table import ErrorTable, Pair, Row, identifier
 
 
 def summary_grid(content: Content, table: ErrorTable) -> Grid:
