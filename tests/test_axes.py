@@ -15,7 +15,7 @@ from conftest import Outcome, run_locally
 from tta_bench import suite
 from tta_bench.errors import UsageError
 from tta_bench.report import content
-from tta_bench.report.content import Options
+from tta_bench.report.content import ReportOptions
 from tta_bench.report.evidence import gather
 from tta_bench.store import results
 from tta_bench.suite import plan
@@ -112,7 +112,7 @@ def test_values_that_make_equal_streams_each_have_their_rows(
     assert [(t.label, t.setting.told) for t in chosen] == [("source", "rounds 4")]
     run = run_locally(file, tmp_path / "out", cache)
     assert results.load(run).counts == {"ok": 6}, "of four trials"
-    report = content.make(gather([run]), Options())
+    report = content.make(gather([run]), ReportOptions())
     errors = {t.setting.base.told: [(row.label, row.mean.mean) for row in t.rows] for t in report.tables}
     assert list(errors) == ["rounds 3", "rounds 4", ""]
     assert errors["rounds 3"] == errors["rounds 4"] != errors[""]

@@ -22,7 +22,7 @@ from PIL import Image
 from runs import Cell, verdicts, write_run
 
 from tta_bench.report import content, figures
-from tta_bench.report.content import Content, Options
+from tta_bench.report.content import Content, ReportOptions
 from tta_bench.report.evidence import gather
 from tta_bench.report.figures import cost, errors, heatmap, online, severity
 from tta_bench.report.figures.section import Section, sections
@@ -45,7 +45,7 @@ def cells(labels: list[str], models: list[str], shifts: list[str], seeds: list[i
 
 
 def made(path: pathlib.Path, rows: Mapping[Cell, np.ndarray | str], **options: Any) -> Content:
-    return content.make(gather([write_run(path / "run", rows, **options)]), Options())
+    return content.make(gather([write_run(path / "run", rows, **options)]), ReportOptions())
 
 
 def only(report: Content) -> Section:
@@ -77,7 +77,7 @@ def hard(tmp_path_factory: pytest.TempPathFactory) -> Content:
     number = frame["label"].map({label: i for i, label in enumerate(labels)})
     frame["updates"] = frame["images_backwarded"] = (100 * (number % 3)).astype("Int64")
     frame["step_ms_median"], frame["peak_memory_mib"] = 5.0 + number, 100.0 * (1 + number % 5)
-    return content.make(report.evidence, Options())
+    return content.make(report.evidence, ReportOptions())
 
 
 # -- which figures there are -------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def test_nothing_is_written_without_formats(tmp_path: pathlib.Path) -> None:
 def test_several_data_sets_have_figures_of_their_own(tmp_path: pathlib.Path) -> None:
     rows = cells(["tent"], ["m"], ["fog-5"], [0])
     runs = [write_run(tmp_path / name, rows, dataset=name) for name in ("C-10", "C-100")]
-    report = content.make(gather(runs), Options())
+    report = content.make(gather(runs), ReportOptions())
     assert names(report) == [
         "errors-c-10-reset-10",
         "online-c-10-reset-10",
@@ -122,7 +122,7 @@ def test_times_of_two_devices_are_in_figures_of_their_own(tmp_path: pathlib.Path
     frame["step_ms_median"] = [
         5.0 + (label == "tent") + 10 * seed for label, seed in zip(frame["label"], frame["seed"], strict=True)
     ]
-    report = content.make(report.evidence, Options())
+    report = content.make(report.evidence, ReportOptions())
     with house_style():
         drawn = list(cost.draw(only(report)))
     assert [figure.name for figure in drawn] == ["cost-1", "cost-2"]
@@ -134,7 +134,7 @@ def test_the_precision_is_told_once_beside_the_hardware(tmp_path: pathlib.Path) 
     report = made(tmp_path, cells(["source", "tent"], ["m"], ["fog-5"], [0]), precision="float64")
     frame = report.evidence.segments
     frame["step_ms_median"] = [5.0 + (label == "tent") for label in frame["label"]]
-    report = content.make(report.evidence, Options())
+    report = content.make(report.evidence, ReportOptions())
     with house_style():
         [figure] = cost.draw(only(report))
     assert "batch size 10, float64, " in figure.caption
@@ -145,7 +145,9 @@ def test_a_curve_over_images_adapted_on(tmp_path: pathlib.Path) -> None:
     rows = cells(["source", "tent"], ["m"], ["fog-5", "snow-5"], [0])
     runs = [write_run(tmp_path / str(n), rows, adapt_images=n, facts={"error_after_pct": 33.0}) for n in (20, 50, None)]
     [figure] = [
-        f for f in figures.draw(content.make(gather(runs), Options()), tmp_path, ["svg"]) if f.name == "adapt_images"
+        f
+        for f in figures.draw(content.make(gather(runs), ReportOptions()), tmp_path, ["svg"])
+        if f.name == "adapt_images"
     ]
     said = texts(figure.svg)
     assert {"error on all images, %", "error after the first 50, %", "20", "50", "all"} <= set(said)
@@ -209,7 +211,7 @@ def test_a_mean_over_fewer_cells_is_marked_and_in_no_front(tmp_path: pathlib.Pat
     report = made(tmp_path, rows)
     frame = report.evidence.segments
     frame["step_ms_median"] = [9.0 if label == "source" else 1.0 for label in frame["label"]]
-    section = only(content.make(report.evidence, Options()))
+    section = only(content.make(report.evidence, ReportOptions()))
     with house_style():
         drawn = {figure.name: figure for each in (errors.draw, cost.draw) for figure in each(section)}
     for figure in drawn.values():
@@ -245,7 +247,7 @@ def test_under_a_continual_protocol_the_running_error_is_over_the_whole_stream(
         ("corruptions: [clean, contrast]", "corruptions: [clean, fog, contrast]\nprotocol: {kind: continual}")
     )
     assert run_cli("run", suite, "--executor", "local", "--out", tmp_path / "run").code == 0
-    section = only(content.make(gather([tmp_path / "run"]), Options()))
+    section = only(content.make(gather([tmp_path / "run"]), ReportOptions()))
     curves = online.running(section)
     for row in section.worst.rows:
         curve = curves.loc[[(row.model, row.label)]]
@@ -314,7 +316,7 @@ def test_a_long_warning_is_shortened_on_the_figure_and_whole_in_the_caption(tmp_
     rows = cells(["tent"], ["m"], ["fog-5"], [0])
     runs = [write_run(tmp_path / f"run{seed}", {(*place[:3], seed): c for place, c in rows.items()},
                       session={"packages": {"torch": f"2.{seed} {'long ' * 60}end"}}) for seed in (0, 1)]  # fmt: skip
-    report = content.make(gather(runs, mix=True), Options())
+    report = content.make(gather(runs, mix=True), ReportOptions())
     for figure in figures.draw(report, tmp_path, ["svg"]):
         assert report.warning in figure.caption
         shown = " ".join(texts(figure.svg))

@@ -14,7 +14,7 @@ from runs import verdicts, write_run
 
 from tta_bench.data.corrupt.corruptions import BENCHMARK
 from tta_bench.report import content, evidence, published
-from tta_bench.report.content import Content, Options
+from tta_bench.report.content import Content, ReportOptions
 from tta_bench.report.mce import MceRow, MceTable
 from tta_bench.report.render import latex, markdown
 from tta_bench.report.render.grid import Column, Grid, GridCell, GridRow, RowGroup
@@ -48,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Content:
         write_run(folder / "some", {k: v for k, v in cells.items() if k[3] < 2}, **about, suite="x_1", adapt_images=64,
                   facts={"error_after_pct": 12.3}),
     ]  # fmt: skip
-    whole = content.make(evidence.gather(runs), Options(reference=published.shipped()))
+    whole = content.make(evidence.gather(runs), ReportOptions(reference=published.shipped()))
     ce = {name: 70.0 + i for i, name in enumerate(BENCHMARK)}
     return dataclasses.replace(whole, mce=[MceTable("Corruption error, per cent.", [MceRow(HARD, "m", 77.0, ce)], ["b on m (1 of 75 cells without a result)"])])  # fmt: skip
 

@@ -15,7 +15,7 @@ from hand_made import FAILED, HOSTILE, LABELS, MISSING, MODELS, SKIPPED
 
 from tta_bench.report import content as contents
 from tta_bench.report import evidence
-from tta_bench.report.content import Options
+from tta_bench.report.content import ReportOptions
 from tta_bench.report.render import grids, page, page_grids
 
 
@@ -208,7 +208,7 @@ def test_a_real_run(
     run_cli: Callable[..., Outcome], suite_file: Callable[..., pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     run_cli("run", suite_file(), "--executor", "local")
-    made = contents.make(evidence.gather([tmp_path / "results" / "small"]), Options())
+    made = contents.make(evidence.gather([tmp_path / "results" / "small"]), ReportOptions())
     shown = Parsed(page.write(made, [], tmp_path / "index.html").read_text())
     [row] = [row for row in shown.of("errors-severity-5") if row[0] == "tent"]
     assert row[-2] == f"{made.tables[0].rows[1].mean.mean:.1f}"

@@ -20,7 +20,7 @@ import tta_bench
 from tta_bench.errors import UsageError
 from tta_bench.protocols import Streams
 from tta_bench.report import content
-from tta_bench.report.content import Options
+from tta_bench.report.content import ReportOptions
 from tta_bench.report.evidence import gather
 from tta_bench.report.figures import online
 from tta_bench.report.figures.section import sections
@@ -181,7 +181,7 @@ def test_a_segment_that_mixes_shifts_has_one_curve(mixed: pathlib.Path) -> None:
     assert tent["adapted"].tolist() == [True] * 3 + [False] * 2
     correct = results.read_arrays(mixed, tent["key"].iloc[0], lambda name: name == "images/correct")["images/correct"]
     np.testing.assert_allclose(tent["running_error_pct"], [100 * (~correct[:n]).mean() for n in tent["images_seen"]])
-    [section] = sections(content.make(gather([mixed]), Options()))
+    [section] = sections(content.make(gather([mixed]), ReportOptions()))
     last = online.running(section).loc[[("resnet_bn", "tent")]].iloc[-1]
     assert (last["images_seen"], last["mean"]) == (200, pytest.approx(100 * (~correct).mean()))
     assert section.per_thousand("images_forwarded")["resnet_bn", "tent"] == 1000

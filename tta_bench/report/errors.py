@@ -1,4 +1,4 @@
-"""Rows to tables of errors: which cells there are, their means, and what is missing."""
+"""Tables of errors from the rows of the runs: cells, means over corruptions, missing cells."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _ORDER = {name: position for position, name in enumerate(("clean", *NAMES))}
 
 
 def tables(evidence: Evidence) -> list[ErrorTable]:
-    """One table for each setting and severity; clean images of a stream that has no others stand in each.
+    """One table for each setting and severity; clean images alone in their stream are part of each.
 
-    Where a run varies ``adapt_images``, that table is of the trials that adapt on most; :func:`curves` has the others.
+    Where a run varies ``adapt_images``, the table is of the trials that adapt on most; :func:`curves` has all.
     """
-    made = []
+    error_tables = []
     for base, frame in _sections(evidence):
         several = _adapt_on_several(frame)
         most, frame = adapting_most(frame)
@@ -34,24 +34,24 @@ def tables(evidence: Evidence) -> list[ErrorTable]:
         errors = ImageErrors(evidence, places)
         for severity in _severities(frame):
             part = frame[frame["of_severity"].isin([severity, 0])]
-            made.append(_table(evidence, part, TableSetting(base, severity, most, several), errors))
-    return _named(made)
+            error_tables.append(_table(evidence, part, TableSetting(base, severity, most, several), errors))
+    return _named(error_tables)
 
 
 def curves(evidence: Evidence) -> list[ErrorTable]:
     """Tables by number of images adapted on: over all images, and over those after the suite's largest number."""
-    made = []
+    curve_tables = []
     for base, frame in _sections(evidence):
         if _adapt_on_several(frame):
             for severity in _severities(frame):
                 part = frame[frame["of_severity"].isin([severity, 0])]
                 columns = [name for name in ("error_pct", "error_after_pct") if part[name].notna().any()]
-                made += [_curve(evidence, part, TableSetting(base, severity), column) for column in columns]
-    return _named(made)
+                curve_tables += [_curve(evidence, part, TableSetting(base, severity), column) for column in columns]
+    return _named(curve_tables)
 
 
 def _sections(evidence: Evidence) -> Iterator[tuple[Setting, pd.DataFrame]]:
-    """Settings without severity and number of images adapted on, and their rows."""
+    """Settings without severity and number of images adapted on, with their rows."""
     for section, frame in evidence.shifts.groupby("section", sort=False):
         yield evidence.sections[str(section)], frame
 
@@ -65,16 +65,16 @@ def _severities(frame: pd.DataFrame) -> list[int]:
     return sorted({int(s) for s in frame["of_severity"]} - {0}) or [0]
 
 
-def _named(made: Sequence[ErrorTable]) -> list[ErrorTable]:
-    """Names that are unique: of what tells the tables apart, as little as it takes."""
-    bases = list(dict.fromkeys(t.setting.base for t in made))
+def _named(tables: Sequence[ErrorTable]) -> list[ErrorTable]:
+    """Tables with unique names, as short as possible."""
+    bases = list(dict.fromkeys(t.setting.base for t in tables))
     if len(bases) < 2:
-        return list(made)
+        return list(tables)
     short = [_short(base) for base in bases]
     names = {
         base: identifier(base.text) if short.count(name) > 1 else name for base, name in zip(bases, short, strict=True)
     }
-    return [replace(t, name=f"{names[t.setting.base]}-{t.name}") for t in made]
+    return [replace(t, name=f"{names[t.setting.base]}-{t.name}") for t in tables]
 
 
 def _short(base: Setting) -> str:
@@ -106,7 +106,7 @@ def _table(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, image
 
 
 def _curve(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, column: str) -> ErrorTable:
-    """Mean error over corruptions against the number of images adapted on, over all images or over those after."""
+    """Mean error over corruptions by number of images adapted on, over all images or those after."""
     shifted = frame[frame["corruption"] != "clean"] if setting.severity else frame
     adapted_on = shifted["adapt_images"].astype("string").fillna("all")
     shifted = shifted.assign(error_pct=shifted[column], adapted_on=adapted_on)
@@ -183,14 +183,14 @@ def _caption(frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] 
     images = sorted({int(n) for n in frame["images_planned"]})
     partial = " (a subset: not a result)" if frame["partial"].any() else ""
     spread = (
-        f"one seed ({seeds[0]}), so no spread over seeds is known"
+        f"one seed ({seeds[0]})"
         if len(seeds) == 1
         else f"mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))})"
     )
     counted = " or ".join(f"{n:,}" for n in images)
     parts = [f"Error in per cent on {setting.text}", f"{counted} images of each shift{partial}", *further, spread]
     apart = not further and setting.severity and (frame["corruption"] == "clean").any()
-    return ", ".join(parts) + "." + (" The mean leaves clean out." if apart else "")
+    return ", ".join(parts) + "." + (" The mean is without clean." if apart else "")
 
 
 def _ranks(rows: Sequence[Row], corruptions: Sequence[str]) -> Iterator[tuple[str, Ranks]]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tta_bench.data.corrupt.corruptions import BENCHMARK
-from tta_bench.report.evidence import Evidence
 from tta_bench.report.table import ErrorTable, warnings
 from tta_bench.setting import Setting
 
@@ -33,7 +32,7 @@ class MceTable:
     Attributes:
         caption: conditions in a sentence.
         rows: of methods with all 15 × 5 cells.
-        left_out: the others, and why.
+        left_out: methods without all of them, and why.
         warnings: why it is no result.
     """
 
@@ -43,7 +42,7 @@ class MceTable:
     warnings: tuple[str, ...] = ()
 
 
-def mce_tables(evidence: Evidence, tables: Sequence[ErrorTable]) -> list[MceTable]:
+def mce_tables(tables: Sequence[ErrorTable]) -> list[MceTable]:
     """One for each protocol and batch size in which some method has all 15 corruptions × 5 severities of ImageNet-C."""
     alexnet = alexnet_errors()
     made = (_table(severities, alexnet) for severities in _grids(tables))
@@ -57,7 +56,7 @@ def alexnet_errors() -> dict[str, float]:
 
 
 def _grids(tables: Sequence[ErrorTable]) -> Iterator[dict[int, ErrorTable]]:
-    """The tables of ImageNet-C that differ in nothing but severity, by severity, where all five are there."""
+    """Tables of ImageNet-C that differ in severity alone, by severity, where there are all five."""
     found: dict[tuple[Setting, int], dict[int, ErrorTable]] = {}
     for table in tables:
         s = table.setting
@@ -82,7 +81,7 @@ def _table(grid: dict[int, ErrorTable], alexnet: dict[str, float]) -> MceTable:
 
 
 def _errors(grid: dict[int, ErrorTable], label: str, model: str) -> tuple[dict[str, list[float]], int]:
-    """(errors by corruption, per cent, one for each severity; how many cells have none)."""
+    """(errors by corruption, per cent, one for each severity; number of cells without one)."""
     errors: dict[str, list[float]] = {name: [] for name in BENCHMARK}
     without = 0
     for severity in _SEVERITIES:

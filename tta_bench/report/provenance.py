@@ -1,4 +1,4 @@
-"""Where numbers come from, for the page: hyperparameters of methods, and runs, models, images and sessions."""
+"""Provenance for the page: hyperparameters of methods; source models, images and sessions of runs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tta_bench.report.content import Method
 from tta_bench.report.evidence import Evidence
 from tta_bench.store.results import Results
 
-_SHORT = 12  # digits of a fingerprint: enough to tell two apart
+_SHORT = 12  # digits of a fingerprint that are shown
 
 
 @dataclass(frozen=True)
 class MethodView:
-    """A label with its hyperparameters.
+    """A method with its hyperparameters.
 
     Attributes:
-        columns: source models, those that are alike together; a single empty one where all are.
-        rows: (name, a value for each column, whether they differ).
+        columns: groups of source models with equal hyperparameters; a single empty name where there is one group.
+        rows: (hyperparameter, its value in each column, whether these differ).
     """
 
     label: str
@@ -80,7 +80,7 @@ class RunView:
     """A run's folder.
 
     Attributes:
-        models: (source model, what plan.json says of it).
+        models: (source model, its description in plan.json).
         images: (data set, shift, source model or empty for all, short fingerprint).
     """
 

@@ -1,4 +1,4 @@
-"""What a table of methods × corruptions is; :mod:`tta_bench.report.errors` fills it, other modules decide how it looks."""
+"""Tables of errors, methods × corruptions; :mod:`tta_bench.report.errors` makes them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Cell:
     Attributes:
         mean: mean error over seeds, per cent; None where there is none.
         std: standard deviation over seeds (n − 1), or None with one seed.
-        state: "ok", or "failed", "skipped", "missing": the worst of its trials.
+        state: "ok", or "failed", "skipped", "missing" where a trial is.
         low, high: 95 % interval of ``mean`` over images, per cent; None where images are not paired.
-        mark: "best": lower than every other method of the source model, by a test; "second": next to such a one; "tied":
-            the lowest, or not told apart from it, where nothing is "best" and not all are alike.
+        mark: "best": significantly lower than every other method of the source model; "second": second lowest after such
+            a one; "tied", where none is "best": the lowest, and those that do not differ significantly from it.
         seeds: number of seeds in ``mean``.
     """
 
@@ -51,11 +51,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A method with one source model: its cells by corruption, and their mean.
+    """A method on one source model: its cells by corruption, and their mean.
 
     Attributes:
-        mean: over the corruptions, ``clean`` left out; over fewer cells than the table has, its state is not "ok" and it
-            is compared with nothing.
+        mean: over the corruptions without ``clean``; where it is over fewer cells than the table has, its state is not
+            "ok" and it is not tested.
         reason: why cells are not ok, or empty.
         by_seed: (columns, seeds) error, per cent; not a number where there is none.
     """
@@ -70,7 +70,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two methods on one source model, by their mean over corruptions.
+    """Two methods on one source model, compared by their mean over corruptions.
 
     Attributes:
         difference: error of ``label`` minus error of ``other``, points.
@@ -100,13 +100,13 @@ def warnings(partial: bool, mixed: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class TableSetting:
-    """What all rows of a table share.
+    """The setting that all rows of a table share.
 
     Attributes:
         base: the setting of the trials, without severity and number of images adapted on.
         severity: 0 where there is none.
         adapt_images: images of each segment that were adapted on, 0 for all.
-        several: whether other trials adapted on other numbers, so that "all" must be told, too.
+        several: whether other trials adapted on other numbers, so that "all" is stated, too.
     """
 
     base: Setting
@@ -116,7 +116,7 @@ class TableSetting:
 
     @property
     def dataset(self) -> str:
-        """How tables call the data set."""
+        """The data set's name."""
         return self.base.dataset
 
     @property
@@ -131,7 +131,7 @@ class TableSetting:
 
     @property
     def conditions(self) -> str:
-        """``protocol reset, batch size 200``, and what differs from the defaults."""
+        """``protocol reset, batch size 200``, and values other than the defaults."""
         base = self.base
         parts = [f"protocol {self.protocol}", base.caption, f"batch size {self.batch_size}", base.precision_told]
         parts += [f"adapted on the first {self.adapt_images}"] if self.adapt_images else []
@@ -154,18 +154,18 @@ class ErrorTable:
     """One table: one setting and severity.
 
     Attributes:
-        name: short and unique in the report, for file names: ``severity-5``.
-        setting: what all rows share.
+        name: unique in the report, for file names: ``severity-5``.
+        setting: that all rows share.
         caption: all conditions in a sentence.
         corruptions: the columns; or the numbers of images adapted on.
         rows: grouped by source model, methods in the suite's order.
-        partial: whether the run used only a part of the images.
-        averaged: whether the mean over ``corruptions`` is a further column.
-        seeds: how many there are.
+        partial: whether only a part of the images was used.
+        averaged: whether there is a column of the mean over ``corruptions``.
+        seeds: their number.
         pairs: comparisons of the mean column.
         untested: why nothing was tested; empty where it was.
         ranks: average ranks: over all source models under "", and by source model where there are several.
-        mixed: how runs differ that were put together all the same.
+        mixed: how the runs differ, a sentence each.
     """
 
     name: str
@@ -205,14 +205,14 @@ class ErrorTable:
     @property
     def groups(self) -> list[tuple[str, list[str]]]:
         """The columns by kind of corruption: ("", ["clean"]), ("noise", […]), …, ("", ["mean"])."""
-        found: list[tuple[str, list[str]]] = []
+        groups: list[tuple[str, list[str]]] = []
         for name in self.columns:
             group = _GROUP_OF.get(name, "")
-            if found and group and found[-1][0] == group:
-                found[-1][1].append(name)
+            if groups and group and groups[-1][0] == group:
+                groups[-1][1].append(name)
             else:
-                found.append((group, [name]))
-        return found
+                groups.append((group, [name]))
+        return groups
 
     def of(self, model: str) -> list[Row]:
         """The rows of a source model."""

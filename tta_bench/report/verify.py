@@ -1,4 +1,4 @@
-"""``tta-bench report --verify``: every number of a run's records recomputed from the predictions beside it."""
+"""``tta-bench report --verify``: recompute every number of a run's records from its predictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tta_bench.store.results import Results
 
 
 def verify(runs: Sequence[Results]) -> tuple[list[str], int]:
-    """(what does not agree, a line each; trials that were recomputed).
+    """(disagreements, a line each; number of trials recomputed).
 
     A trial agrees where its files match their checksum, its key is the digest of what was asked, and each of its numbers
     follows from its predictions.

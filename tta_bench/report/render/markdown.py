@@ -10,11 +10,11 @@ from tta_bench.report.content import Content
 from tta_bench.report.render import grids
 from tta_bench.report.render.grid import Grid, GridCell, GridRow
 
-_SPECIAL = r"\`*_{}[]<>#|~$"  # what GitHub would take for markup, in a table or in a line
+_SPECIAL = r"\`*_{}[]<>#|~$"  # markup on GitHub, in tables and text
 
 
 def write(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Write everything that the report says to ``<folder>/errors.md``."""
+    """Write the report to ``<folder>/errors.md``."""
     path = folder / "errors.md"
     write_text(path, "\n".join(_lines(content)))
     return [path]

@@ -1,4 +1,4 @@
-"""What a person sees on the terminal."""
+"""The report on a terminal."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _NAMES = 12  # characters that names of methods get at least; longer ones are fo
 
 
 def show(content: Content, console: Console) -> None:
-    """Print everything that the report says; styles are left out where ``console`` is no terminal."""
-    said: set[str] = set()  # what marks mean is said once
+    """Print the report; without styles where ``console`` is no terminal."""
+    explained: set[str] = set()  # each sentence of a legend is printed once
     for grid in grids.grids(content):
-        _print(grid, console, said)
+        _print(grid, console, explained)
     for status, sentence in grids.gap_sentences(content):
         console.print(Text(sentence, style=_STATES.get(status, "")))
     for note in content.notes:
         console.print(Text(f"Note: {note}", style="yellow"))
 
 
-def _print(grid: Grid, console: Console, said: set[str]) -> None:
+def _print(grid: Grid, console: Console, explained: set[str]) -> None:
     title = Text(grid.title, style="bold")
     if grid.warning:
         title.append(f" — {grid.warning}", style="bold red")
@@ -37,8 +37,8 @@ def _print(grid: Grid, console: Console, said: set[str]) -> None:
     if grid.groups:
         for part in _fitting(grid, console.width):
             console.print(_table(part))
-    legend = [sentence for sentence in grid.legend if sentence not in said]
-    said.update(legend)
+    legend = [sentence for sentence in grid.legend if sentence not in explained]
+    explained.update(legend)
     console.print(Text(" ".join(grid.caption), style="dim"))
     if legend:
         console.print(Text(" ".join(legend), style="dim"))
@@ -58,7 +58,7 @@ def _table(grid: Grid) -> Table:
 
 
 def _styled(cell: GridCell) -> Text:
-    text = Text()  # without a style of its own, in which the blanks beside it would be underlined
+    text = Text()  # its own style would also underline the blanks beside it
     text.append(_value(cell), style=_STYLES[cell.mark] or _STATES.get(cell.state, ""))
     if cell.spread:
         text.append(f"±{cell.spread}", style="dim")
@@ -69,16 +69,16 @@ def _value(cell: GridCell) -> str:
     return "fail" if cell.value == "failed" else cell.value  # as wide as a number
 
 
-# -- what fits ---------------------------------------------------------------------------------------------------------
+# -- width ------------------------------------------------------------------------------------------------------------
 
 
 def _fitting(grid: Grid, width: int) -> Iterator[Grid]:
-    """The grid where it fits; else without the spread in each cell; else in parts, one above the other."""
+    """The grid if it fits; else without the spread in each cell; else in parts, one below the other."""
     bare = grid.without_spread()
     names = _names(grid)
-    for made, least in ((grid, names), (bare, names), (bare, min(names, _NAMES))):
-        if sum(_widths(made)) - 1 <= width - least:  # no blank after the last
-            yield made
+    for candidate, least in ((grid, names), (bare, names), (bare, min(names, _NAMES))):
+        if sum(_widths(candidate)) - 1 <= width - least:  # no blank after the last
+            yield candidate
             return
     room = width - min(names, max(_NAMES, width // 3))
     yield from (bare.taking(positions) for positions in _parts(bare, room))
@@ -90,7 +90,7 @@ def _names(grid: Grid) -> int:
 
 
 def _widths(grid: Grid) -> list[int]:
-    """Characters that each column takes, the blank after it included."""
+    """Width of each column in characters, with the blank after it."""
     return [
         1 + max(cell_len(column.short), *(cell_len(_styled(row.cells[i]).plain) for row in grid.rows))
         for i, column in enumerate(grid.columns)
@@ -98,10 +98,7 @@ def _widths(grid: Grid) -> list[int]:
 
 
 def _parts(grid: Grid, room: int) -> list[list[int]]:
-    """Positions of the columns of each part: as many as fit, groups and the mean with its interval kept together.
-
-    A first column of text says what a line is, and stands in each part.
-    """
+    """Positions of the columns of each part: as many as fit, column groups together; a first column of text is in each."""
     widths = _widths(grid)
     always = [0] if grid.columns[0].kind == "text" else []
     parts: list[list[int]] = [[*always]]
