@@ -34,7 +34,7 @@ def show(run: pathlib.Path) -> None:
     tally = Tally((t["label"], t["model"], [shift[0] for shift in t["shifts"]]) for t in plan["trials"])
     failed: Counter[str] = Counter()
     for trial in plan["trials"]:
-        if record := records.read(run, trial["key"]):
+        if record := records.read_trial(run, trial["key"]).record:
             tally.add(trial["label"], trial["model"], record["status"], record["shifts"])
             failed[record["reason"]] += record["status"] == "failed"
     _print(run, plan["suite"], tally, failed)

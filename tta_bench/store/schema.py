@@ -400,6 +400,8 @@ def array_faults(arrays: Mapping[str, np.ndarray], wanted: Callable[[str], bool]
                 yield f"{name} is of {array.dtype}, not of {_ARRAYS[name]}"
         elif not name.startswith(f"batches/{STATISTIC}"):
             yield f"unknown array {name}"
+        elif array.dtype.kind not in "biuf":
+            yield f"{name} is of {array.dtype}, not of numbers"
     yield from (f"no array {name}" for name in _ARRAYS if wanted(name) and name not in arrays)
 
 
