@@ -101,7 +101,7 @@ def _arrays(result: TrialResult) -> bytes:
     if wrong := [*schema.array_faults(arrays, lambda name: False)]:
         raise TypeError("; ".join(wrong))
     stream = io.BytesIO()
-    np.savez(stream, **arrays)
+    np.savez(stream, **arrays)  # type: ignore[arg-type]  # a name could be that of an option
     return stream.getvalue()
 
 
@@ -180,6 +180,7 @@ def _planned(trial: Trial, images: int) -> dict[str, Any]:
         "images": images,
         "precision": trial.precision,
         "data": trial.asked["data"],
+        "asked": trial.asked,
     }
 
 
