@@ -82,7 +82,7 @@ def test_parts_that_come_back_to_a_shift_join_to_one_run(
     (tmp_path / "sharpen" / "trials" / f"{planned_trials(tmp_path / 'whole')[-1]['key']}.json").unlink()
     missing = run_cli("merge", "source", "sharpen", "--out", "fewer")
     assert missing.code == 3
-    assert "missing 1 of 18:\n  sharpen · filters9: 1 (contrast-5 visit 2 seed 0)" in missing.err
+    assert "missing 1 of 18:\n  sharpen · filters9: 1 (contrast-5 visit 2 rounds 3 seed 0)" in missing.err
 
 
 def test_values_of_a_parameter_stay_in_the_suites_order(variant: Variant, run_cli: Cli, tmp_path: pathlib.Path) -> None:

@@ -129,7 +129,7 @@ def _arrays(content: bytes, wanted: Callable[[str], bool], file: str) -> dict[st
 
 def _rebuild(run: pathlib.Path, plan: Mapping[str, Any]) -> Results:
     segments, shifts = list[dict[str, Any]](), list[dict[str, Any]]()
-    ok, counts, damaged = list[Mapping[str, Any]](), list[pd.DataFrame](), dict[str, None]()
+    ok, columns, damaged = list[Mapping[str, Any]](), list[dict[str, np.ndarray]](), dict[str, None]()
     for trial in plan["trials"]:
         stored = records.read_trial(run, trial["key"])
         record = stored.record
@@ -141,12 +141,12 @@ def _rebuild(run: pathlib.Path, plan: Mapping[str, Any]) -> Results:
             shifts += [shared | row for row in record["shifts"]]
             ok.append(trial)
             arrays = _arrays(stored.arrays, tables.is_of_batches, f"{run}/trials/{trial['key']}.npz")
-            counts.append(tables.batch_counts(arrays))
+            columns.append(tables.batch_columns(arrays))
         else:
             segments += [shared | row for row in tables.planned_segments(trial)]
             shifts += [shared | row for row in tables.planned_shifts(trial)]
     stale = {path.stem for path in (run / "trials").glob("*.json")}.difference(t["key"] for t in plan["trials"])
-    frames = tables.table(schema.SEGMENTS, segments), tables.table(schema.SHIFTS, shifts), tables.batches(ok, counts)
+    frames = tables.table(schema.SEGMENTS, segments), tables.table(schema.SHIFTS, shifts), tables.batches(ok, columns)
     return Results(run, plan, *frames, len(stale), tuple(damaged))
 
 

@@ -63,26 +63,35 @@ def is_of_batches(name: str) -> bool:
     return name.startswith("batches/") or name in _GRADES
 
 
-def batch_counts(arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """A trial's batches: their arrays, and the number of images graded and of those classified correctly."""
+def batch_columns(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A trial's columns, an element per batch: its own, the number of images graded, and of those classified correctly."""
     batch, correct, graded = (arrays[name] for name in _GRADES)
     own = {name.removeprefix("batches/"): array for name, array in arrays.items() if name not in _GRADES}
+    own["position"] = own.pop("segment")
     size = len(own["batch"])
     own["images_graded"] = np.bincount(batch[graded], minlength=size)
     own["images_correct"] = np.bincount(batch[graded & correct], minlength=size)
-    return pd.DataFrame(own).rename(columns={"segment": "position"})
+    return own
 
 
-def batches(trials: Sequence[Mapping[str, Any]], counts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def batches(trials: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str, np.ndarray]]) -> pd.DataFrame:
     """The table ``batches``: the online curve of each segment.
 
     Args:
         trials: those that are ok, as the plan has them.
-        counts: :func:`batch_counts` of each.
+        columns: :func:`batch_columns` of each; a statistic that a trial lacks is not a number there.
     """
     if not trials:
         return table(BATCHES, [])
-    frame = pd.concat(counts, keys=range(len(trials)), names=["trial"]).reset_index("trial")
+    sizes = [len(own["batch"]) for own in columns]  # arrays, for a frame per trial would take pandas long
+    names = dict.fromkeys(name for own in columns for name in own)
+    lacking = [np.full(size, np.nan) for size in sizes]
+    frame = pd.DataFrame(
+        {
+            name: np.concatenate([own.get(name, nan) for own, nan in zip(columns, lacking, strict=True)])
+            for name in names
+        }
+    ).assign(trial=np.repeat(np.arange(len(trials)), sizes))
     frame = frame.merge(pd.DataFrame.from_records(list(_segments(trials))), on=["trial", "position"], how="left")
     seen = frame.groupby(["trial", "position"])[["images_graded", "images_correct"]].cumsum()
     frame["error_pct"] = 100.0 * (1.0 - frame["images_correct"] / frame["images_graded"])
