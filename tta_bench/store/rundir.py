@@ -106,7 +106,7 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def _gpus() -> list[str]:
-    """The names of this machine's GPUs, from another process: this one would keep a CUDA context, hence memory, on them."""
+    """The names of this machine's GPUs, from another process: a CUDA context would hold memory in this one."""
     import torch
 
     if not torch.cuda.device_count():
