@@ -22,7 +22,7 @@ import scale
 
 from tta_bench import suite
 from tta_bench.data.corrupt.corruptions import BENCHMARK
-from tta_bench.store import results, rundir
+from tta_bench.store import records, rundir
 from tta_bench.suite import plan
 
 RATES = [f"{n}.0e-4" for n in range(1, 10)]
@@ -41,7 +41,7 @@ def write_run(folder: pathlib.Path, batches: int) -> tuple[pathlib.Path, int]:
     file.write_text(text)
     made = plan.make(suite.load(str(file)))
     run.mkdir()
-    results.write_plan(run, made)
+    records.write_plan(run, made)
     session = rundir.begin_session(run, {})
     labels = list(dict.fromkeys(trial.label for trial in made.trials))
     with scale.fsyncs(lambda _: None):  # nobody needs this run after a power cut
@@ -53,7 +53,7 @@ def write_run(folder: pathlib.Path, batches: int) -> tuple[pathlib.Path, int]:
                 + 0.005 * BENCHMARK.index(shift.corruption)
                 + 0.01 * labels.index(trial.label)
             )
-            results.write(run, scale.canned(trial, batches, error), trial.asked, session)
+            records.write(run, scale.canned(trial, batches, error), trial.asked, session)
     return run, len(made.trials)
 
 

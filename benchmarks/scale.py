@@ -176,15 +176,15 @@ def planned(case: Case, trials: int) -> Plan:
 
 def make_run(case: Case) -> dict[str, float]:
     """Make what the other measurements work on; nothing is measured."""
-    from tta_bench.store import results
+    from tta_bench.store import records
 
     make_images(case.folder / "images")
     made = planned(case, case.trials)
     case.run.mkdir()
-    results.write_plan(case.run, made)
+    records.write_plan(case.run, made)
     with fsyncs(lambda _: None):  # nobody needs this run after a power cut
         for trial in made.trials:
-            results.write(case.run, canned(trial, case.batches), trial.asked, 0)
+            records.write(case.run, canned(trial, case.batches), trial.asked, 0)
     return {}
 
 
@@ -245,7 +245,7 @@ def load_cost(case: Case) -> dict[str, float]:
 def write_cost(case: Case) -> dict[str, float]:
     """Milliseconds of writing a trial's result: of the processor, of the wall clock, and waiting for the disk."""
     _import_all()
-    from tta_bench.store import results
+    from tta_bench.store import records
 
     trials = planned(case, case.trials).trials[:1000]
     made = [canned(trial, case.batches) for trial in trials]
@@ -261,7 +261,7 @@ def write_cost(case: Case) -> dict[str, float]:
     with fsyncs(timed):
         wall, processor = time.perf_counter(), time.process_time()
         for trial, result in zip(trials, made, strict=True):
-            results.write(folder, result, trial.asked, 0)
+            records.write(folder, result, trial.asked, 0)
         processor, wall = time.process_time() - processor, time.perf_counter() - wall
     per_trial = 1e3 / len(trials)
     return {"write": processor * per_trial, "write wall": wall * per_trial, "write fsync": waited * per_trial}
@@ -272,7 +272,6 @@ def driver_cost(case: Case) -> dict[str, float]:
     _import_all()
     from tta_bench.commands import run as sweep
     from tta_bench.schedule import cluster
-    from tta_bench.store import conclusion
 
     class Idle(cluster.Worker):
         """A worker whose trials cost nothing, and say so; Ray sends this class to its processes."""
@@ -282,21 +281,13 @@ def driver_cost(case: Case) -> dict[str, float]:
             result = canned(trial, case.batches)
             return dataclasses.replace(result, facts={**result.facts, "trial_s": time.perf_counter() - start})
 
-    def apart(run: pathlib.Path, real: Callable[..., conclusion.Outcome] = conclusion.apart) -> conclusion.Outcome:
-        before = _of_children()
-        outcome = real(run)
-        of_tables.append(_of_children() - before)
-        return outcome
-
-    of_tables: list[float] = []
-    conclusion.apart = apart
     cluster.Worker = Idle  # type: ignore[misc]
     out = case.empty_folder()
     options = sweep.Options(str(case.suite(case.trials)), out=str(out), cache="off")
     wall, processor, thread = time.perf_counter(), time.process_time(), time.thread_time()
     code = sweep.run(options, resume="")
-    spent = {"driver": time.process_time() - processor + sum(of_tables), "driver wall": time.perf_counter() - wall,
-             "driver without Ray's threads": time.thread_time() - thread, "driver for tables": sum(of_tables)}  # fmt: skip
+    spent = {"driver": time.process_time() - processor, "driver wall": time.perf_counter() - wall,
+             "driver without Ray's threads": time.thread_time() - thread}  # fmt: skip
     assert (code, len(list((out / "trials").glob("*.json")))) == (0, case.trials)
     return {name: 1e3 * seconds / case.trials for name, seconds in spent.items()}
 

@@ -21,7 +21,7 @@ from runs import result_rows
 from test_scheduler import descendants, same
 
 from tta_bench.run.faults import Fault, attempts, reason, verdict
-from tta_bench.store import conclusion, results
+from tta_bench.store import results
 
 pytestmark = pytest.mark.faults
 Cli = Callable[..., Outcome]
@@ -398,11 +398,9 @@ def _runs(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("conclude", [conclusion.here, conclusion.apart])
 def test_a_disk_that_is_full_at_the_end_is_said(
-    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path, small_disk: pathlib.Path,
-    conclude: Callable[[pathlib.Path], conclusion.Outcome],
-) -> None:  # fmt: skip
+    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path, small_disk: pathlib.Path
+) -> None:
     run_cli("run", suite_file(), "--executor", "local", "--only", "method=source", "--out", tmp_path / "run")
     shutil.copytree(tmp_path / "run", small_disk / "run", ignore=shutil.ignore_patterns("*.parquet", "*.csv"))
     with contextlib.suppress(OSError), open(small_disk / "filler", "wb") as stream:
@@ -410,4 +408,4 @@ def test_a_disk_that_is_full_at_the_end_is_said(
             stream.write(bytes(512))
             stream.flush()
     with pytest.raises(OSError, match="No space left on device"):
-        conclude(small_disk / "run")
+        results.load(small_disk / "run")

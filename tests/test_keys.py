@@ -22,7 +22,7 @@ from tta_bench import suite
 from tta_bench.data.digests import Digests
 from tta_bench.data.images import ArrayImages, listing
 from tta_bench.run import metrics
-from tta_bench.store import npz, records, results
+from tta_bench.store import records, results
 from tta_bench.suite import plan
 
 Cli = Callable[..., Outcome]
@@ -312,10 +312,9 @@ def test_verify_counts_the_images_of_each_visit_apart(run_cli: Cli, part_copy: C
     """A record whose one segment of 100 images is told as two visits of the same shift."""
     run = part_copy("seed0")
     file = sorted((run / "trials").glob("*.json"))[0]
-    arrays = {**npz.read(file.with_suffix(".npz"))}
+    arrays = dict(np.load(file.with_suffix(".npz")))
     arrays["images/visit"] = np.repeat(np.array([0, 1], dtype=np.int16), [80, 20])
-    with open(file.with_suffix(".npz"), "wb") as stream:
-        npz.write(stream, arrays)
+    np.savez(file.with_suffix(".npz"), **arrays)
     record = json.loads(file.read_text())
     [row] = record["shifts"]
     record["shifts"] = [

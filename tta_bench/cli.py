@@ -100,9 +100,9 @@ def report(runs: tuple[str, ...], formats: str, out: str | None, **options: Any)
 
 @cli.command()
 @click.argument("runs", nargs=-1, metavar="RUN...")
-@click.option("--out", required=True, metavar="DIR", help="The joined run's folder.")
-@click.option("--keep", metavar="RUN", help="The run whose results win where runs differ.")
-@click.option("--suite", metavar="SUITE", help="Say what is missing from this suite, not just from what was planned.")
+@click.option("--out", required=True, metavar="DIR", help="The merged run's folder.")
+@click.option("--keep", metavar="RUN", help="The run whose results win where predictions differ.")
+@click.option("--suite", metavar="SUITE", help="Merge into the plan of this suite, not that of all runs.")
 def merge(runs: tuple[str, ...], out: str, keep: str | None, suite: str | None) -> None:
     """Join runs of one suite, made on several machines, into one; exit 3 where a trial is missing or failed."""
     from tta_bench.commands import merge as merging

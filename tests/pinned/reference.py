@@ -119,7 +119,7 @@ def _read_rows(text: str) -> pd.DataFrame:
 
 
 def _images(run: pathlib.Path, key: str, position: int) -> dict[str, np.ndarray]:
-    record = records.read(run, key)
+    record = records.read_trial(run, key).record
     if record is None or record["status"] != "ok":
         return {name: np.zeros(IMAGES, dtype) for name, dtype in DTYPES.items()}
     arrays = results.read_arrays(run, key, lambda name: name.startswith("images/"))

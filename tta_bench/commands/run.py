@@ -26,7 +26,7 @@ from tta_bench.schedule.progress import ImageProgress, ReadingProgress, TrialPro
 from tta_bench.schedule.queue import Estimates
 from tta_bench.schedule.status_file import StatusFile
 from tta_bench.schedule.tally import Tally
-from tta_bench.store import conclusion, records, rundir, runlog
+from tta_bench.store import records, rundir, runlog
 from tta_bench.suite import plan as planning
 from tta_bench.suite.plan import Plan, Trial
 from tta_bench.suite.prepare import pretrainings
@@ -180,7 +180,7 @@ def _recall(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retry_fail
     estimates, finished, chosen = Estimates(plan.materials), set[str](), {trial.key for trial in selected}
     damaged: dict[str, None] = {}
     for trial in plan.trials:
-        stored = records.look(out, trial.key)
+        stored = records.read_trial(out, trial.key)
         record = stored.record
         if stored.foreign:
             raise UsageError(stored.foreign)
@@ -307,19 +307,24 @@ class _Keeper:
 def _conclude(
     plan: Plan, selected: Sequence[Trial], out: pathlib.Path, console: Console, interrupts: Interrupts
 ) -> int:
-    """Rebuild the tables, say what came out; the exit code is 3 where a selected trial failed or one is damaged."""
+    """Write tables, print a summary; the exit code is 3 where a selected trial failed or one is damaged."""
+    from tta_bench.store import results  # pandas, which the driver needs for nothing else
+
     with interrupts.held(), _writing(out):
-        came = conclusion.conclude(out, len(plan.trials))
-    counts = ", ".join(f"{count} {status}" for status, count in came.counts.items())
-    stale = f"; {came.stale} stale trial files are left out" if came.stale else ""
+        try:
+            tables = results.load(out)
+        except UsageError as error:  # in a trial's files, not in the command: trials were run
+            raise Stopped(error.problems[0]) from error
+    counts = ", ".join(f"{count} {status}" for status, count in tables.counts.items())
+    stale = f"; {tables.stale} stale trial files are left out" if tables.stale else ""
     console.print(f"{plan.name}: {counts}{stale}", markup=False, highlight=False)
-    for damage in came.damaged:
+    for damage in tables.damaged:
         _say(console, f"damaged, and counted as not run: {damage}")
     chosen = {trial.key for trial in selected}
-    failed = [(key, reason) for key, reason in came.failed if key in chosen]
+    failed = [(key, reason) for key, reason in tables.failed.items() if key in chosen]
     for line in _failures(failed, out):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return 3 if failed or came.damaged else 0
+    return 3 if failed or tables.damaged else 0
 
 
 def _failures(failed: Sequence[tuple[str, str]], out: pathlib.Path) -> list[str]:

@@ -24,10 +24,11 @@ def verify(runs: Sequence[Results]) -> tuple[list[str], int]:
     """
     lines, count = list[str](), 0
     for run in runs:
-        lines += run.damaged
         planned = [int(t["adapt_images"]) for t in run.plan["trials"] if t["adapt_images"] is not None]
         for trial in {t["key"]: t for t in run.plan["trials"]}.values():
-            record = records.read(run.path, trial["key"])
+            stored = records.read_trial(run.path, trial["key"])  # tables written before a disk's error still have it
+            record = stored.record
+            lines += [stored.damage] if stored.damage else []
             if record is not None:
                 lines += [f"{run.path}/trials/{trial['key']}.json: {what}"
                           for what in _disagreements(run.path, trial, record, max(planned, default=None))]  # fmt: skip

@@ -1,10 +1,10 @@
-"""What is saved of a trial, fact by fact, with its type, kind and meaning.
+"""The schema of results: every fact that is saved of a trial, with its type, kind and meaning.
 
 The columns of the tables, the checks of what is read and the tables in ``docs/results.md`` come from the classes below;
 ``python -m tta_bench.store.schema`` prints the latter. A number's unit is in its name or its meaning. Statistics of a
 method's own, ``stat_…``, may stand beside the facts of a segment and the arrays of batches.
 
-A fact with a default may be lacking; all others are in the record of every trial that is ok.
+A fact with a default is optional; all others are in the record of every trial that is ok.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentPlace:
-    """Where a segment is in its trial."""
+    """A segment's position in its trial."""
 
     position: int = fact("key", "number of the segment in its trial, from 0")
     segment: str = fact("key", "name of the segment, a run of batches: its shift, or mixed, …")
@@ -82,7 +82,7 @@ class SegmentPlace:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShiftPlace:
-    """Where graded images are in their trial."""
+    """The position of graded images in their trial."""
 
     position: int = fact("key", "number of the segment in its trial, from 0")
     segment: str = fact("key", "name of the segment, a run of batches: its shift, or mixed, …")
@@ -93,7 +93,7 @@ class ShiftPlace:
     severity: int = fact("key", "1 to 5; clean is 0")
 
 
-# -- what a trial came to ----------------------------------------------------------------------------------------------
+# -- results of a trial -------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -325,9 +325,9 @@ TABLES = {"segments": SEGMENTS, "shifts": SHIFTS, "batches": BATCHES}
 
 
 def faults(record: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a record, a text for each fact that is unknown, lacking or of another type.
+    """A message for each fact of a record that is unknown, missing or of another type.
 
-    A trial that is not ok has but some facts.
+    A trial that is not ok may lack facts.
     """
     wrong = [*_faults(Record, record, "")]
     yield from wrong
@@ -340,19 +340,19 @@ def faults(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def fact_faults(owner: type, found: Any) -> Iterator[str]:
-    """What is wrong with some facts of a class above, of which others may still be lacking."""
+    """A message for each wrong fact; facts may be missing."""
     yield from _faults(owner, found, "", whole=False)
 
 
 def row_faults(segments: Iterable[Any], shifts: Iterable[Any], whole: bool = True) -> Iterator[str]:
-    """What is wrong with a trial's rows; of a trial that is not ``whole`` they may lack some facts."""
+    """A message for each wrong fact in a trial's rows; unless it is ``whole``, facts may be missing."""
     for name, owner, rows in (("segments", Segment, segments), ("shifts", Shift, shifts)):
         for number, row in enumerate(rows):
             yield from _faults(owner, row, f"{name}[{number}].", whole)
 
 
 def fitting(owner: type, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of some facts that a record can hold."""
+    """The facts that fit the schema."""
     return {name: value for name, value in found.items() if not [*fact_faults(owner, {name: value})]}
 
 
@@ -364,7 +364,7 @@ def _faults(owner: type, found: Any, where: str, whole: bool = True) -> Iterator
     for name, value in found.items():
         if name in known:
             if not _fits(value, *known[name]):
-                yield f"{where}{name} is {_told(value)}, no {known[name][0].__name__}"
+                yield f"{where}{name} is {_shown(value)}, no {known[name][0].__name__}"
         elif not (owner is Segment and name.startswith(STATISTIC) and _fits(value, float, True)):
             yield f"unknown fact {where}{name}"
     if whole:
@@ -379,8 +379,8 @@ def _fits(value: Any, kind: type, optional: bool) -> bool:
     return type(value) is kind
 
 
-def _told(value: Any) -> str:
-    """A value in a message: a method may have made it, so that its text may be long, or fail."""
+def _shown(value: Any) -> str:
+    """A value for a message. It may come from a method: its text may be long, or fail."""
     try:
         return f"{value!r:.100}"
     except Exception:
@@ -393,13 +393,15 @@ def _required(owner: type) -> tuple[str, ...]:
 
 
 def array_faults(arrays: Mapping[str, np.ndarray], wanted: Callable[[str], bool]) -> Iterator[str]:
-    """What is wrong with the arrays that were read of a trial, those that are ``wanted``."""
+    """A message for each array that is unknown, of another type, or ``wanted`` and missing."""
     for name, array in arrays.items():
         if name in _ARRAYS:
             if array.dtype != _ARRAYS[name]:
                 yield f"{name} is of {array.dtype}, not of {_ARRAYS[name]}"
         elif not name.startswith(f"batches/{STATISTIC}"):
             yield f"unknown array {name}"
+        elif array.dtype.kind not in "biuf":
+            yield f"{name} is of {array.dtype}, not of numbers"
     yield from (f"no array {name}" for name in _ARRAYS if wanted(name) and name not in arrays)
 
 
@@ -414,7 +416,7 @@ _ARRAYS = {
 
 
 def markdown() -> str:
-    """The tables of ``docs/results.md``: columns of the three tables, and what else is in a trial's files."""
+    """The lists in ``docs/results.md``: columns of the three tables, facts that are in no table, and arrays."""
     parts = [_listed(f"Table `{name}`", columns) for name, columns in TABLES.items()]
     parts.append(_listed("Only in `trials/<key>.json`", [*_hidden(Record, Facts, Environment)]))
     for group, owner in (("batches", Batches), ("images", Images)):
