@@ -1,13 +1,13 @@
-"""Errors so far: clean left out, as in the report; incomplete means say so."""
+"""Errors so far: without clean images, as in the report; incomplete means say so."""
 
 from __future__ import annotations
 
 from rich.console import Console
 
-from tta_bench.schedule.tally import Tally
+from tta_bench.schedule.status import Tally
 
 
-def test_the_mean_leaves_clean_out_and_says_what_it_lacks() -> None:
+def test_the_mean_excludes_clean_images_and_shows_how_many_trials_it_covers() -> None:
     tally = Tally([("tent", "net", ["clean"]), ("tent", "net", ["fog"]), ("tent", "net", ["snow"])])
     tally.add("tent", "net", "ok", [{"corruption": "clean", "images": 10, "correct": 10}])
     tally.add("tent", "net", "ok", [{"corruption": "fog", "images": 10, "correct": 6}])

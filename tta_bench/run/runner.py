@@ -26,7 +26,7 @@ from tta_bench.errors import UsageError, text_of
 from tta_bench.run import child as children
 from tta_bench.run import messages, metrics, output
 from tta_bench.run import ring as rings
-from tta_bench.run.faults import DataFault, Kind
+from tta_bench.run.faults import DataFault, FaultKind
 from tta_bench.run.grading import Grader
 from tta_bench.run.ring import Ring
 from tta_bench.run.server import ForkServer, Process
@@ -162,7 +162,7 @@ class Supervisor:
         except Exception as error:  # a trial never ends the run, whatever the harness has overlooked
             return _failure("method", f"{type(error).__name__}: {text_of(error)}", traceback.format_exc()), ()
 
-    def _death(self) -> tuple[Kind, str]:
+    def _death(self) -> tuple[FaultKind, str]:
         """Why the child has ended by itself."""
         child, self._child = self._child, None
         try:
@@ -220,7 +220,7 @@ class Supervisor:
         return message
 
 
-def _failure(kind: Kind, reason: str, where: str = "") -> dict[str, Any]:
+def _failure(kind: FaultKind, reason: str, where: str = "") -> dict[str, Any]:
     texts = {"reason": output.shown(reason), "traceback": output.shown(where)}
     return {"status": "failed", **texts, "facts": {"failure": kind}}
 
