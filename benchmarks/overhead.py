@@ -26,7 +26,7 @@ from tta_bench.data.cache import ImageCache, default_root
 from tta_bench.models import SourceModel
 from tta_bench.run import child
 from tta_bench.run.loading import to_tensor
-from tta_bench.run.messages import Opening
+from tta_bench.run.messages import ChildSetup
 from tta_bench.run.runner import Supervisor
 from tta_bench.run.server import ForkServer, own_server
 from tta_bench.suite import plan
@@ -107,7 +107,7 @@ def compare(trial: Trial, bench: Supervisor, pairs: int) -> float:
 def starts(bench: Supervisor, trial: Trial, server: ForkServer, count: int = 12) -> None:
     """Print what methods' processes cost before they do anything."""
     network, sha256 = bench.materials.models[trial.model], trial.asked["model"]["weights_sha256"]
-    opening = Opening(
+    opening = ChildSetup(
         trial.method, network, sha256, trial.precision, bench.materials.registry, 1, bench.materials.folder
     )
     processes, seconds = [], []

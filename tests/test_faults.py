@@ -151,7 +151,9 @@ def test_faults_of_methods_are_rows_and_stop_nothing_else(
     assert found.loc["raises", "reason"] == "ZeroDivisionError: a method's own error"
     assert "not finite" in found.loc["nan", "reason"]
     assert found.loc["hangs", "reason"] == "no result after 30 s (--timeout)"
-    assert found.loc["greedy", "reason"].startswith("out of memory, even with exclusive use of the device: RuntimeError")
+    assert found.loc["greedy", "reason"].startswith(
+        "out of memory, even with exclusive use of the device: RuntimeError"
+    )
     log = {label: (out / path).read_text() for label, path in found["log"].items()}
     assert "about to raise" in log["raises"]
     assert "ZeroDivisionError" in log["raises"]

@@ -139,7 +139,9 @@ def test_a_result_is_reported_before_the_next_trial_is_waited_for(ten: Plan) -> 
     assert reported == list(range(10))
 
 
-def test_on_a_shared_cluster_it_waits_for_resources_in_use_by_others(ten: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_shared_cluster_it_waits_for_resources_in_use_by_others(
+    ten: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cluster, observer = FakeCluster(ok), RecordingObserver()
 
     def nodes() -> dict[str, Node]:

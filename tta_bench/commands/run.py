@@ -149,9 +149,7 @@ def _check(options: RunOptions) -> None:
     if options.executor == "local":
         for name in ("address", "workers"):
             if getattr(options, name) is not None:
-                raise UsageError(
-                    Problem(f"--{name} needs --executor ray", hint="omit it, or use --executor ray")
-                )
+                raise UsageError(Problem(f"--{name} needs --executor ray", hint="omit it, or use --executor ray"))
     if options.address is not None:
         from tta_bench.schedule.cluster import check_address
 

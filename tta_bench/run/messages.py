@@ -11,7 +11,7 @@ import numpy as np
 from tta_bench.models import Network
 from tta_bench.registry import Registry
 from tta_bench.run.faults import FaultKind
-from tta_bench.run.ring import Size
+from tta_bench.run.ring import RingSize
 
 # -- to the child ------------------------------------------------------------------------------------------------------
 
@@ -57,14 +57,14 @@ class TrialRequest:
     """
 
     config: Mapping[str, Any]
-    ring: Size
+    ring: RingSize
     side: int
     batch_size: int
     smallest_batch: int
     prepare_seed: int
     method_seed: int
     source_images: int | None
-    prepared_as: str
+    prepare_key: str
     log: str
 
 
