@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from test_training_scripts import script
+from canned import canned
 
 from tta_bench import files, suite
 from tta_bench.data.base import digest
@@ -108,7 +108,7 @@ def run(suite_file: SuiteFile, tmp_path: pathlib.Path) -> pathlib.Path:
     for number, trial in enumerate(made.trials):
         if number == 4:
             continue
-        result = script("scale").canned(trial, batches=3)
+        result = canned(trial, batches=3)
         if number in (1, 5):
             [row] = result.segments
             arrays = {**result.batches, "stat_taken": np.array([1.0, np.nan, number])}
@@ -238,7 +238,7 @@ def test_a_driver_imports_no_pandas_and_tables_need_no_torch() -> None:
 
 def test_trials_written_together_are_those_written_one_by_one(suite_file: SuiteFile, tmp_path: pathlib.Path) -> None:
     trials = plan.make(suite.load(str(suite_file()))).trials
-    made = [(script("scale").canned(trial, batches=3), trial.asked) for trial in trials]
+    made = [(canned(trial, batches=3), trial.asked) for trial in trials]
     records.write_all(tmp_path / "together", made, session=0)
     for result, asked in made:
         records.write(tmp_path / "single", result, asked, session=0)
@@ -254,7 +254,7 @@ def test_where_one_of_several_cannot_be_written_none_is(
     suite_file: SuiteFile, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trials = plan.make(suite.load(str(suite_file()))).trials
-    made = [(script("scale").canned(trial, batches=3), trial.asked) for trial in trials]
+    made = [(canned(trial, batches=3), trial.asked) for trial in trials]
     steps, sync = list[int](), files.os.fsync
 
     def full(number: int) -> None:
@@ -284,7 +284,7 @@ def test_a_result_that_no_record_can_hold_is_a_failed_one_and_the_others_are_wri
     suite_file: SuiteFile, tmp_path: pathlib.Path, change: dict[str, Any], said: str
 ) -> None:
     trials = plan.make(suite.load(str(suite_file()))).trials
-    made = [(script("scale").canned(trial, batches=3), trial.asked) for trial in trials]
+    made = [(canned(trial, batches=3), trial.asked) for trial in trials]
     broken = dataclasses.replace(made[2][0], **change)
     written = records.write_all(tmp_path, [*made[:2], (broken, made[2][1]), made[3]], session=0)
     assert [result.status for result in written] == ["ok", "ok", "failed", "ok"]
@@ -309,5 +309,5 @@ def test_every_array_is_on_disk_before_a_result_counts(
     monkeypatch.setattr(
         pathlib.Path, "replace", lambda path, to: (steps.append(pathlib.Path(to).suffix), rename(path, to))
     )
-    records.write_all(tmp_path, [(script("scale").canned(t, batches=1), t.asked) for t in trials], session=0)
+    records.write_all(tmp_path, [(canned(t, batches=1), t.asked) for t in trials], session=0)
     assert steps == ["fsync"] * 4 + [".npz"] * 4 + ["fsync"] * 4 + [".json"] * 4

@@ -160,7 +160,7 @@ class TrialSkipped:
 
 @dataclass(frozen=True)
 class TrialFailed:
-    """The trial raised an exception. Attributes: kind: of the fault; reason; traceback; changes: see :class:`TrialDone`."""
+    """The trial raised an exception. Attributes: kind: of fault; reason; traceback; changes: see :class:`TrialDone`."""
 
     kind: FaultKind
     reason: str
