@@ -45,7 +45,7 @@ def test_a_worker_a_node_and_the_driver_are_lost_and_nothing_else(
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False,
                           env=clean_environment(TTA_BENCH_CACHE=str(cache)))  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    for said in ("worker killed after", "node taken away after", "driver killed after", "equal bit for bit"):
+    for said in ("worker killed after", "node removed after", "driver killed after", "equal bit for bit"):
         assert said in done.stdout
 
 
