@@ -20,7 +20,7 @@ CHANGED = {
     "patched-harness": "tta_bench.optimizers.stats, tta_bench.run.metrics.grade",
     "no-gradients": "torch.is_grad_enabled()",
     "default-dtype": "torch.get_default_dtype(), torch.Storage",
-    "threads": "torch.get_num_threads(), threads that still run",
+    "threads": "torch.get_num_threads(), running threads",
     "working-directory": "os.getcwd()",
     "environment": "os.environ",
     "hook": "torch: hooks on all modules or optimizers",

@@ -93,21 +93,21 @@ def _run_suite(
     _print_reading_cost(console, digests)
     selected = only.select(plan.trials)
     cache = options.image_cache()
-    resume = _resume(out, plan, selected, options.retry_failed)
-    missing = cache.to_build(plan.cache_entries(resume.pending))
+    state = _resume_state(out, plan, selected, options.retry_failed)
+    missing = cache.to_build(plan.cache_entries(state.pending))
     if problem := preflight.cache_space_problem(cache, missing):
         raise UsageError(problem)
-    for damage in resume.damaged:
+    for damage in state.damaged:
         _print(console, f"damaged, counted as not run: {damage}")
-    _print(console, _summary(plan, selected, resume.pending, cache, missing, options, out))
+    _print(console, _summary(plan, selected, state.pending, cache, missing, options, out))
     if options.dry_run:
-        if resume.pending:
+        if state.pending:
             slots = scheduler.slots(options)
-            _print(console, forecast(plan, resume.pending, resume.estimates, options.threads, slots))
+            _print(console, forecast(plan, state.pending, state.estimates, options.threads, slots))
         return 0
     _build_cache(cache, missing, console)
     with rundir.locked(out):
-        _run_trials(options, loaded, plan, resume, out, console, interrupts, connect)
+        _run_trials(options, loaded, plan, state, out, console, interrupts, connect)
         return _conclude(plan, selected, out, console, interrupts)
 
 
@@ -175,7 +175,7 @@ def _finished(record: dict[str, Any], retry_failed: bool) -> bool:
     return record["facts"].get("failure") != "infrastructure" and not retry_failed
 
 
-def _resume(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retry_failed: bool) -> ResumeState:
+def _resume_state(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retry_failed: bool) -> ResumeState:
     """Read the records of earlier sessions, one at a time: thousands of them would take much memory.
 
     Raises:
@@ -244,18 +244,18 @@ def _build_cache(cache: ImageCache, missing: Sequence[Entry], console: Console) 
 
 
 def _run_trials(
-    options: RunOptions, loaded: suite.LoadedSuite, plan: Plan, resume: ResumeState,
+    options: RunOptions, loaded: suite.LoadedSuite, plan: Plan, state: ResumeState,
     out: pathlib.Path, console: Console, interrupts: Interrupts, connect: Connect,
 ) -> None:  # fmt: skip
     with _writing(out):
         records.write_plan(out, plan)
         session = rundir.begin_session(out, loaded.suite.model_dump(mode="json"))
-    if not resume.pending:
+    if not state.pending:
         return
-    with TrialProgress(console, resume.tally, len(resume.pending)) as progress:
+    with TrialProgress(console, state.tally, len(state.pending)) as progress:
         recorder = _Recorder(out, session, progress, interrupts)
         try:
-            scheduler.run(plan.materials, resume.pending, options, connect, resume.estimates, recorder)
+            scheduler.run(plan.materials, state.pending, options, connect, state.estimates, recorder)
             recorder.status.update(state="finished", now=True)
         except KeyboardInterrupt:
             recorder.status.update(state="interrupted", now=True)
