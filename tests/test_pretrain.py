@@ -221,7 +221,7 @@ def test_a_run_prepares_what_its_trials_need_once(run_cli: Cli, suite_file: Suit
     command = ["run", preparing(suite_file), "--executor", "local", "--out", "out"]
     planned = run_cli(*command, "--dry-run")
     assert (planned.code, planned.out) == (0, "")
-    assert "to be prepared before trials can be planned: mgg-resnet_bn" in planned.err
+    assert "preparations to run before trials can be planned: mgg-resnet_bn" in planned.err
     assert not pathlib.Path("out").exists()
 
     outcome = run_cli(*command)

@@ -60,9 +60,9 @@ def run(**options: Any) -> None:
     if not options["dry_run"] and options["address"] is None:
         own_server()  # its imports take seconds, beside those of this process
     from tta_bench.commands import run as sweep
-    from tta_bench.schedule.options import Options
+    from tta_bench.schedule.options import RunOptions
 
-    sys.exit(sweep.run(Options(**options), resume=shlex.join(["tta-bench", *sys.argv[1:]])))
+    sys.exit(sweep.run(RunOptions(**options), resume=shlex.join(["tta-bench", *sys.argv[1:]])))
 
 
 @cli.command()

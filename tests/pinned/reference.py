@@ -97,7 +97,8 @@ def make(runs: list[str], scratch: pathlib.Path) -> Reference:
         out, cache = str(scratch / run), str(scratch / "cache")
         with contextlib.chdir(FOLDER):
             sweep.run(
-                sweep.Options("suite.yaml", executor="local", cpus_per_trial=1, out=out, cache=cache, **RUNS[run]), ""
+                sweep.RunOptions("suite.yaml", executor="local", cpus_per_trial=1, out=out, cache=cache, **RUNS[run]),
+                "",
             )
         parts.append(_rows(results.load(scratch / run)).assign(run=run))
     made = pd.concat(parts, ignore_index=True)

@@ -14,8 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from tta_bench.errors import Problem, UsageError
-from tta_bench.schedule.status_file import FILE
-from tta_bench.schedule.tally import Tally, duration
+from tta_bench.schedule.status import STATUS_FILE, Tally, duration
 from tta_bench.store import records
 
 _SHOWN = 10  # failures
@@ -42,7 +41,7 @@ def show(run: pathlib.Path) -> None:
 
 def _print(run: pathlib.Path, suite: str, tally: Tally, failed: Mapping[str, int]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    status = _read(run / FILE) or {}
+    status = _read(run / STATUS_FILE) or {}
     console.print(f"{suite}: {_state(run, status)}", markup=False)
     console.print(f"  {tally.counts()}", markup=False)
     if status.get("state") == "running":

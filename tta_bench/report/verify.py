@@ -81,5 +81,5 @@ def _shift(
     correct, confidence = arrays["images/correct"][here], arrays["images/confidence"][here]
     if not len(correct):
         return {"images": 0}
-    apart = metrics.apart(correct, adapted[batch[here]]) if segment.any() and not segment.all() else {}
+    apart = metrics.by_adaptation(correct, adapted[batch[here]]) if segment.any() and not segment.all() else {}
     return {**metrics.summary(correct, confidence), **metrics.after(correct, place[here], graded_after), **apart}
