@@ -13,7 +13,7 @@ import pandas as pd
 from tta_bench.report.content import Content, Gap, Method
 from tta_bench.report.cost import CostRow, CostTable
 from tta_bench.report.evidence import Evidence
-from tta_bench.report.figures import Figure
+from tta_bench.report.figures import SavedFigure
 from tta_bench.report.mce import MceRow, MceTable
 from tta_bench.report.reference import ComparedRow, Comparison
 from tta_bench.report.render import page
@@ -138,13 +138,12 @@ def content(folder: pathlib.Path) -> Content:
                    ["A note & more."])  # fmt: skip
 
 
-_SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="900pt" viewBox="0 0 900 200"><style>
-@media (prefers-color-scheme: dark) { rect { fill: white } }</style><rect width="900" height="200"/></svg>"""
+_SVG = b"""<svg xmlns="http://www.w3.org/2000/svg" width="900pt" viewBox="0 0 900 200"><rect width="900" height="200"/></svg>"""
 
 
 def write_page(folder: pathlib.Path) -> pathlib.Path:
-    """The report's page with a figure, black in the light and white in the dark, beside a table in ``data/``."""
+    """The report's page with a figure, a black rectangle, beside a table in ``data/``."""
     (folder / "report" / "data").mkdir(parents=True)
     (folder / "report" / "data" / "shifts.csv").write_text("a\n")
-    drawn = [Figure("by corruption", "By corruption", "Error by corruption & method.", [], _SVG)]
+    drawn = [SavedFigure("by corruption", "By corruption", "Error by corruption & method.", [], 12.5, _SVG)]
     return page.write(content(folder / "run"), drawn, folder / "report" / "index.html")

@@ -20,15 +20,14 @@ from tta_bench import __version__
 from tta_bench.files import write_text
 from tta_bench.report import provenance
 from tta_bench.report.content import Content
-from tta_bench.report.figures import Figure
+from tta_bench.report.figures import SavedFigure
 from tta_bench.report.figures.style import colours
 from tta_bench.report.render import grids, page_grids
 from tta_bench.report.render.grid import Grid
 from tta_bench.report.table import identifier
 
 _STATUSES = ("ok", "failed", "skipped", "missing")
-_SCALE = 1.4  # figures are drawn for paper; a screen is read from further away
-_PIXELS = {"": 1.0, "px": 1.0, "pt": 96 / 72, "in": 96.0, "mm": 96 / 25.4, "cm": 96 / 2.54}
+_PIXELS = 1.4 * 96  # for each inch of a figure: a screen is read from further away than paper
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class PageSection:
     grids: Sequence[tuple[Grid, Grid | None]]
 
 
-def write(content: Content, figures: Sequence[Figure], path: pathlib.Path) -> pathlib.Path:
+def write(content: Content, figures: Sequence[SavedFigure], path: pathlib.Path) -> pathlib.Path:
     """Write the page to ``path``.
 
     Args:
@@ -57,7 +56,7 @@ def write(content: Content, figures: Sequence[Figure], path: pathlib.Path) -> pa
         sections=[*_sections(content)],
         methods=provenance.methods(content.methods),
         runs=provenance.runs(content.evidence),
-        pictures=[_picture(figure, path.parent) for figure in figures if figure.svg],
+        pictures=[_picture(figure, figure.svg, path.parent) for figure in figures if figure.svg],
         data=_links((path.parent / "data").glob("*.*"), path.parent),
         colours=colours(content.labels),
     )  # fmt: skip
@@ -129,25 +128,17 @@ def _counts(content: Content) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Picture:
-    """Attributes: source: a data URL; width: on the page, CSS pixels, 0 where unknown; files: (name, relative path)."""
+    """Attributes: source: a data URL; width: on the page, CSS pixels; files: (name, relative path)."""
 
-    figure: Figure
+    figure: SavedFigure
     source: str
     width: int
     files: list[tuple[str, str]]
 
 
-def _picture(figure: Figure, folder: pathlib.Path) -> Picture:
-    source = "data:image/svg+xml;base64," + base64.b64encode(figure.svg.encode()).decode()
-    return Picture(figure, source, round(_SCALE * _width(figure.svg)), _links(figure.files, folder))
-
-
-def _width(svg: str) -> int:
-    head = svg[svg.find("<svg") :].partition(">")[0]
-    if size := re.search(r'\swidth="([\d.]+)(px|pt|in|mm|cm|)"', head):
-        return round(float(size.group(1)) * _PIXELS[size.group(2)])
-    box = re.search(r'\sviewBox="[-\d.]+[ ,]+[-\d.]+[ ,]+([\d.]+)', head)
-    return round(float(box.group(1))) if box else 0
+def _picture(figure: SavedFigure, svg: bytes, folder: pathlib.Path) -> Picture:
+    source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+    return Picture(figure, source, round(_PIXELS * figure.width), _links(figure.files, folder))
 
 
 def _links(files: Iterable[pathlib.Path], folder: pathlib.Path) -> list[tuple[str, str]]:
