@@ -70,11 +70,12 @@ class _FileValued:
 FilePath = Annotated[str, AfterValidator(_existing_file), _FileValued()]
 
 
-def _is_file(annotation: Any, metadata: Iterable[Any] = ()) -> bool:
+def is_file(annotation: Any, metadata: Iterable[Any] = ()) -> bool:
+    """Whether a field with this annotation and metadata is declared as :data:`FilePath`, ``None`` allowed or not."""
     marks = (*metadata, *getattr(annotation, "__metadata__", ()))
     if any(isinstance(mark, _FileValued) for mark in marks):
         return True
-    return any(_is_file(inner) for inner in getattr(annotation, "__args__", ()))
+    return any(is_file(inner) for inner in getattr(annotation, "__args__", ()))
 
 
 class Config(BaseModel):
@@ -84,7 +85,7 @@ class Config(BaseModel):
 
     def files(self) -> dict[str, str]:
         """Field name to located path, of every field declared as :data:`FilePath` that is set."""
-        named = [name for name, info in type(self).model_fields.items() if _is_file(info.annotation, info.metadata)]
+        named = [name for name, info in type(self).model_fields.items() if is_file(info.annotation, info.metadata)]
         return {name: str(locate_file(getattr(self, name))) for name in named if getattr(self, name) is not None}
 
     def plugins(self) -> dict[str, Entry]:
