@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.registry import DATASETS, MODELS, PROTOCOLS, Kind, Registry, plugin_entries
-from tta_bench.suite.document import Document, Path, parse
+from tta_bench.suite.document import Document, KeyPath, parse
 from tta_bench.suite.parts import config_class, read
 from tta_bench.suite.schema import Suite, named
 
@@ -75,7 +75,7 @@ def load(name: str, *, sets: Iterable[str] = (), plugins: Iterable[str] = ()) ->
     if not isinstance(document.data, dict):
         raise UsageError(Problem("a suite is a mapping of keys to values", str(path), hint="see suites/digits_c.yaml"))
     for pair in sets:
-        _set(document.data, pair)
+        _set(document, pair)
     problems = list(document.problems)
     files, registry = _plugins(document, path, plugins, problems)
     suite = _validated(document, registry, problems)
@@ -86,19 +86,15 @@ def load(name: str, *, sets: Iterable[str] = (), plugins: Iterable[str] = ()) ->
     return LoadedSuite(suite, document, files, registry)
 
 
-def _set(data: dict[str, Any], pair: str) -> None:
+def _set(document: Document, pair: str) -> None:
     key, equals, value = pair.partition("=")
     if not equals:
         raise UsageError(Problem(f"--set {pair}: not of the form key=value", hint="for example --set seeds=[0,1]"))
-    *parents, last = key.split(".")
-    for parent in parents:
-        data = data.setdefault(parent, {})
-        if not isinstance(data, dict):
-            raise UsageError(Problem(f"--set {pair}: {parent!r} is not a mapping"))
-    parsed = parse(value, f"--set {pair}")
+    origin = f"--set {pair}"
+    parsed = parse(value, origin)
     if parsed.problems:
         raise UsageError(parsed.problems)
-    data[last] = parsed.data
+    document.override(tuple(key.split(".")), parsed.data, origin)
 
 
 # -- validation --------------------------------------------------------------------------------------------------------
@@ -140,7 +136,7 @@ def _protocol_problems(document: Document, suite: Suite) -> Iterator[Problem]:
             yield document.problem(("protocol", "adapt_images"), what, f"for example {-(-count // size) * size}")
 
 
-def _path(document: Document, location: Iterable[str | int]) -> Path:
+def _path(document: Document, location: Iterable[str | int]) -> KeyPath:
     """The place in the file that pydantic's location means; parts that are no keys (a union's tag) are left out."""
     path: list[str | int] = []
     node: Any = document.data
@@ -154,7 +150,7 @@ def _path(document: Document, location: Iterable[str | int]) -> Path:
 
 
 def _problem(
-    document: Document, model: type[BaseModel], error: Mapping[str, Any], prefix: Path = (), whole: str = "suite"
+    document: Document, model: type[BaseModel], error: Mapping[str, Any], prefix: KeyPath = (), whole: str = "suite"
 ) -> Problem:
     """A refused value at its place; ``whole``: what the document is, for keys at its top."""
     location = (*prefix, *error["loc"])
@@ -240,7 +236,7 @@ def _method_problems(document: Document, registry: Registry) -> Iterator[Problem
         if label in labels:
             yield document.problem(("methods", i), f"two methods have the label {label!r}", "give one another label:")
         labels.append(label)
-        place: Path = ("methods", i, "name") if isinstance(entries[i], dict) else ("methods", i)
+        place: KeyPath = ("methods", i, "name") if isinstance(entries[i], dict) else ("methods", i)
         try:
             registry.entry(name)
         except UsageError as error:
@@ -255,7 +251,7 @@ def _method_problems(document: Document, registry: Registry) -> Iterator[Problem
 
 
 def config_problems(
-    document: Document, config: type[BaseModel], error: pydantic.ValidationError, prefix: Path, whole: str = "suite"
+    document: Document, config: type[BaseModel], error: pydantic.ValidationError, prefix: KeyPath, whole: str = "suite"
 ) -> list[Problem]:
     """A plugin's refused values, placed below ``prefix`` in the document, which is a ``whole``."""
     return [_problem(document, config, dict(e), prefix, whole) for e in error.errors(include_url=False)]
