@@ -47,7 +47,7 @@ BAD = {
     "class count": ("num_classes: 10", "num_classes: 12", "weights do not fit the model", "number of classes"),
     "image size": ("stem: cifar", "stem: cifar\n    image_size: 224", "takes 224x224 images, digits-C has 32x32", "another model"),
     "missing weights": ("digits_resnet_bn.s", "digits_resnet.s", "no such weights file", ""),
-    "missing weights package": ("package:tta_bench.data.kinds/", "package:no_such_package/", "'no_such_package' that holds the weights", "pip install no-such-package"),
+    "missing weights package": ("package:tta_bench.data.kinds/", "package:no_such_package/", "'no_such_package' with the weights", "pip install no-such-package"),
     "unknown preset": ("stem: cifar", "stem: cifar\n    preset: cifar1O", "no method has a preset 'cifar1O'", "did you mean 'cifar10'?"),
     "data without kind": ("kind: digits, ", "", "missing key 'kind' in data", "one of: cifar_c, digits, folder, imagenet_c"),
     "a list is missing": ("severities: [5]", "severities: 5", "severities: Input should be a list", ""),
@@ -102,7 +102,7 @@ def test_a_folder_without_images(suite_file: SuiteFile, run_cli: Cli, tmp_path: 
     (tmp_path / "empty" / "class").mkdir(parents=True)
     outcome = run_cli("run", suite_file((DIGITS, FOLDER.format(root=tmp_path / "empty"))))
     assert outcome.code == 2
-    assert "the folder holds no images" in outcome.err
+    assert "the folder has no images" in outcome.err
 
 
 def test_a_truncated_jpeg_is_named(suite_file: SuiteFile, run_cli: Cli, tmp_path: pathlib.Path) -> None:

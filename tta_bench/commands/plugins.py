@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tta_bench.errors import UsageError
-from tta_bench.registry import KINDS, Entry, Registry
+from tta_bench.registry import KINDS, PluginEntry, Registry
 
 
 def list_all(plugins: Iterable[str] = ()) -> None:
@@ -32,7 +32,7 @@ def listing(*columns: str) -> Table:
     return table
 
 
-def summary(entry: Entry) -> Text:
+def summary(entry: PluginEntry) -> Text:
     """The first paragraph of a plugin's description, or why it cannot be loaded."""
     try:
         docstring = inspect.getdoc(entry.load()) or ""
