@@ -61,9 +61,7 @@ def cli() -> None:
 @click.option("--retry-failed", is_flag=True, help="Also rerun trials that failed with an error of the method.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Use a seeded subset of N images.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, run nothing.")
-@click.option(
-    "--plugin", "plugins", multiple=True, metavar="FILE", help="Python file that defines plugins; may be repeated."
-)
+@plugin_option
 def run(**options: Any) -> None:
     """Run SUITE, a YAML file or the name of a shipped suite. Finished trials are skipped."""
     from tta_bench.run.server import own_server
@@ -127,9 +125,7 @@ def merge(runs: tuple[str, ...], out: str, keep: str | None, suite: str | None) 
 
 @cli.command()
 @click.argument("name", required=False)
-@click.option(
-    "--plugin", "plugins", multiple=True, metavar="FILE", help="Python file that defines plugins; may be repeated."
-)
+@plugin_option
 def methods(name: str | None, plugins: tuple[str, ...]) -> None:
     """List the methods, or show the origin, needs, hyperparameters and presets of one."""
     from tta_bench.commands import methods as listing
@@ -138,9 +134,7 @@ def methods(name: str | None, plugins: tuple[str, ...]) -> None:
 
 
 @cli.command()
-@click.option(
-    "--plugin", "plugins", multiple=True, metavar="FILE", help="Python file that defines plugins; may be repeated."
-)
+@plugin_option
 def plugins(plugins: tuple[str, ...]) -> None:
     """List the methods, optimizers, protocols, kinds of data and kinds of model that a suite can name."""
     from tta_bench.commands import plugins as listing
@@ -160,9 +154,7 @@ def plugins(plugins: tuple[str, ...]) -> None:
 @click.option("--out", metavar="DIR", help="Folder for checkpoints.  [default: checkpoints/<suite name>]")
 @cache_option
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, …  [default: a GPU if there is one]")
-@click.option(
-    "--plugin", "plugins", multiple=True, metavar="FILE", help="Python file that defines plugins; may be repeated."
-)
+@plugin_option
 def pretrain(**options: Any) -> None:
     """Pre-train method NAME for each source model of SUITE, on the suite's source images.
 
@@ -176,9 +168,7 @@ def pretrain(**options: Any) -> None:
 
 @cli.command()
 @click.argument("name")
-@click.option(
-    "--plugin", "plugins", multiple=True, metavar="FILE", help="Python file that defines plugins; may be repeated."
-)
+@plugin_option
 @click.option(
     "--config", "values", multiple=True, metavar="KEY=VALUE", help="A hyperparameter of the method; may be repeated."
 )
