@@ -78,8 +78,10 @@ def _row(
     missing = model.preset if model.preset and not preset and cls.Config.model_fields else ""
     values = cls.presets[preset].resolve(batch_size) if preset else {}
     values |= _substituted(model.name, {**method.config, **method.per_model.get(model.name, {}), **chosen})
-    requests = {name: request_of(method.name, model.name, value) for name, value in values.items()}
-    values |= {name: str(prepared[request]) for name, request in requests.items() if request in prepared}
+    for name, value in values.items():
+        request = request_of(method.name, model.name, value)
+        if request is not None and request in prepared:
+            values[name] = str(prepared[request])
     try:
         config = cls.Config.model_validate(values, context={"registry": loaded.registry})
     except pydantic.ValidationError as error:

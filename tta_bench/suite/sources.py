@@ -60,9 +60,9 @@ def open_models(loaded: LoadedSuite, problems: list[Problem]) -> dict[str, Opene
 
 
 class _Build(NamedTuple):
-    """A network that is being built in another process; ``index`` is that of its entry in the suite."""
+    """A network that is being built in another process; ``number`` is the index of its entry in the suite."""
 
-    index: int
+    number: int
     network: Network
     process: Process
 
@@ -103,10 +103,10 @@ def _received(loaded: LoadedSuite, build: _Build, problems: list[Problem]) -> di
 
 
 def _located(loaded: LoadedSuite, build: _Build, problem: Problem) -> Problem:
-    given = loaded.document.data["models"][build.index]
+    given = loaded.document.data["models"][build.number]
     weights = given.get("weights") and "weights" in problem.message.split(":")[0]
     key = "weights" if weights else next((key for key in build.network.suite_keys if given.get(key)), "name")
-    return loaded.document.problem(("models", build.index, key), _sentence(problem), problem.hint)
+    return loaded.document.problem(("models", build.number, key), _sentence(problem), problem.hint)
 
 
 def _sentence(problem: Problem) -> str:
