@@ -103,9 +103,7 @@ class PluginEntry:
             ) from error
 
 
-_Contents = tuple[
-    tuple[str, bytes], ...
-]  # of a plugin file, which comes first, and of the modules beside it: path, bytes
+_Contents = tuple[tuple[str, bytes], ...]  # (path, bytes) of a plugin file, and of the modules beside it
 
 
 def _contents(file: pathlib.Path) -> _Contents:
@@ -211,8 +209,8 @@ def _plugin_module(file: pathlib.Path) -> Any:
         raise UsageError(Problem("a plugin must be a Python file with a name ending in .py", where=str(file)))
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look up modules by name
-    beside = siblings(file)
-    if beside and str(file.parent) not in sys.path:
+    helpers = siblings(file)
+    if helpers and str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))  # last, so that no file there shadows an installed package
     try:
         with _importing(str(file)):
@@ -227,12 +225,12 @@ def _plugin_module(file: pathlib.Path) -> Any:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
         where = f"{file}:{frames[-1].lineno}" if frames else str(file)
         raise UsageError(Problem(f"plugin cannot be imported: {type(error).__name__}: {error}", where)) from error
-    _check_siblings(file, beside)
+    _check_siblings(file, helpers)
     return module
 
 
-def _check_siblings(file: pathlib.Path, beside: Mapping[str, pathlib.Path]) -> None:
-    for name, path in beside.items():
+def _check_siblings(file: pathlib.Path, helpers: Mapping[str, pathlib.Path]) -> None:
+    for name, path in helpers.items():
         imported = getattr(sys.modules.get(name), "__file__", None)
         if imported is not None and pathlib.Path(imported).resolve() != path.resolve():
             message = f"the plugin imports {name!r} and gets {imported}, not the file beside it"

@@ -35,7 +35,7 @@ def hyperparameters(
 
     Args:
         config: the class.
-        registry: where plugins that the fields name are found.
+        registry: the plugins that fields may name.
         example: values of the fields that a suite has to give. Defaults may depend on them.
     """
     given, descriptions = example or {}, _descriptions(config)
@@ -93,10 +93,10 @@ def _annotation(annotation: Any) -> str:
 
 def _descriptions(config: type[Config]) -> dict[str, str]:
     """Each field's own description, or what the docstring of its class or of a base says of it."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for cls in reversed(config.__mro__):
-        found |= dict(_documented(cls.__dict__.get("__doc__") or "", config.model_fields))
-    return found | {name: field.description for name, field in config.model_fields.items() if field.description}
+        texts |= dict(_documented(cls.__dict__.get("__doc__") or "", config.model_fields))
+    return texts | {name: field.description for name, field in config.model_fields.items() if field.description}
 
 
 def _documented(docstring: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:

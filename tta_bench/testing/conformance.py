@@ -172,8 +172,8 @@ def _reset_as_fresh(bench: Bench, used: Adapter) -> Iterator[str]:
         if not _same(before, _at(used, path)):
             yield f"reset_keeps names {path!r}, but reset() changed it"
         _clear(used, path, _at(fresh, path))
-    expected, found = (_steps(adapter, bench.batches(3, start=100)) for adapter in (fresh, used))
-    if largest := _difference(expected, found):
+    expected, actual = (_steps(adapter, bench.batches(3, start=100)) for adapter in (fresh, used))
+    if largest := _difference(expected, actual):
         yield f"after reset() scores differ from a fresh adapter's by {largest:.3g}; does reset() miss some state?"
 
 
@@ -205,19 +205,19 @@ def _clear(adapter: Adapter, path: str, value: Any) -> None:
 
 def predict_changes_nothing(bench: Bench) -> Iterator[str]:
     """predict() leaves every tensor of the model and all later scores unchanged."""
-    asked, left = bench.adapter(), bench.adapter()
-    found, expected = [], []
+    predicting, reference = bench.adapter(), bench.adapter()
+    actual, expected = [], []
     for x, other in zip(bench.batches(3), bench.batches(3, start=200), strict=True):
-        state = {name: value.clone() for name, value in asked.model.state_dict().items()}
-        asked.predict(other)
-        after = asked.model.state_dict()
+        state = {name: value.clone() for name, value in predicting.model.state_dict().items()}
+        predicting.predict(other)
+        after = predicting.model.state_dict()
         changed = [name for name in state if name not in after or not _bitwise(state[name], after[name])]
         if changed:
             yield f"predict() changed {', '.join(changed[:3])}"
             return
-        found += _steps(asked, [x])
-        expected += _steps(left, [x])
-    if largest := _difference(expected, found):
+        actual += _steps(predicting, [x])
+        expected += _steps(reference, [x])
+    if largest := _difference(expected, actual):
         yield f"scores after predict() differ by {largest:.3g}"
 
 

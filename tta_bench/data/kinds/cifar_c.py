@@ -34,7 +34,9 @@ def read_archive(folder: str, classes: int, part: Literal["train", "test"]) -> A
     label_bytes = 1 if classes == 10 else 2
     raw = np.concatenate([np.fromfile(file, dtype=np.uint8) for file in files])
     if raw.size % (label_bytes + 3072):
-        raise UsageError(Problem("the archive is damaged: its size is no multiple of a record", where=str(root)))
+        raise UsageError(
+            Problem("the archive is damaged: its size is not a multiple of the record size", where=str(root))
+        )
     records = raw.reshape(-1, label_bytes + 3072)
     images = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     ids = [f"{part}/{i}" for i in range(len(records))]

@@ -46,7 +46,7 @@ def load_split() -> DigitsSplit:
 
 
 def _file() -> pathlib.Path:
-    """The data file of scikit-learn, found without importing it, which takes seconds."""
+    """The data file of scikit-learn, located without importing it, which takes seconds."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:
         raise UsageError(
