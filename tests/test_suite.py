@@ -54,7 +54,7 @@ BAD = {
     "two means": ("mean: [0.3, 0.3, 0.3]", "mean: [0.3, 0.3]", "models.0.mean: item 3 of the list is missing", ""),
     "unknown architecture": ("architecture: resnet18", "architecture: resnet188", "Unknown model (resnet188)", "options"),
     "unknown option": ("layers: [1, 1, 1, 1]", "layerz: [1, 1, 1, 1]", "unexpected keyword argument 'layerz'", "options"),
-    "architecture without mean": ("    mean: [0.3, 0.3, 0.3]\n", "", "architecture: needs weights:, mean: and std:", ""),
+    "architecture without mean": ("    mean: [0.3, 0.3, 0.3]\n", "", "architecture: requires weights:, mean: and std:", ""),
 }  # fmt: skip
 
 
