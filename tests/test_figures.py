@@ -345,7 +345,7 @@ def test_a_users_own_settings_change_nothing_and_stay(tmp_path: pathlib.Path) ->
 def test_every_figure_shows_the_warning_and_names_absent_results(hard: Content, hard_drawings: list[Drawing]) -> None:
     for drawing in hard_drawings:
         text, shown = drawing.text, " ".join(texts(drawing.figure)).replace("\n", " ")
-        assert hard.warning == "SUBSET of the images, not a result"
+        assert hard.warning == "SUBSET OF THE IMAGES, NOT A RESULT"
         assert hard.warning in shown, text.name
         assert hard.warning in text.caption, text.name
         assert "norm on convnext_tiny.fb_in22k" in text.caption, text.name

@@ -34,7 +34,7 @@ FAILS = {
     "hard-exit": "the method's process exited with code 0",
     "crash": "the method's process was killed by SIGSEGV",
     "killed": "the method's process was killed (SIGKILL), most likely because the machine ran out of memory",
-    "no-text": "Unprintable: (its text cannot be had: ValueError)",
+    "no-text": "Unprintable: (no text: ValueError)",
     "wild-names": "TypeError: stats() has the name 'größe µ': names must consist of letters, digits and underscores",
     "odd-facts": "the method reported invalid values: checkpoint is PosixPath('/a/file'), no str",
     "no-numbers": "TypeError: stats() must return numbers or 0-dim tensors; 'state' is 'fine'",
@@ -156,7 +156,7 @@ def test_a_process_serves_one_method_model_and_precision(poisoned: pathlib.Path)
     ("method", "said"),
     [
         ("no-gradients", "batch: changes torch.is_grad_enabled()"),
-        ("hard-exit", "broken  hard-exit ends its process, with exit code 0"),
+        ("hard-exit", "broken  hard-exit ends its process, exit code 0"),
     ],
 )
 def test_check_names_what_a_method_does_to_its_process(run_cli: Callable[..., Any], method: str, said: str) -> None:

@@ -50,7 +50,7 @@ def test_without_an_axis_settings_that_differ_in_it_alone_are_one(axis: str) -> 
         assert (other.without(axis) == SETTING.without(axis)) is (name == axis)
     assert SETTING.without("rounds") == SETTING, "at its default"
     for name in ("dataset", "protocol", "parameters"):
-        with pytest.raises(KeyError, match="is no axis"):
+        with pytest.raises(KeyError, match="is not an axis"):
             SETTING.without(name)
 
 

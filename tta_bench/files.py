@@ -1,4 +1,4 @@
-"""Files that appear whole, or not at all."""
+"""Atomic writes: a file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ def write_atomically(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> N
 
 
 def write_together(files: Iterable[tuple[pathlib.Path, Callable[[IO[bytes]], Any]]]) -> None:
-    """Write several files as :func:`write_atomically` writes one; all are on disk before the first is renamed.
+    """Write several files as :func:`write_atomically` does; all are on disk before the first is renamed.
 
-    Flushed one after another they would each wait for the file system's journal; written first, they share it.
+    Writing all before the first fsync lets them share a commit of the file system's journal.
     """
-    made: list[tuple[int, str, pathlib.Path]] = []
+    temporary: list[tuple[int, str, pathlib.Path]] = []
     try:
         for path, write in files:
             descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-            made.append((descriptor, name, path))
+            temporary.append((descriptor, name, path))
             with os.fdopen(descriptor, "wb", closefd=False) as stream:
                 write(stream)
             os.fchmod(descriptor, 0o644)
-        if len(made) > 1:
-            _begin_flushing(descriptor for descriptor, _, _ in made)
-        for descriptor, _, _ in made:
+        if len(temporary) > 1:
+            _begin_flushing(descriptor for descriptor, _, _ in temporary)
+        for descriptor, _, _ in temporary:
             os.fsync(descriptor)
-        for _, name, path in made:
+        for _, name, path in temporary:
             pathlib.Path(name).replace(path)
     except BaseException:
-        for _, name, _ in made:
+        for _, name, _ in temporary:
             pathlib.Path(name).unlink(missing_ok=True)
         raise
     finally:
-        for descriptor, _, _ in made:
+        for descriptor, _, _ in temporary:
             os.close(descriptor)
 
 
 def _begin_flushing(descriptors: Iterable[int]) -> None:
-    """Have the kernel begin to write files without waiting for it; only fsync, after this, says that they are on disk."""
+    """Start writeback without waiting; only the fsync that follows guarantees that files are on disk."""
     if hasattr(os, "posix_fadvise"):
         for descriptor in descriptors:
-            with contextlib.suppress(OSError):  # a file system may know no such thing
+            with contextlib.suppress(OSError):  # not every file system supports it
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 

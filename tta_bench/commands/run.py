@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from tta_bench import preparation, suite
-from tta_bench.data.cache import Entry, ImageCache
+from tta_bench.data.cache import CacheEntry, ImageCache
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, Stopped, UsageError
 from tta_bench.run.faults import Fault
@@ -202,7 +202,7 @@ def _resume_state(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retr
 
 
 def _summary(
-    plan: Plan, selected: Sequence[Trial], pending: Sequence[Trial], cache: ImageCache, missing: Sequence[Entry],
+    plan: Plan, selected: Sequence[Trial], pending: Sequence[Trial], cache: ImageCache, missing: Sequence[CacheEntry],
     options: RunOptions, out: pathlib.Path,
 ) -> str:  # fmt: skip
     distinct = len(_distinct(selected))
@@ -237,7 +237,7 @@ def _missing_presets(trials: Sequence[Trial]) -> list[str]:
     ]
 
 
-def _build_cache(cache: ImageCache, missing: Sequence[Entry], console: Console) -> None:
+def _build_cache(cache: ImageCache, missing: Sequence[CacheEntry], console: Console) -> None:
     if missing:
         with ImageProgress(console, sum(len(e.rows) for e in missing)) as progress:
             cache.build(missing, available_cpus(), progress)

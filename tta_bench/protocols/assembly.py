@@ -14,7 +14,7 @@ import numpy as np
 
 from tta_bench.errors import Problem, UsageError
 from tta_bench.protocols.base import Part, Protocol, Source
-from tta_bench.registry import PROTOCOLS, Registry, blamed
+from tta_bench.registry import PROTOCOLS, Registry, attributed
 from tta_bench.streams import Segment, Shift, Stream, StreamSpec, subset
 
 _KEPT = 4  # streams that are held, so that the trials of one are not built one by one
@@ -33,7 +33,7 @@ def assembled(protocol: Protocol, source: Source, graded_after: int | None = Non
     """
     kind = protocol.config.kind
     _check_source(source)
-    with blamed(PROTOCOLS, kind, type(protocol), "make its stream"):
+    with attributed(PROTOCOLS, kind, type(protocol), "make its stream"):
         parts = list(protocol.parts(source))
     if wrong := next(_wrong(protocol, parts, source), None):
         raise UsageError(Problem(f"protocol {kind!r} {wrong}"))

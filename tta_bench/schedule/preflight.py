@@ -13,7 +13,7 @@ import tta_bench
 from tta_bench import __version__
 from tta_bench.code import file_sha256, folder_sha256
 from tta_bench.data.base import CleanImages, Dataset, digest
-from tta_bench.data.cache import Entry, ImageCache
+from tta_bench.data.cache import CacheEntry, ImageCache
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError
 from tta_bench.models import state_sha256
@@ -142,7 +142,7 @@ def prepare(needed: Requirements, cache: ImageCache) -> list[str]:
     return []
 
 
-def cache_space_problem(cache: ImageCache, missing: Sequence[Entry]) -> Problem | None:
+def cache_space_problem(cache: ImageCache, missing: Sequence[CacheEntry]) -> Problem | None:
     """The problem that the image cache does not fit on its disk, or None."""
     if not missing:
         return None

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from tta_bench.data.cache import Entry
+from tta_bench.data.cache import CacheEntry
 from tta_bench.run.faults import Fault
 from tta_bench.run.runner import TrialResult
 from tta_bench.schedule.observer import title
@@ -48,7 +48,7 @@ class ImageProgress:
         if self._bar:
             self._bar.stop()
 
-    def __call__(self, entry: Entry, images: int) -> None:
+    def __call__(self, entry: CacheEntry, images: int) -> None:
         """Add ``images`` finished images of ``entry``."""
         self._done += images
         if self._bar:
