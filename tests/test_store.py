@@ -6,8 +6,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -222,50 +220,11 @@ def test_damaged_arrays_are_refused(run: pathlib.Path, step: int) -> None:
             results.read_arrays(run, key, lambda name: True)
 
 
-def test_a_driver_imports_no_pandas_and_tables_need_no_torch() -> None:
-    code = "import sys, {}; sys.exit('{}' in sys.modules)"
-    for modules, spared in (
-        ("tta_bench.commands.run, tta_bench.schedule.pool, tta_bench.commands.status", "pandas"),
-        ("tta_bench.store.results", "torch"),
-    ):
-        assert subprocess.run([sys.executable, "-c", code.format(modules, spared)], check=False).returncode == 0, spared
-
-
 @pytest.fixture
-def four(tmp_path: pathlib.Path) -> list[tuple[TrialResult, dict[str, Any]]]:
-    """The results of four trials, each with what was asked."""
-    trials = planned(write_run(tmp_path / "planned", dict.fromkeys(CELLS[:4], "missing")))
-    return [(ok_result(trial, verdicts(30, 25, first=n)), {"seed": n}) for n, trial in enumerate(trials)]
-
-
-def test_trials_written_together_equal_those_written_one_by_one(
-    tmp_path: pathlib.Path, four: list[tuple[TrialResult, dict[str, Any]]]
-) -> None:
-    records.write_all(tmp_path / "together", four, session=0)
-    for result, asked in four:
-        records.write(tmp_path / "single", result, asked, session=0)
-    for result, asked in four:
-        one, other = (records.read_trial(tmp_path / name, result.key) for name in ("together", "single"))
-        assert one == other
-        assert one.record is not None
-        assert (one.record["status"], one.record["asked"]) == ("ok", asked)
-
-
-def test_if_one_of_several_trials_cannot_be_written_none_is(
-    tmp_path: pathlib.Path, four: list[tuple[TrialResult, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps, sync = list[int](), files.os.fsync
-
-    def full(number: int) -> None:
-        steps.append(number)
-        if len(steps) == 3:
-            raise OSError("no space left")
-        sync(number)
-
-    monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(OSError, match="no space left"):
-        records.write_all(tmp_path, four, session=0)
-    assert list((tmp_path / "trials").iterdir()) == []
+def result(tmp_path: pathlib.Path) -> TrialResult:
+    """The result of a trial."""
+    [trial] = planned(write_run(tmp_path / "planned", dict.fromkeys(CELLS[:1], "missing")))
+    return ok_result(trial, verdicts(30, 25))
 
 
 @pytest.mark.parametrize(
@@ -281,16 +240,13 @@ def test_if_one_of_several_trials_cannot_be_written_none_is(
         ({"environment": {"pid": "a process", "host": "node"}}, "environment.pid is 'a process', no int"),
     ],
 )
-def test_a_result_that_does_not_fit_the_schema_is_a_failed_one_and_the_others_are_written(
-    tmp_path: pathlib.Path, four: list[tuple[TrialResult, dict[str, Any]]], change: dict[str, Any], message: str
+def test_a_result_that_does_not_fit_the_schema_is_recorded_as_failed(
+    tmp_path: pathlib.Path, result: TrialResult, change: dict[str, Any], message: str
 ) -> None:
-    broken = dataclasses.replace(four[2][0], **change)
-    written = records.write_all(tmp_path, [*four[:2], (broken, four[2][1]), four[3]], session=0)
-    assert [result.status for result in written] == ["ok", "ok", "failed", "ok"]
-    assert [result is given for result, (given, _) in zip(written, four, strict=True)] == [True, True, False, True]
-    record = records.read_trial(tmp_path, broken.key).record
+    written = records.write(tmp_path, dataclasses.replace(result, **change), {"seed": 0}, session=0)
+    record = records.read_trial(tmp_path, result.key).record
     assert record is not None
-    assert record["reason"] == written[2].reason
+    assert (record["status"], record["reason"]) == (written.status, written.reason) == ("failed", written.reason)
     assert record["reason"].startswith("the result cannot be recorded: ")
     assert message in record["reason"]
     assert (record["segments"], record["shifts"], record["facts"]["failure"]) == ([], [], "method")
@@ -298,14 +254,26 @@ def test_a_result_that_does_not_fit_the_schema_is_a_failed_one_and_the_others_ar
     assert "pid" not in record["environment"] or type(record["environment"]["pid"]) is int
 
 
-def test_all_arrays_are_on_disk_before_a_result_counts(
-    tmp_path: pathlib.Path, four: list[tuple[TrialResult, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+def test_a_result_is_on_disk_before_it_counts(
+    tmp_path: pathlib.Path, result: TrialResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No JSON, whose rename commits a result, before all arrays are flushed and renamed; nothing renamed unflushed."""
+    """The JSON, whose rename commits a result, comes after the arrays; nothing is renamed before it is flushed."""
     steps, sync, rename = list[str](), files.os.fsync, pathlib.Path.replace
     monkeypatch.setattr(files.os, "fsync", lambda number: (steps.append("fsync"), sync(number)))
     monkeypatch.setattr(
         pathlib.Path, "replace", lambda path, to: (steps.append(pathlib.Path(to).suffix), rename(path, to))
     )
-    records.write_all(tmp_path, four, session=0)
-    assert steps == ["fsync"] * 4 + [".npz"] * 4 + ["fsync"] * 4 + [".json"] * 4
+    assert records.write(tmp_path, result, {}, session=0) is result
+    assert steps == ["fsync", ".npz", "fsync", ".json"]
+
+
+def test_a_full_disk_leaves_no_part_of_a_result(
+    tmp_path: pathlib.Path, result: TrialResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(number: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        records.write(tmp_path, result, {}, session=0)
+    assert list((tmp_path / "trials").iterdir()) == []

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from rich.console import Console
 
+from tta_bench import preparation
+from tta_bench import suite as suites
+from tta_bench.data.cache import ImageCache
 from tta_bench.errors import Problem, UsageError
 from tta_bench.store import merge as merging
-from tta_bench.store import results, rundir
+from tta_bench.store import records, results, rundir
 from tta_bench.store.merge import SHOWN, InputRun, Source
+from tta_bench.suite import plan as planning
+from tta_bench.suite.prepare import pretrainings
 
 
 def merge(names: Sequence[str], out: str, keep: str | None = None, suite: str | None = None) -> int:
@@ -33,7 +40,7 @@ def merge(names: Sequence[str], out: str, keep: str | None = None, suite: str | 
     runs = [merging.open_run(name) for name in names]
     kept = _kept(keep, runs) if keep is not None else None
     _check_target(target)
-    planned = [merging.plan_suite(suite, runs)] if suite else []
+    planned = [_planned(suite, runs)] if suite else []
     merging.check_comparable([*planned, *runs])
     plan = planned[0].plan if planned else merging.merge_plans(runs)
     sources, damaged = merging.choose_sources(runs, plan["trials"], kept)
@@ -54,6 +61,24 @@ def merge(names: Sequence[str], out: str, keep: str | None = None, suite: str | 
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     print(target)
     return 3 if incomplete else 0
+
+
+def _planned(name: str, runs: Sequence[InputRun]) -> InputRun:
+    """The suite as a run without results, planned here over as many images as the first run's.
+
+    Raises:
+        UsageError: the suite cannot be planned, or needs a checkpoint that no run has pre-trained.
+    """
+    loaded, first = suites.load(name), runs[0].plan
+    jobs = pretrainings(loaded, lambda *_: True)
+    wanted = {place: job.preparation(ImageCache(None), torch.device("cpu")) for place, job in jobs.items()}
+    prepared = {p: file for run in runs[::-1] for p, file in preparation.results(wanted, run.path.resolve()).items()}
+    if lacking := [job.name for place, job in wanted.items() if place not in prepared]:
+        hint = "leave --suite out, or prepare it in one of the runs with 'tta-bench run'"
+        raise UsageError(Problem(f"no run has prepared {', '.join(lacking)}", f"--suite {name}", hint=hint))
+    limit = None if first["all_images"] else max(trial["images"] for trial in first["trials"])
+    content = records.plan_content(planning.make(loaded, limit, prepared=prepared))
+    return InputRun(f"--suite {name}", pathlib.Path(name), json.loads(json.dumps(content)), {})
 
 
 def _kept(keep: str, runs: Sequence[InputRun]) -> InputRun:

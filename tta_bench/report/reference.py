@@ -53,9 +53,7 @@ class ComparedRow:
         """Points between ``measured`` and the nearest number that rounds to ``published``."""
         if self.difference is None:
             return None
-        return max(
-            0.0, round(abs(self.difference) - 0.5 * 10.0**-self.decimals, 9)
-        )  # 9: no rounding errors
+        return max(0.0, round(abs(self.difference) - 0.5 * 10.0**-self.decimals, 9))  # 9: no rounding errors
 
 
 @dataclass(frozen=True)

@@ -54,31 +54,6 @@ def open_run(name: str) -> InputRun:
     return InputRun(name, path, plan, {session["session"]: session for session in run["sessions"]})
 
 
-def plan_suite(name: str, runs: Sequence[InputRun]) -> InputRun:
-    """The suite as a run without results, planned here over as many images as the first run's.
-
-    Raises:
-        UsageError: the suite cannot be planned, or needs a checkpoint that no run has pre-trained.
-    """
-    import torch
-
-    from tta_bench import suite
-    from tta_bench.data.cache import ImageCache
-    from tta_bench.suite import plan as planning
-    from tta_bench.suite.prepare import pretrainings
-
-    loaded, first = suite.load(name), runs[0].plan
-    jobs = pretrainings(loaded, lambda *_: True)
-    wanted = {place: job.preparation(ImageCache(None), torch.device("cpu")) for place, job in jobs.items()}
-    prepared = {p: file for run in runs[::-1] for p, file in preparation.results(wanted, run.path.resolve()).items()}
-    if lacking := [job.name for place, job in wanted.items() if place not in prepared]:
-        hint = "leave --suite out, or prepare it in one of the runs with 'tta-bench run'"
-        raise UsageError(Problem(f"no run has prepared {', '.join(lacking)}", f"--suite {name}", hint=hint))
-    limit = None if first["all_images"] else max(trial["images"] for trial in first["trials"])
-    content = records.plan_content(planning.make(loaded, limit, prepared=prepared))
-    return InputRun(f"--suite {name}", pathlib.Path(name), json.loads(json.dumps(content)), {})
-
-
 # -- what runs must agree in -------------------------------------------------------------------------------------------
 
 

@@ -15,15 +15,15 @@ import hashlib
 import io
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tta_bench import NUMERICS_VERSION
 from tta_bench.errors import Problem, UsageError
-from tta_bench.files import write_json, write_together
+from tta_bench.files import write_atomically, write_json
 from tta_bench.store import schema
 from tta_bench.streams import StreamSpec
 
@@ -35,42 +35,23 @@ SCHEMA_VERSION = 4
 
 
 def write(run: pathlib.Path, result: TrialResult, asked: Mapping[str, Any], session: int) -> TrialResult:
-    """Commit one trial; see :func:`write_all`."""
-    return write_all(run, [(result, asked)], session)[0]
-
-
-def write_all(
-    run: pathlib.Path, ended: Sequence[tuple[TrialResult, Mapping[str, Any]]], session: int
-) -> list[TrialResult]:
-    """Commit trials, each with what was asked: the arrays of all first, then each JSON, whose rename commits its trial.
+    """Commit one trial with what was asked: the arrays first, then the JSON, whose rename commits.
 
     Returns:
-        The results as written: a result that does not fit the schema becomes a failed one with the reason.
+        The result as written: one that does not fit the schema becomes a failed one with the reason.
     """
     folder = run / "trials"
     folder.mkdir(parents=True, exist_ok=True)
-    files = [_files(result, asked, session) for result, asked in ended]
-    write_together((folder / f"{f.result.key}.npz", _writer(f.arrays)) for f in files)
-    write_together((folder / f"{f.result.key}.json", _writer(f.record)) for f in files)
-    return [f.result for f in files]
-
-
-class _Files(NamedTuple):
-    """The content of a trial's two files, and the result that they hold."""
-
-    result: TrialResult
-    arrays: bytes
-    record: bytes
-
-
-def _files(result: TrialResult, asked: Mapping[str, Any], session: int) -> _Files:
     try:
         arrays = _arrays(result)
-        return _Files(result, arrays, _record(result, arrays, asked, session))
+        record = _record(result, arrays, asked, session)
     except (TypeError, ValueError, RecursionError) as error:  # one trial's facts must not end the run
-        failed = _unfit_result(result, "; ".join(schema.fact_faults(schema.Facts, result.facts)) or str(error))
-        arrays = _arrays(failed)
-        return _Files(failed, arrays, _record(failed, arrays, asked, session))
+        result = _unfit_result(result, "; ".join(schema.fact_faults(schema.Facts, result.facts)) or str(error))
+        arrays = _arrays(result)
+        record = _record(result, arrays, asked, session)
+    write_atomically(folder / f"{result.key}.npz", lambda stream: stream.write(arrays))
+    write_atomically(folder / f"{result.key}.json", lambda stream: stream.write(record))
+    return result
 
 
 def _unfit_result(result: TrialResult, fault: str) -> TrialResult:
@@ -88,10 +69,6 @@ def _unfit_result(result: TrialResult, fault: str) -> TrialResult:
         images={},
         environment=schema.fitting(schema.Environment, result.environment),
     )
-
-
-def _writer(content: bytes) -> Callable[[IO[bytes]], Any]:
-    return lambda stream: stream.write(content)
 
 
 def _arrays(result: TrialResult) -> bytes:
