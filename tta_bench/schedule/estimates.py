@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Sequence
@@ -23,7 +24,12 @@ RowKey = tuple[str, str, Setting]  # label, source model, setting without severi
 
 def row_key(trial: Trial) -> RowKey:
     """What trials with the same duration per image share."""
-    return trial.label, trial.model, trial.setting.without("severities")
+    return trial.label, trial.model, _without_severities(trial.setting)
+
+
+@functools.cache  # a queue of 10,000 trials asks for each of them whenever estimates change
+def _without_severities(setting: Setting) -> Setting:
+    return setting.without("severities")
 
 
 def passes(materials: Materials, trial: Trial) -> int:
