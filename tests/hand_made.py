@@ -18,7 +18,7 @@ from tta_bench.report.mce import MceRow, MceTable
 from tta_bench.report.reference import ComparedRow, Comparison
 from tta_bench.report.render import page
 from tta_bench.report.statistics import Ranks
-from tta_bench.report.table import Cell, ErrorTable, Pair, Row, TableSetting
+from tta_bench.report.table import Cell, ErrorTable, MethodErrors, Pair, TableSetting
 from tta_bench.setting import Setting
 from tta_bench.store.results import Results
 
@@ -49,14 +49,14 @@ def table(severity: int, labels: list[str] = LABELS, models: list[str] = MODELS)
             if label == "norm":
                 state = "failed" if first else "skipped"
                 cells = {name: Cell(None, None, state) for name in CORRUPTIONS}
-                rows.append(Row(label, model, cells, Cell(None, None, state), FAILED if first else SKIPPED))
+                rows.append(MethodErrors(label, model, cells, Cell(None, None, state), FAILED if first else SKIPPED))
                 continue
             error = _ERRORS.get(label, 50.0)
             lacking = label == "source" and not first
             cells = {n: ok(error / (i + 1), state="missing" if lacking else "ok") for i, n in enumerate(CORRUPTIONS)}
             mark = {"tent": "best", HOSTILE: "second"}.get(label, "") if first else "tied"
             mean = ok(error, mark="" if lacking else mark, state="missing" if lacking else "ok")
-            rows.append(Row(label, model, cells, mean, MISSING if lacking else ""))
+            rows.append(MethodErrors(label, model, cells, mean, MISSING if lacking else ""))
     setting = TableSetting(BASE, severity)
     pairs = [Pair(models[0], "source", "tent", 30.5, 28.0, 33.0, 0.0001)]
     ranks = Ranks(["tent", HOSTILE, "source"], np.array([1.0, 2.0, 3.0]), 8, 0.001, 1.2, [LONG, "norm"])
@@ -67,7 +67,7 @@ def table(severity: int, labels: list[str] = LABELS, models: list[str] = MODELS)
 
 def curve() -> ErrorTable:
     """Error by number of images adapted on."""
-    rows = [Row(label, MODELS[0], {"64": ok(20), "all": ok(10)}, ok(15), "") for label in LABELS[:2]]
+    rows = [MethodErrors(label, MODELS[0], {"64": ok(20), "all": ok(10)}, ok(15), "") for label in LABELS[:2]]
     setting = TableSetting(BASE, 5)
     return ErrorTable("curve-5", "s: error by images adapted on", setting, "A curve.", ["64", "all"], rows, True,
                       averaged=False, untested="curves are not tested", mixed=("they differ",))  # fmt: skip

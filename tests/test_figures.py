@@ -28,7 +28,7 @@ from tta_bench.report.evidence import gather
 from tta_bench.report.figures import by_corruption, by_cost, by_severity, heatmap, online, ranks
 from tta_bench.report.figures.section import Drawing, Section, sections
 from tta_bench.report.figures.style import colours, house_style, styles
-from tta_bench.report.table import Row
+from tta_bench.report.table import MethodErrors
 
 HOSTILE = "$x_1$ 100% [lr=0.001] <&>"
 LONG = "mgg[lr=0.001,objective=entropy+alignment]"
@@ -240,7 +240,7 @@ def test_the_pareto_front_is_the_lowest_error_at_no_higher_cost(
 ) -> None:
     axes = Figure().subplots()
     axes.set_xlim(0, 9)
-    rows = [Row("tent", "m", {}, table.Cell(error, None, "ok"), "") for error in errors]
+    rows = [MethodErrors("tent", "m", {}, table.Cell(error, None, "ok"), "") for error in errors]
     by_cost._draw_front(axes, list(zip(costs, rows, strict=True)))
     assert axes.lines[0].get_ydata().tolist() == front
     assert axes.lines[0].get_xdata().tolist() == [*sorted(costs), 9]

@@ -6,16 +6,16 @@ import pytest
 
 from tta_bench.data.corrupt.corruptions import BENCHMARK
 from tta_bench.report.mce import alexnet_errors, mce_tables
-from tta_bench.report.table import Cell, ErrorTable, Row, TableSetting
+from tta_bench.report.table import Cell, ErrorTable, MethodErrors, TableSetting
 from tta_bench.setting import Setting
 
 
-def row(label: str, errors: dict[str, float], state: str = "ok") -> Row:
+def row(label: str, errors: dict[str, float], state: str = "ok") -> MethodErrors:
     cells = {name: Cell(error, None, state, seeds=1) for name, error in errors.items()}
-    return Row(label, "m", cells, Cell(sum(errors.values()) / len(errors), None, state, seeds=1), "")
+    return MethodErrors(label, "m", cells, Cell(sum(errors.values()) / len(errors), None, state, seeds=1), "")
 
 
-def table(severity: int, rows: list[Row], dataset: str = "ImageNet-C", partial: bool = False) -> ErrorTable:
+def table(severity: int, rows: list[MethodErrors], dataset: str = "ImageNet-C", partial: bool = False) -> ErrorTable:
     setting = TableSetting(Setting(dataset, "reset"), severity)
     return ErrorTable(f"severity-{severity}", "t", setting, "c", list(BENCHMARK), rows, partial)
 

@@ -72,13 +72,13 @@ def write(
         raise UsageError(
             Problem(f"--baseline: no row has the label {baseline!r}", hint=near_miss(baseline, gathered.labels))
         )
-    made = content.make(gathered, ReportOptions(baseline, numbers, shared_timings))
-    judged = judge(compare(gathered, made.tables, checked.file), checked) if checked else None
-    _show(made)
+    report = content.make(gathered, ReportOptions(baseline, numbers, shared_timings))
+    judged = judge(compare(gathered, report.tables, checked.file), checked) if checked else None
+    _show(report)
     folder = pathlib.Path(out) if out else folders[0] / "report"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in _files(made, folder, formats):
+        for path in _files(report, folder, formats):
             console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     except OSError as error:
         hint = "choose a folder that can be written with --out DIR"
@@ -95,11 +95,11 @@ def write(
     return 0 if (judged is None or judged.passed) and not disagreements else 3
 
 
-def _show(made: Content) -> None:
+def _show(report: Content) -> None:
     shown = Console()
     if not shown.is_terminal:
         shown = Console(width=_PIPE_WIDTH)  # a file or a pipe has no width: rich would cut the tables to 80 columns
-    terminal.show(made, shown)
+    terminal.show(report, shown)
 
 
 def newest() -> pathlib.Path:
@@ -114,13 +114,13 @@ def newest() -> pathlib.Path:
     return plans[-1].parent
 
 
-def _files(made: Content, folder: pathlib.Path, formats: Sequence[str]) -> list[pathlib.Path]:
+def _files(report: Content, folder: pathlib.Path, formats: Sequence[str]) -> list[pathlib.Path]:
     """Write all formats; figures are drawn once for all of theirs."""
-    paths = [path for name in formats if name in _WRITERS for path in _WRITERS[name](made, folder)]
+    paths = [path for name in formats if name in _WRITERS for path in _WRITERS[name](report, folder)]
     wanted = [name for name in ("png", "pdf") if name in formats]
-    drawn = figures.draw(made, folder / "figures", [*wanted, *(["svg"] if "html" in formats else [])])
+    drawn = figures.draw(report, folder / "figures", [*wanted, *(["svg"] if "html" in formats else [])])
     paths += [path for figure in drawn for path in figure.files]
-    return paths + ([page.write(made, drawn, folder / "index.html")] if "html" in formats else [])
+    return paths + ([page.write(report, drawn, folder / "index.html")] if "html" in formats else [])
 
 
 _WRITERS: dict[str, Callable[[Content, pathlib.Path], list[pathlib.Path]]] = {

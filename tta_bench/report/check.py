@@ -57,12 +57,12 @@ def _differs(row: ComparedRow, tolerance: float) -> bool:
 
 
 def _described(paper: str, row: ComparedRow) -> str:
-    place = f"{paper}: {row.method} ({row.label} on {row.model}), {row.corruption}"
+    cell = f"{paper}: {row.method} ({row.label} on {row.model}), {row.corruption}"
     published = f"published {row.published:.{row.decimals}f}"
     if row.measured is None or row.difference is None:
-        return f"{place}: {published}, {row.state}"
+        return f"{cell}: {published}, {row.state}"
     over = "" if row.state == "ok" else f", mean over fewer trials than planned ({row.state})"
-    return f"{place}: {published}, measured {row.measured:.2f}, difference {row.difference:+.2f}{over}"
+    return f"{cell}: {published}, measured {row.measured:.2f}, difference {row.difference:+.2f}{over}"
 
 
 def _why_nothing(comparisons: Sequence[Comparison]) -> Iterator[str]:

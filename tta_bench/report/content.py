@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tta_bench.report.cost import CostTable, costs
-from tta_bench.report.errors import curves, tables
+from tta_bench.report.error_tables import curves, tables
 from tta_bench.report.evidence import Evidence
 from tta_bench.report.mce import MceTable, mce_tables
 from tta_bench.report.reference import Comparison, compare

@@ -65,8 +65,8 @@ class CostTable:
     @property
     def title(self) -> str:
         """The hardware, and the precision unless it is the default; empty where ``hardware`` is."""
-        told = self.section.precision_told if self.section else ""
-        return ", ".join(filter(None, [self.hardware, self.hardware and told]))
+        precision = self.section.precision_told if self.section else ""
+        return ", ".join(filter(None, [self.hardware, self.hardware and precision]))
 
     @property
     def models(self) -> list[str]:
@@ -96,7 +96,7 @@ def costs(evidence: Evidence, baseline: str, *, shared: bool = False) -> list[Co
             cost_tables += list(_by_hardware(others, part, about, baseline, shared=True))
         elif len(others):
             timed = set(zip(own["model"], own["label"], strict=True))
-            untimed = [place for place in zip(part["model"], part["label"], strict=True) if place not in timed]
+            untimed = [row for row in zip(part["model"], part["label"], strict=True) if row not in timed]
             if untimed:
                 cost_tables.append(_untimed(part, list(dict.fromkeys(untimed)), about, baseline))
         cost_tables[first:] = [replace(table, section=section) for table in cost_tables[first:]]

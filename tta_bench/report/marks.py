@@ -10,7 +10,7 @@ import pandas as pd
 
 from tta_bench.report import statistics
 from tta_bench.report.images import ImageErrors
-from tta_bench.report.table import Cell, Mark, Pair, Row, shifted_of
+from tta_bench.report.table import Cell, Mark, MethodErrors, Pair, shifted_of
 
 
 class Tested:
@@ -28,7 +28,7 @@ class Tested:
         untested: why there are none; empty where there are.
     """
 
-    def __init__(self, rows: Sequence[Row], columns: Sequence[str], severity: int, images: ImageErrors):
+    def __init__(self, rows: Sequence[MethodErrors], columns: Sequence[str], severity: int, images: ImageErrors):
         self._columns, self._shifted = columns, shifted_of(columns)
         self.pairs: list[Pair] = []
         self.untested = ""
@@ -44,13 +44,13 @@ class Tested:
         models = dict.fromkeys(row.model for row in rows)
         self.rows = [row for model in models for row in self._marked([r for r in with_intervals if r.model == model])]
 
-    def _draws_of(self, row: Row, column: str) -> np.ndarray | None:
+    def _draws_of(self, row: MethodErrors, column: str) -> np.ndarray | None:
         """(draws,) errors of a cell, or of the mean over the cells with a result."""
         names = self._shifted if column == "mean" else [column]
         draws = [self._draws[key] for name in names if (key := (row.model, row.label, name)) in self._draws]
         return np.mean(draws, axis=0) if draws else None
 
-    def _with_intervals(self, row: Row) -> Row:
+    def _with_intervals(self, row: MethodErrors) -> MethodErrors:
         def with_interval(cell: Cell, column: str) -> Cell:
             draws = self._draws_of(row, column)
             if draws is None:
@@ -62,7 +62,7 @@ class Tested:
         complete = row.mean.state == "ok"  # an incomplete mean is over other seeds than the draws
         return replace(row, cells=cells, mean=with_interval(row.mean, "mean") if complete else row.mean)
 
-    def _marked(self, rows: Sequence[Row]) -> list[Row]:
+    def _marked(self, rows: Sequence[MethodErrors]) -> list[MethodErrors]:
         """The rows of a source model with marks; p-values are corrected over all pairs and corruptions, the mean apart."""
         tests = {name: self._test(rows, name) for name in (*self._columns, "mean")}
         corrected = _corrected({name: tests[name][1] for name in self._columns})
@@ -78,7 +78,7 @@ class Tested:
             for row in rows
         ]
 
-    def _test(self, rows: Sequence[Row], column: str) -> tuple[list[Row], np.ndarray]:
+    def _test(self, rows: Sequence[MethodErrors], column: str) -> tuple[list[MethodErrors], np.ndarray]:
         """(the rows that are compared in a column, (rows, rows) p-values, each pair once)."""
         complete = [row for row in rows if _cell_of(row, column).state == "ok"]
         draws = [self._draws_of(row, column) for row in complete]
@@ -88,7 +88,7 @@ class Tested:
         by_seed = pd.concat([row.by_seed.loc[names].mean(skipna=False) for row in complete], axis=1).dropna()
         return complete, statistics.upper(statistics.pair_tests(np.stack(draws, axis=1), by_seed.to_numpy()))  # type: ignore[arg-type]
 
-    def _pairs(self, rows: Sequence[Row], p: np.ndarray) -> Iterator[Pair]:
+    def _pairs(self, rows: Sequence[MethodErrors], p: np.ndarray) -> Iterator[Pair]:
         for i, one in enumerate(rows):
             for j, other in enumerate(rows[i + 1 :], i + 1):
                 low, high = statistics.interval(self._draws_of(one, "mean") - self._draws_of(other, "mean"))  # type: ignore[operator]
@@ -105,7 +105,7 @@ def _corrected(tests: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def _cell_of(row: Row, column: str) -> Cell:
+def _cell_of(row: MethodErrors, column: str) -> Cell:
     return row.mean if column == "mean" else row.cells[column]
 
 
@@ -113,7 +113,7 @@ def _shift(corruption: str, severity: int) -> str:
     return corruption if corruption == "clean" or not severity else f"{corruption}-{severity}"
 
 
-def _marks(rows: Sequence[Row], column: str, p: np.ndarray) -> dict[str, Mark]:
+def _marks(rows: Sequence[MethodErrors], column: str, p: np.ndarray) -> dict[str, Mark]:
     """Marks by label: see :class:`Cell`."""
     if len(rows) < 2:
         return {}

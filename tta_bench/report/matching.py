@@ -8,7 +8,7 @@ from typing import Any
 
 from tta_bench.data.corrupt.corruptions import BENCHMARK
 from tta_bench.report.published import Published
-from tta_bench.report.table import Cell, ErrorTable, Row
+from tta_bench.report.table import Cell, ErrorTable, MethodErrors
 
 # Names of protocols in the file: ours, and the batch size that the name states. Other names have no counterpart.
 _PROTOCOLS: dict[str, tuple[str, int | None]] = {
@@ -50,7 +50,7 @@ class Ours:
     """
 
     table: ErrorTable
-    row: Row
+    row: MethodErrors
     method: str
     about: Mapping[str, Any]
     chosen: list[str]

@@ -45,8 +45,8 @@ class MceTable:
 def mce_tables(tables: Sequence[ErrorTable]) -> list[MceTable]:
     """One for each protocol and batch size in which some method has all 15 corruptions × 5 severities of ImageNet-C."""
     alexnet = alexnet_errors()
-    made = (_table(severities, alexnet) for severities in _grids(tables))
-    return [table for table in made if table.rows]
+    mce = (_table(severities, alexnet) for severities in _grids(tables))
+    return [table for table in mce if table.rows]
 
 
 def alexnet_errors() -> dict[str, float]:
@@ -57,12 +57,12 @@ def alexnet_errors() -> dict[str, float]:
 
 def _grids(tables: Sequence[ErrorTable]) -> Iterator[dict[int, ErrorTable]]:
     """Tables of ImageNet-C that differ in severity alone, by severity, where there are all five."""
-    found: dict[tuple[Setting, int], dict[int, ErrorTable]] = {}
+    by_setting: dict[tuple[Setting, int], dict[int, ErrorTable]] = {}
     for table in tables:
         s = table.setting
         if s.dataset in _DATASETS:
-            found.setdefault((s.base, s.adapt_images), {})[s.severity] = table
-    yield from (grid for grid in found.values() if set(_SEVERITIES) <= set(grid))
+            by_setting.setdefault((s.base, s.adapt_images), {})[s.severity] = table
+    yield from (grid for grid in by_setting.values() if set(_SEVERITIES) <= set(grid))
 
 
 def _table(grid: dict[int, ErrorTable], alexnet: dict[str, float]) -> MceTable:

@@ -31,12 +31,12 @@ class MethodView:
     rows: list[tuple[str, list[str], bool]]
 
 
-def methods(found: Sequence[Method]) -> list[MethodView]:
+def methods(configured: Sequence[Method]) -> list[MethodView]:
     """Each label once, in order."""
     views = []
-    for label in dict.fromkeys(method.label for method in found):
+    for label in dict.fromkeys(method.label for method in configured):
         models: dict[tuple[tuple[str, str], ...], list[str]] = {}
-        for method in found:
+        for method in configured:
             if method.label == label:
                 models.setdefault(tuple(_values(method)), []).append(method.model)
         columns = [", ".join(alike) for alike in models.values()] if len(models) > 1 else [""]

@@ -117,11 +117,11 @@ def _comparison(numbers: Sequence[Published], ours: Sequence[Ours]) -> Compariso
     rows: list[ComparedRow] = []
     without: list[tuple[str, str]] = []
     for number in numbers:
-        found = [_matched(number, o) for o in ours] if number.error is not None and number.comparable else []
-        compared = [one for one in found if isinstance(one, ComparedRow)]
+        matches = [_matched(number, o) for o in ours] if number.error is not None and number.comparable else []
+        compared = [match for match in matches if isinstance(match, ComparedRow)]
         rows += compared
         if not compared:
-            without.append(_nearest(number, [one for one in found if not isinstance(one, ComparedRow)]))
+            without.append(_nearest(number, [match for match in matches if not isinstance(match, ComparedRow)]))
     sources = "; ".join(dict.fromkeys(n.source for n in numbers))
     return Comparison(numbers[0].paper, numbers[0].arxiv, sources, rows, _unmatched(without, len(numbers)))
 
@@ -130,10 +130,10 @@ def _matched(number: Published, ours: Ours) -> ComparedRow | int:
     """The comparison, or the position of the first of ``CONDITIONS`` that does not hold."""
     reasons: list[str] = []
     for position, (_, _, condition) in enumerate(CONDITIONS):
-        found = condition(number, ours)
-        if found is None:
+        differences = condition(number, ours)
+        if differences is None:
             return position
-        reasons += found
+        reasons += differences
     cell = cell_of(number, ours)
     assert cell is not None
     assert number.error is not None
@@ -164,17 +164,17 @@ def _nearest(number: Published, positions: Sequence[int]) -> tuple[str, str]:
         return "marked as not comparable", ""
     if not positions:
         return "of settings that were not run", ""
-    what, attribute, _ = CONDITIONS[max(positions)]
-    return what, str(getattr(number, attribute) if getattr(number, attribute) is not None else "none")
+    description, attribute, _ = CONDITIONS[max(positions)]
+    return description, str(getattr(number, attribute) if getattr(number, attribute) is not None else "none")
 
 
 def _unmatched(without: Sequence[tuple[str, str]], numbers: int) -> str:
     if not without:
         return ""
     parts = []
-    for what in dict.fromkeys(what for what, _ in without):
-        values = [value for w, value in without if w == what]
+    for reason in dict.fromkeys(reason for reason, _ in without):
+        values = [value for other, value in without if other == reason]
         named = ", ".join(dict.fromkeys(value for value in values if value))
-        parts.append(f"{len(values)} {what}{f' ({named})' if named else ''}")
+        parts.append(f"{len(values)} {reason}{f' ({named})' if named else ''}")
     counted = f"{len(without)} of {numbers}" if len(without) < numbers else f"All {numbers}"
     return f"{counted} published numbers have no counterpart here: {'; '.join(parts)}."

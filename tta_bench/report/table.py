@@ -1,4 +1,4 @@
-"""Tables of errors, methods × corruptions; :mod:`tta_bench.report.errors` makes them."""
+"""Tables of errors, methods × corruptions; :mod:`tta_bench.report.error_tables` makes them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodErrors:
     """A method on one source model: its cells by corruption, and their mean.
 
     Attributes:
@@ -173,7 +173,7 @@ class ErrorTable:
     setting: TableSetting
     caption: str
     corruptions: list[str]
-    rows: list[Row]
+    rows: list[MethodErrors]
     partial: bool
     averaged: bool = True
     seeds: int = 1
@@ -214,22 +214,22 @@ class ErrorTable:
                 groups.append((group, [name]))
         return groups
 
-    def of(self, model: str) -> list[Row]:
+    def of(self, model: str) -> list[MethodErrors]:
         """The rows of a source model."""
         return [row for row in self.rows if row.model == model]
 
-    def cell(self, row: Row, column: str) -> Cell:
+    def cell(self, row: MethodErrors, column: str) -> Cell:
         """A row's cell in a column."""
         return row.mean if column == "mean" else row.cells[column]
 
-    def pair(self, row: Row, baseline: str) -> Pair | None:
+    def pair(self, row: MethodErrors, baseline: str) -> Pair | None:
         """The comparison of a row with the baseline: the row's error minus the baseline's."""
         for pair in self.pairs:
             if pair.model == row.model and {pair.label, pair.other} == {row.label, baseline}:
                 return pair if pair.other == baseline else pair.reversed()
         return None
 
-    def rank(self, row: Row) -> float | None:
+    def rank(self, row: MethodErrors) -> float | None:
         """A row's average rank among the methods of its source model."""
         ranks = self.ranks.get(row.model) or (self.ranks.get("") if len(self.models) == 1 else None)
         return float(ranks.ranks[ranks.labels.index(row.label)]) if ranks and row.label in ranks.labels else None

@@ -30,8 +30,8 @@ def verify(runs: Sequence[Results]) -> tuple[list[str], int]:
             record = stored.record
             lines += [stored.damage] if stored.damage else []
             if record is not None:
-                lines += [f"{run.path}/trials/{trial['key']}.json: {what}"
-                          for what in _disagreements(run.path, trial, record, max(planned, default=None))]  # fmt: skip
+                disagreements = _disagreements(run.path, trial, record, max(planned, default=None))
+                lines += [f"{run.path}/trials/{trial['key']}.json: {text}" for text in disagreements]
                 count += record["status"] == "ok"
     return lines, count
 
@@ -49,12 +49,12 @@ def _disagreements(
         yield from _unlike(row, _segment(arrays, row["position"]), row["segment"])
     numbers = {name: number for number, (_, _, name) in enumerate(trial["shifts"])}
     for row in record["shifts"]:
-        found = _shift(arrays, row["position"], numbers[row["shift"]], row["visit"], graded_after)
-        yield from _unlike(row, found, f"{row['segment']}, {row['shift']}")
+        recomputed = _shift(arrays, row["position"], numbers[row["shift"]], row["visit"], graded_after)
+        yield from _unlike(row, recomputed, f"{row['segment']}, {row['shift']}")
 
 
-def _unlike(row: Mapping[str, Any], found: Mapping[str, Any], where: str) -> Iterator[str]:
-    for name, value in found.items():
+def _unlike(row: Mapping[str, Any], recomputed: Mapping[str, Any], where: str) -> Iterator[str]:
+    for name, value in recomputed.items():
         if name not in row or not _close(row[name], value):
             yield f"{where}: {name} is {row.get(name)}, its predictions give {value}"
 
@@ -76,10 +76,10 @@ def _shift(
     """All but the mean over classes, which needs the labels: they are in no record."""
     batch, adapted = arrays["images/batch"], arrays["batches/adapted"]
     in_segment = arrays["batches/segment"][batch] == position
-    segment, place = adapted[arrays["batches/segment"] == position], np.cumsum(in_segment) - 1
+    segment, index = adapted[arrays["batches/segment"] == position], np.cumsum(in_segment) - 1
     here = arrays["images/graded"] & in_segment & (arrays["images/shift"] == number) & (arrays["images/visit"] == visit)
     correct, confidence = arrays["images/correct"][here], arrays["images/confidence"][here]
     if not len(correct):
         return {"images": 0}
     apart = metrics.by_adaptation(correct, adapted[batch[here]]) if segment.any() and not segment.all() else {}
-    return {**metrics.summary(correct, confidence), **metrics.after(correct, place[here], graded_after), **apart}
+    return {**metrics.summary(correct, confidence), **metrics.after(correct, index[here], graded_after), **apart}

@@ -58,7 +58,7 @@ class Asked:
     model: str = fact("key", "source model")
     dataset: str = fact("key", "data set; generated corruptions say so")
     protocol: str = fact("key", "the rule that made the stream: reset (before every shift), continual, …")
-    protocol_parameters: str = fact("key", "its parameters that are not at their default, in words")
+    protocol_parameters: str = fact("key", "its parameters other than the defaults")
     setting: str = fact("key", "what must agree for two numbers to stand in one table; equal where all of it is")
     adapt_images: int | None = fact(
         "key", "images of a segment adapted on; the rest meets the frozen state; empty for all"
@@ -114,7 +114,7 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segment(SegmentPlace):
-    """A segment, whatever shifts its batches are of."""
+    """A segment, of one or several shifts."""
 
     images: int = fact("result", "images graded in the segment")
     batches: int = fact("result", "batches in the segment")
@@ -289,19 +289,19 @@ _DTYPES = {str: "object", int: "Int64", float: "float64", bool: "boolean"}
 @functools.cache
 def types_of(owner: type) -> dict[str, tuple[type, bool]]:
     """Each fact of a class with its type and whether it may be None."""
-    found = {}
+    types = {}
     for name, hint in typing.get_type_hints(owner).items():
         options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        found[name] = (options[0], type(None) in options)
-    return found
+        types[name] = (options[0], type(None) in options)
+    return types
 
 
 def _columns(*owners: type) -> tuple[Column, ...]:
     """The columns of several classes, by kind."""
-    found = [
+    columns = [
         _column(owner, field) for owner in owners for field in dataclasses.fields(owner) if field.metadata["column"]
     ]
-    return tuple(sorted(found, key=lambda column: list(KINDS).index(column.kind)))
+    return tuple(sorted(columns, key=lambda column: list(KINDS).index(column.kind)))
 
 
 def _column(owner: type, field: dataclasses.Field) -> Column:
@@ -339,9 +339,9 @@ def faults(record: Mapping[str, Any]) -> Iterator[str]:
     yield from row_faults(record["segments"], record["shifts"], whole)
 
 
-def fact_faults(owner: type, found: Any) -> Iterator[str]:
+def fact_faults(owner: type, facts: Any) -> Iterator[str]:
     """A message for each wrong fact; facts may be missing."""
-    yield from _faults(owner, found, "", whole=False)
+    yield from _faults(owner, facts, "", whole=False)
 
 
 def row_faults(segments: Iterable[Any], shifts: Iterable[Any], whole: bool = True) -> Iterator[str]:
@@ -351,24 +351,24 @@ def row_faults(segments: Iterable[Any], shifts: Iterable[Any], whole: bool = Tru
             yield from _faults(owner, row, f"{name}[{number}].", whole)
 
 
-def fitting(owner: type, found: Mapping[str, Any]) -> dict[str, Any]:
+def fitting(owner: type, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The facts that fit the schema."""
-    return {name: value for name, value in found.items() if not [*fact_faults(owner, {name: value})]}
+    return {name: value for name, value in facts.items() if not [*fact_faults(owner, {name: value})]}
 
 
-def _faults(owner: type, found: Any, where: str, whole: bool = True) -> Iterator[str]:
-    if not isinstance(found, Mapping):
+def _faults(owner: type, facts: Any, where: str, whole: bool = True) -> Iterator[str]:
+    if not isinstance(facts, Mapping):
         yield f"{where.rstrip('.')} is no mapping"
         return
     known = types_of(owner)
-    for name, value in found.items():
+    for name, value in facts.items():
         if name in known:
             if not _fits(value, *known[name]):
                 yield f"{where}{name} is {_shown(value)}, no {known[name][0].__name__}"
         elif not (owner is Segment and name.startswith(STATISTIC) and _fits(value, float, True)):
             yield f"unknown fact {where}{name}"
     if whole:
-        yield from (f"no {where}{name}" for name in _required(owner) if name not in found)
+        yield from (f"no {where}{name}" for name in _required(owner) if name not in facts)
 
 
 def _fits(value: Any, kind: type, optional: bool) -> bool:

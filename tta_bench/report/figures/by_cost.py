@@ -14,7 +14,7 @@ from tta_bench.report.cost import CostTable
 from tta_bench.report.figures import layout, plot
 from tta_bench.report.figures.section import Drawing, Section
 from tta_bench.report.figures.style import MARKERS, MUTED
-from tta_bench.report.table import Row
+from tta_bench.report.table import MethodErrors
 
 _BACKWARD = "images backwarded per 1,000"
 _LOGARITHMIC = 12.0  # ratio of the largest and smallest cost from which the axis is logarithmic
@@ -24,7 +24,7 @@ _SUMMARY = (
     "hardware, memory is their peak."
 )
 _POINT: dict[str, Any] = {"linestyle": "none", "markersize": 6}
-CostPoint = tuple[float, Row]
+CostPoint = tuple[float, MethodErrors]
 
 
 def draw(section: Section) -> Iterator[Drawing]:

@@ -13,7 +13,7 @@ from tta_bench.report.content import Content
 from tta_bench.report.evidence import TRIAL, of_shifts
 from tta_bench.report.figures.layout import FigureText
 from tta_bench.report.figures.style import MethodStyle, styles
-from tta_bench.report.table import ErrorTable, Row
+from tta_bench.report.table import ErrorTable, MethodErrors
 from tta_bench.setting import Setting
 
 
@@ -84,7 +84,7 @@ class Section:
 
     def text(
         self, name: str, title: str, summary: str, *,
-        rows: Sequence[Row], notes: Iterable[str] = (), severity: str | None = None, further: str | None = None,
+        rows: Sequence[MethodErrors], notes: Iterable[str] = (), severity: str | None = None, further: str | None = None,
     ) -> FigureText:  # fmt: skip
         """Text of a figure.
 
@@ -127,12 +127,12 @@ def sections(content: Content) -> Iterator[Section]:
         yield Section(content, tables, curves, f"-{name}" if len(by_setting) > 1 else "")
 
 
-def has_result(row: Row) -> bool:
+def has_result(row: MethodErrors) -> bool:
     """Whether any cell of a row has a result."""
     return any(cell.mean is not None for cell in row.cells.values())
 
 
-def _absent(rows: Sequence[Row]) -> Iterator[str]:
+def _absent(rows: Sequence[MethodErrors]) -> Iterator[str]:
     """Sentences on rows without a result, and on rows with fewer cells."""
     for known, heading in ((False, "No result"), (True, "Fewer cells or seeds than planned")):
         by_reason: dict[str, list[str]] = {}

@@ -35,7 +35,7 @@ def frames(content: Content) -> dict[str, pd.DataFrame]:
     for each cell of the error tables, means included; ``pairs`` for each pair of methods; ``costs``, ``ranks``,
     ``published``, ``mce`` and ``gaps`` for each of their rows.
     """
-    made = {
+    tables = {
         **{name: getattr(content.evidence, name) for name in OF_RUNS},
         "errors": pd.DataFrame(_errors(content)),
         "pairs": pd.DataFrame(_pairs(content)),
@@ -45,13 +45,13 @@ def frames(content: Content) -> dict[str, pd.DataFrame]:
         "mce": pd.DataFrame(_mce(content)),
         "gaps": pd.DataFrame(dataclasses.asdict(gap) for gap in content.gaps),
     }
-    return {name: frame for name, frame in made.items() if len(frame)}
+    return {name: frame for name, frame in tables.items() if len(frame)}
 
 
 def write_csv(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:
     """Write every table as ``data/<name>.csv``, without the online curves, which are long."""
-    made = {name: frame for name, frame in frames(content).items() if name != "batches"}
-    return [_write(folder, f"{name}.csv", frame.to_csv(index=False).encode()) for name, frame in made.items()]
+    tables = {name: frame for name, frame in frames(content).items() if name != "batches"}
+    return [_write(folder, f"{name}.csv", frame.to_csv(index=False).encode()) for name, frame in tables.items()]
 
 
 def write_parquet(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:
@@ -77,12 +77,12 @@ def _write(folder: pathlib.Path, name: str, content: bytes) -> pathlib.Path:
 
 def _errors(content: Content) -> Iterator[dict[str, Any]]:
     for table in (*content.tables, *content.curves):
-        place = {"table": table.name, **table.setting.columns()}
+        setting = {"table": table.name, **table.setting.columns()}
         for row in table.rows:
             for column in table.columns:
                 cell = dataclasses.asdict(table.cell(row, column))
                 cell["error_pct"], cell["std_over_seeds"] = cell.pop("mean"), cell.pop("std")
-                yield {**place, "label": row.label, "model": row.model, "column": column, **cell}
+                yield {**setting, "label": row.label, "model": row.model, "column": column, **cell}
 
 
 def _pairs(content: Content) -> Iterator[dict[str, Any]]:
@@ -101,13 +101,13 @@ def _ranks(content: Content) -> Iterator[dict[str, Any]]:
 
 def _costs(content: Content) -> Iterator[dict[str, Any]]:
     for table in content.costs:
-        place = {
+        hardware = {
             **(table.section.columns() if table.section else {}),
             "hardware": table.hardware,
             "shared": table.shared,
         }
         for row in table.rows:
-            yield {**place, **dataclasses.asdict(row)}
+            yield {**hardware, **dataclasses.asdict(row)}
 
 
 def _published(content: Content) -> Iterable[dict[str, Any]]:

@@ -11,7 +11,7 @@ from tta_bench.report.cost import CostRow, CostTable
 from tta_bench.report.mce import MceTable
 from tta_bench.report.reference import ComparedRow, Comparison
 from tta_bench.report.render.grid import Column, Grid, GridCell, GridRow, RowGroup
-from tta_bench.report.table import Cell, ErrorTable, Row, identifier
+from tta_bench.report.table import Cell, ErrorTable, MethodErrors, identifier
 
 _GROUP_OF = {name: group.capitalize() for group, names in GROUPS.items() for name in names}
 _BOLD = "Bold: significantly lower than every other method of its source model."
@@ -23,7 +23,7 @@ _UNDERLINED = {
 }  # fmt: skip
 STARRED = "*: mean over fewer trials than planned; not tested, so never bold or underlined."
 _INTERVAL = Column("95 % int.", "95 % int.", "interval")
-R = TypeVar("R", Row, CostRow)
+R = TypeVar("R", MethodErrors, CostRow)
 GAP_ORDER = ("failed", "missing", "skipped")  # the first two can be fixed
 _NAMED_SHIFTS = 4  # a longer list of shifts is a number
 
@@ -73,7 +73,7 @@ def error_grid(table: ErrorTable) -> Grid:
     intervals = table.averaged and any(row.mean.low is not None for row in table.rows)
     columns = [Column.named(name, _GROUP_OF.get(name, "")) for name in table.columns]
 
-    def cells(row: Row) -> list[GridCell]:
+    def cells(row: MethodErrors) -> list[GridCell]:
         errors = [error_cell(table.cell(row, name), row.reason) for name in table.columns]
         return [*errors, interval_cell(row.mean)] if intervals else errors
 

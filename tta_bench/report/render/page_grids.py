@@ -9,7 +9,7 @@ from tta_bench.report.cost import CostTable
 from tta_bench.report.render import grids
 from tta_bench.report.render.grid import Column, Grid, GridCell, GridRow, RowGroup
 from tta_bench.report.render.grids import number_cell, text_cell
-from tta_bench.report.table import ErrorTable, Pair, Row, identifier
+from tta_bench.report.table import ErrorTable, MethodErrors, Pair, identifier
 
 
 def summary_grid(content: Content, table: ErrorTable) -> Grid:
@@ -24,7 +24,7 @@ def summary_grid(content: Content, table: ErrorTable) -> Grid:
     cost, places = _main_cost(content.costs, table), _places(table)
     steps = {(row.model, row.label): row.step_ms for row in cost.rows} if cost else {}
 
-    def cells(row: Row) -> list[GridCell]:
+    def cells(row: MethodErrors) -> list[GridCell]:
         error = [grids.error_cell(row.mean, row.reason), grids.interval_cell(row.mean)]
         difference = _pair_cells(table.pair(row, content.baseline), 1)
         if row.label == content.baseline:
@@ -45,7 +45,7 @@ def summary_grid(content: Content, table: ErrorTable) -> Grid:
     )
 
 
-def _order(row: Row) -> tuple[bool, bool, float]:
+def _order(row: MethodErrors) -> tuple[bool, bool, float]:
     return row.mean.mean is None, row.mean.state != "ok", row.mean.mean or 0.0
 
 

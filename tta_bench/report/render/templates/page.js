@@ -48,7 +48,7 @@ for (const table of document.querySelectorAll("table:not(.plain)")) {
   }
 }
 
-// -- filtering: whatever names a method or a source model is shown or hidden, everywhere ---------------------------------
+// -- filtering: shows or hides everything that belongs to a method or a source model -------------------------------------
 
 const filter = document.getElementById("filter");
 const form = filter.querySelector("form");

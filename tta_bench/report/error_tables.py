@@ -15,7 +15,7 @@ from tta_bench.report.evidence import Evidence, adapting_most
 from tta_bench.report.images import ImageErrors
 from tta_bench.report.marks import Tested
 from tta_bench.report.statistics import Ranks
-from tta_bench.report.table import Cell, ErrorTable, Row, TableSetting, identifier, shifted_of
+from tta_bench.report.table import Cell, ErrorTable, MethodErrors, TableSetting, identifier, shifted_of
 from tta_bench.setting import Setting
 
 _ORDER = {name: position for position, name in enumerate(("clean", *NAMES))}
@@ -113,12 +113,12 @@ def _curve(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, colum
     counts = list(dict.fromkeys(adapted_on))
     counts.sort(key=lambda name: float("inf") if name == "all" else int(name))
     after = max(int(name) for name in counts if name != "all")
-    what = "all images" if column == "error_pct" else f"the images after the first {after}"
+    graded = "all images" if column == "error_pct" else f"the images after the first {after}"
     severity = f", severity {setting.severity}" if setting.severity else ""
-    grades = ["mean over the corruptions", f"graded over {what}", "columns: images of each segment adapted on"]
+    grades = ["mean over the corruptions", f"graded over {graded}", "columns: images of each segment adapted on"]
     return ErrorTable(
         name=f"{'curve' if column == 'error_pct' else 'curve-after'}{f'-{setting.severity}' if severity else ''}",
-        title=f"{evidence.title}: error in per cent on {what}, by images adapted on{severity}",
+        title=f"{evidence.title}: error in per cent on {graded}, by images adapted on{severity}",
         setting=setting,
         caption=_caption(frame, setting, grades),
         corruptions=counts,
@@ -134,15 +134,17 @@ def _curve(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, colum
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-def rows_of(frame: pd.DataFrame, axis: str, columns: Sequence[str]) -> list[Row]:
+def rows_of(frame: pd.DataFrame, axis: str, columns: Sequence[str]) -> list[MethodErrors]:
     """A row for each source model and method, grouped by source model, of ``error_pct`` by ``axis``."""
     parts = dict(iter(frame.groupby(["model", "label"], sort=False)))
     seeds = sorted(frame["seed"].unique())
-    places = itertools.product(dict.fromkeys(frame["model"]), dict.fromkeys(frame["label"]))
-    return [_row(*place, parts[place], axis, columns, seeds) for place in places if place in parts]
+    pairs = itertools.product(dict.fromkeys(frame["model"]), dict.fromkeys(frame["label"]))
+    return [_row(*pair, parts[pair], axis, columns, seeds) for pair in pairs if pair in parts]
 
 
-def _row(model: str, label: str, part: pd.DataFrame, axis: str, columns: Sequence[str], seeds: Sequence[int]) -> Row:
+def _row(
+    model: str, label: str, part: pd.DataFrame, axis: str, columns: Sequence[str], seeds: Sequence[int]
+) -> MethodErrors:
     complete = part[part["status"] == "ok"]
     errors = complete.pivot_table(index=axis, columns="seed", values="error_pct", aggfunc="mean")
     errors = errors.reindex(index=list(columns), columns=list(seeds))
@@ -153,7 +155,7 @@ def _row(model: str, label: str, part: pd.DataFrame, axis: str, columns: Sequenc
     counts = errors.loc[shifted].notna().sum()
     means = errors.loc[shifted, counts == max(counts.max(), 1)].mean()  # of the seeds with most cells
     state = next((cells[name].state for name in shifted if cells[name].state != "ok"), "ok")
-    return Row(label, model, cells, _cell(means, state), "; ".join(dict.fromkeys(reasons)), errors)
+    return MethodErrors(label, model, cells, _cell(means, state), "; ".join(dict.fromkeys(reasons)), errors)
 
 
 def _state(cell: pd.DataFrame, seeds: Sequence[int]) -> str:
@@ -193,15 +195,15 @@ def _caption(frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] 
     return ", ".join(parts) + "." + (" The mean is without clean." if apart else "")
 
 
-def _ranks(rows: Sequence[Row], corruptions: Sequence[str]) -> Iterator[tuple[str, Ranks]]:
+def _ranks(rows: Sequence[MethodErrors], corruptions: Sequence[str]) -> Iterator[tuple[str, Ranks]]:
     shifted = shifted_of(corruptions)
     models, labels = (list(dict.fromkeys(names)) for names in ([r.model for r in rows], [r.label for r in rows]))
-    found = {(r.model, r.label): r for r in rows}
+    by_name = {(r.model, r.label): r for r in rows}
 
     def errors(model: str) -> np.ndarray:
         values = np.full((len(shifted), len(labels)), np.nan)
         for j, label in enumerate(labels):
-            if row := found.get((model, label)):
+            if row := by_name.get((model, label)):
                 cells = [row.cells[name] for name in shifted]
                 values[:, j] = [c.mean if c.mean is not None and c.state == "ok" else np.nan for c in cells]
         return values
