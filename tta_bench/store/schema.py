@@ -289,11 +289,11 @@ _DTYPES = {str: "object", int: "Int64", float: "float64", bool: "boolean"}
 @functools.cache
 def types_of(owner: type) -> dict[str, tuple[type, bool]]:
     """Each fact of a class with its type and whether it may be None."""
-    types = {}
+    declared = {}
     for name, hint in typing.get_type_hints(owner).items():
         options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        types[name] = (options[0], type(None) in options)
-    return types
+        declared[name] = (options[0], type(None) in options)
+    return declared
 
 
 def _columns(*owners: type) -> tuple[Column, ...]:
