@@ -203,6 +203,16 @@ def test_a_cell_without_a_result_has_a_cross(tmp_path: pathlib.Path) -> None:
     assert "× no result" in drawing.text.notes
 
 
+def test_a_heat_map_of_one_method_has_a_row_of_coloured_cells(tmp_path: pathlib.Path) -> None:
+    with house_style():
+        [drawing] = heatmap.draw(only(made(tmp_path, cells(["source", "tent"], ["m"], SHIFTS, [0]))))
+        drawing.figure.draw_without_rendering()
+    axes, scale = drawing.figure.axes
+    [mesh] = axes.collections
+    assert mesh.get_datalim(axes.transData).bounds == pytest.approx((-0.5, -0.5, 5, 1))
+    assert min(axes.bbox.height, scale.bbox.height) > 0.5 * drawing.figure.dpi
+
+
 def test_ranks_are_drawn_with_half_the_critical_difference(tmp_path: pathlib.Path) -> None:
     section = only(made(tmp_path, cells(["a", "b", "c"], ["m"], SHIFTS, [0])))
     with house_style():

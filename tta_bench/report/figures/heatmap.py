@@ -15,6 +15,7 @@ from tta_bench.report.figures.style import GRID
 from tta_bench.report.table import Cell, ErrorTable
 
 _WIDTH, _HEIGHT = 0.37, 0.2  # of a cell, inches
+_SCALE_HEIGHT = 0.9  # of the colour scale, at least, inches
 _COLOURS = "RdBu_r"  # distinguishable for colour-blind readers
 _LEAST = 1.0  # points: smaller differences never have the strongest colour
 
@@ -33,18 +34,17 @@ def draw(section: Section) -> Iterator[Drawing]:
     text = section.text("heatmap", f"Error relative to {baseline}", summary, rows=rows,
                         notes=_notes(table, shown, baseline))  # fmt: skip
     width = 1.1 + _WIDTH * len(table.columns) + layout.CHARACTER * max(len(layout.shorten(label)) for label in labels)
-    figure, grid = layout.panels(text, list(shown), [], width=max(layout.COLUMN_WIDTH, width),
-                                 height=0.35 + _HEIGHT * len(labels), below=layout.names_height(table.columns),
-                                 sharex=True)  # fmt: skip
+    height = 0.35 + max(_HEIGHT * len(labels), _SCALE_HEIGHT / len(shown))
+    figure, grid = layout.panels(text, list(shown), [], width=max(layout.COLUMN_WIDTH, width), height=height,
+                                 below=layout.names_height(table.columns), sharex=True)  # fmt: skip
     for axes, values in zip(grid, shown.values(), strict=True):
         mesh = _panel(axes, values, most)
         axes.set_yticks(range(len(labels)), [layout.shorten(label) for label in labels])
         layout.name_columns(axes, table.columns)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-    bar = grid[0].figure.colorbar(
-        mesh, ax=grid, extend="both", aspect=25, shrink=min(1.0, 2 / (figure.get_figheight()))
-    )
+    shrink = min(1.0, 2 / figure.get_figheight())
+    bar = grid[0].figure.colorbar(mesh, ax=grid, extend="both", aspect=25, shrink=shrink)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7)
     yield Drawing(text, figure)
@@ -84,15 +84,13 @@ def _notes(table: ErrorTable, shown: Mapping[str, RelativeErrors], baseline: str
 
 
 def _panel(axes: Axes, grid: RelativeErrors, most: float) -> QuadMesh:
-    rows, columns = map(np.arange, grid.values.shape)
-    mesh = axes.pcolormesh(
-        columns, rows, grid.values, cmap=_COLOURS, vmin=-most, vmax=most, edgecolor="white", linewidth=0.5
-    )
+    y, x = (np.arange(count + 1) - 0.5 for count in grid.values.shape)
+    mesh = axes.pcolormesh(x, y, grid.values, cmap=_COLOURS, vmin=-most, vmax=most, edgecolor="white", linewidth=0.5)
     axes.invert_yaxis()
     axes.patch.set(facecolor="white", edgecolor=GRID, hatch="//////", linewidth=0)
-    for y, x in np.argwhere(np.isfinite(grid.values)):
-        value = grid.values[y, x]
-        label = f"{value:+.1f}".replace("-", "−") + "*" * bool(grid.fewer[y, x])
+    for row, column in np.argwhere(np.isfinite(grid.values)):
+        value = grid.values[row, column]
+        label = f"{value:+.1f}".replace("-", "−") + "*" * bool(grid.fewer[row, column])
         dark = abs(value) > 0.65 * most
-        axes.text(x, y, label, ha="center", va="center", size=6.5, color="white" if dark else "black")
+        axes.text(column, row, label, ha="center", va="center", size=6.5, color="white" if dark else "black")
     return mesh
