@@ -1,10 +1,10 @@
-"""A sweep on two Ray nodes of this machine under real faults, against an undisturbed run of the same suite.
+"""A run on two Ray nodes of this machine with real faults, compared with an undisturbed run of the same suite.
 
     python benchmarks/cluster_faults.py cifar10_c --limit 256 --only method=source|norm|tent
 
-When a quarter of the trials has ended a worker process is killed (SIGKILL), at half a node is taken away, at three
-quarters the driver is killed, and the run is resumed. Exits 1 where the result columns or any image's prediction then
-differ from those of the undisturbed local run, or a row is missing or doubled. Further options go to ``tta-bench run``.
+After a quarter of the trials a worker process is killed (SIGKILL), after half a node is removed, after three quarters the
+driver is killed and the run resumed. Exits 1 if result columns or predictions then differ from those of the undisturbed
+local run, or a row is missing or duplicated. Further options are passed to ``tta-bench run``.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ PATIENCE_S = 300.0
 
 
 def finished(run: pathlib.Path) -> int:
-    """Trials on disk."""
+    """Number of trials on disk."""
     return len(list((run / "trials").glob("*.json")))
 
 
-def wait_for(what: Callable[[], bool], driver: subprocess.Popen[bytes]) -> None:
-    """Return once ``what`` holds; exit where it does not for long, or the driver ends before."""
+def wait_for(condition: Callable[[], bool], driver: subprocess.Popen[bytes]) -> None:
+    """Return once ``condition`` holds; exit if it does not for too long, or the driver ends first."""
     deadline = time.monotonic() + PATIENCE_S
-    while not what():
+    while not condition():
         if driver.poll() is not None:
-            sys.exit(f"the driver ended before a fault could be made (exit {driver.returncode}): choose more trials")
+            sys.exit(f"the driver ended before a fault was injected (exit code {driver.returncode}): use more trials")
         if time.monotonic() > deadline:
-            sys.exit("nothing has happened for too long")
+            sys.exit(f"no progress for {PATIENCE_S:.0f} s")
         time.sleep(0.05)
 
 
 def a_worker(run: pathlib.Path) -> int | None:
-    """The process of a worker that has a trial, as the run's status says."""
+    """Process of a worker that runs a trial, from the run's status."""
     try:
         lines = json.loads((run / "status.json").read_text())["workers"]
     except (OSError, ValueError):
         return None
-    found = [re.search(r"process (\d+): (?!idle)", line) for line in lines]
-    return next((int(match[1]) for match in found if match), None)
+    matches = [re.search(r"process (\d+): (?!idle)", line) for line in lines]
+    return next((int(match[1]) for match in matches if match), None)
 
 
 def disturbed(command: list[str], run: pathlib.Path, total: int) -> int:
-    """Run ``command`` on two nodes under the three faults; the exit code of the run that ends it."""
+    """Run ``command`` on two nodes with three faults; returns the exit code of the resumed run."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     second = cluster.add_node(num_cpus=1)
     command = [*command, "--address", cluster.address, "--out", str(run)]
@@ -68,7 +68,7 @@ def disturbed(command: list[str], run: pathlib.Path, total: int) -> int:
         print(f"worker killed after {finished(run)} of {total} trials", flush=True)
         wait_for(lambda: finished(run) >= total // 2, driver)
         cluster.remove_node(second, allow_graceful=False)
-        print(f"node taken away after {finished(run)}", flush=True)
+        print(f"node removed after {finished(run)}", flush=True)
         wait_for(lambda: finished(run) >= 3 * total // 4, driver)
         driver.kill()
         driver.wait()
@@ -79,7 +79,7 @@ def disturbed(command: list[str], run: pathlib.Path, total: int) -> int:
 
 
 def main() -> None:
-    """Run both, compare, report."""
+    """Run both, compare, print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite")
     arguments, further = parser.parse_known_args()
@@ -97,9 +97,8 @@ def main() -> None:
         )
         equal = equal and results.predictions(calm) == results.predictions(wild)
     again = int((attempts > 1).sum())
-    print(
-        f"{total} trials, {again} tried more than once; exit {code}; results {'equal bit for bit' if equal else 'DIFFER'}"
-    )
+    verdict = "equal bit for bit" if equal else "DIFFER"
+    print(f"{total} trials, {again} with more than one attempt; exit code {code}; results {verdict}")
     sys.exit(0 if equal and code == 0 else 1)
 
 

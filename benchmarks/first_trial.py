@@ -1,9 +1,9 @@
-"""Where the seconds before the first result go, on this machine.
+"""Time until the first result, on this machine.
 
     python benchmarks/first_trial.py [SUITE] [--times 3] [--executor local ...]
 
 Runs ``tta-bench run SUITE --limit 40 --only method=source`` with a warm image cache, each time into a new folder, and
-prints when the plan was there, when the first trial ended, and how long that trial took: medians, seconds.
+prints medians of the seconds until the plan is made, until the first trial ends, and that the trial itself took.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 
 
 def timed(suite: str, executor: str) -> tuple[float, float, float]:
-    """(plan, first result, what that trial took), seconds."""
+    """(until the plan, until the first result, duration of the trial), seconds."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "tta_bench", "run", suite, "--limit", "40", "--only", "method=source"]
         command += ["--executor", executor, "--out", f"{out}/run"]

@@ -1,12 +1,11 @@
-"""What MGG's optimizer costs: its step against the forward and backward pass of the network that it adapts.
+"""Cost of MGG's optimizer: its step compared with the forward and backward pass of the adapted network.
 
     python benchmarks/mgg_step.py [--model vit_base_patch16_224] [--batch 64] [--pairs 5] [--device cuda] [--check 5]
 
-In each of the pairs one forward and backward pass of the whole objective (entropy + alignment) and one step of the
-optimizer (moments, memory layer, update) are timed after each other; printed are the medians and the median of the
-pairs' ratios. The network has random weights, which cost what others cost. On a GPU the step also runs with torch's
-check for operations that make the host wait, and must pass. ``--check P`` exits 1 where the step takes more than P
-per cent.
+Each pair times one forward and backward pass of the whole objective (entropy + alignment) and one step of the optimizer
+(moments, memory layer, update). Prints medians, and the median of the ratios of pairs. The network has random weights,
+which do not affect the cost. On a GPU the step must also pass torch's check for operations that synchronize with the host.
+``--check P`` exits 1 if the step takes more than P per cent.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ THREADS = 2
 
 
 def timed(function: Callable[[], object], device: torch.device) -> float:
-    """Seconds until the device is done with ``function``."""
+    """Seconds until the device has finished ``function``."""
     _wait(device)
     start = time.perf_counter()
     function()
@@ -44,8 +43,8 @@ def _wait(device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def no_waiting(device: torch.device) -> Iterator[None]:
-    """Make an operation that waits for the GPU an error."""
+def no_synchronization(device: torch.device) -> Iterator[None]:
+    """Make operations that synchronize with the host raise."""
     if device.type != "cuda":
         yield
         return
@@ -62,7 +61,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--check", type=float, help="exit 1 above so many per cent")
+    parser.add_argument("--check", type=float, help="exit 1 above this cost of a step, per cent")
     options = parser.parse_args()
     import timm
 
@@ -85,7 +84,7 @@ def main() -> int:
     for _ in range(2):  # warm-up
         passes()
         optimizer.step()
-    with no_waiting(device):
+    with no_synchronization(device):
         optimizer.step()
     times = [(timed(passes, device), timed(optimizer.step, device)) for _ in range(options.pairs)]
     both, step = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
@@ -94,7 +93,7 @@ def main() -> int:
     print(f"{options.model}, {sum(p.numel() for p in parameters):,} coordinates, batch {options.batch}, {where}")
     print(f"forward and backward {both:.1f} ms, optimizer's step {step:.2f} ms: {share:.2f} % ({options.pairs} pairs)")
     if device.type == "cuda":
-        print("the step makes the host wait: never")
+        print("the step never synchronizes with the host")
     return int(options.check is not None and share > options.check)
 
 

@@ -1,11 +1,11 @@
-"""What the harness costs: whole trials against bare loops over the same tensors, in pairs; and what isolation costs.
+"""Overhead of the harness: whole trials compared with bare loops over the same tensors, and the cost of isolation.
 
     CIFAR10=PATH CIFAR10_MODELS=PATH python benchmarks/overhead.py [--pairs 7] [--model resnet18_bn] [--check 5]
 
-Each pair runs a bare loop in this process and a whole trial in a method's own (deep copy of the model, hooks, snapshot,
-images from the warm cache through shared memory, meters, grading), in alternating order. Printed are the medians of both
-and the median of the pairs' ratios, then how long a method's process takes until it has the source model, and the memory
-of twelve (proportional set size). ``--check P`` exits 1 where the median cost is above P per cent.
+Each pair runs a bare loop in this process and a whole trial in a method's process (deep copy of the model, hooks,
+snapshot, images from the warm cache through shared memory, meters, grading), in alternating order. Prints the medians of
+both and the median of the pairs' ratios, then the time until a method's process has the source model, and the memory of
+twelve such processes (proportional set size). ``--check P`` exits 1 if the median overhead is above P per cent.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tta_bench.data.cache import ImageCache, default_root
 from tta_bench.models import SourceModel
 from tta_bench.run import child
 from tta_bench.run.loading import to_tensor
-from tta_bench.run.messages import Opening
+from tta_bench.run.messages import ChildSetup
 from tta_bench.run.runner import Supervisor
 from tta_bench.run.server import ForkServer, own_server
 from tta_bench.suite import plan
@@ -36,7 +36,7 @@ THREADS = 2
 
 
 def bare_source(model: SourceModel, batches: list[Tensor], labels: list[Tensor]) -> float:
-    """Per cent wrong of the plain model."""
+    """Error of the plain model, per cent."""
     wrong = 0
     with torch.no_grad():
         for x, y in zip(batches, labels, strict=True):
@@ -45,7 +45,7 @@ def bare_source(model: SourceModel, batches: list[Tensor], labels: list[Tensor])
 
 
 def bare_tent(model: SourceModel, batches: list[Tensor], labels: list[Tensor]) -> float:
-    """Per cent wrong of Tent with Adam, written as a script would; the model is changed."""
+    """Error of Tent with Adam, per cent, as a plain script would compute it; changes the model."""
     model.train()
     parameters = []
     for module in model.net.modules():
@@ -67,14 +67,14 @@ BARE = {"source": bare_source, "tent": bare_tent}
 
 
 def timed(function: Callable[[], float]) -> tuple[float, float]:
-    """(seconds, what the function returned)."""
+    """(seconds, returned value)."""
     start = time.perf_counter()
     value = function()
     return time.perf_counter() - start, value
 
 
 def compare(trial: Trial, bench: Supervisor, pairs: int) -> float:
-    """Print one line for a trial; returns the median cost of the harness in per cent of the bare loop."""
+    """Print one line for a trial; returns the median overhead of the harness, per cent of the bare loop."""
     stream, data = bench.streams.build(trial.model, trial.stream), bench.materials.datasets[trial.model]
     images = bench.cache.images(bench.materials.cache_entry(trial.model, trial.stream, trial.stream.shifts[0]))
     numbers = [stream.batch(i).image for i in range(len(stream.bounds) - 1)]
@@ -83,7 +83,7 @@ def compare(trial: Trial, bench: Supervisor, pairs: int) -> float:
     pristine = bench.materials.models[trial.model].load()
 
     def bare() -> tuple[float, float]:
-        model = copy.deepcopy(pristine)  # outside the time
+        model = copy.deepcopy(pristine)  # not timed
         return timed(lambda: BARE[trial.method](model, batches, labels))
 
     def whole() -> tuple[float, float]:
@@ -98,22 +98,20 @@ def compare(trial: Trial, bench: Supervisor, pairs: int) -> float:
         times.append((results[bare][0], results[whole][0]))
     cost = 100.0 * (statistics.median(w / b for b, w in times) - 1.0)
     seconds = [statistics.median(column) for column in zip(*times, strict=True)]
-    print(
-        f"{trial.method:8} bare {seconds[0]:7.3f} s   trial {seconds[1]:7.3f} s   cost {cost:+.1f} % of the bare loop"
-    )
+    print(f"{trial.method:8} bare {seconds[0]:7.3f} s   trial {seconds[1]:7.3f} s   overhead {cost:+.1f} %")
     return cost
 
 
 def starts(bench: Supervisor, trial: Trial, server: ForkServer, count: int = 12) -> None:
-    """Print what methods' processes cost before they do anything."""
+    """Print start-up time and memory of methods' processes."""
     network, sha256 = bench.materials.models[trial.model], trial.asked["model"]["weights_sha256"]
-    opening = Opening(
+    setup = ChildSetup(
         trial.method, network, sha256, trial.precision, bench.materials.registry, 1, bench.materials.folder
     )
     processes, seconds = [], []
     for _ in range(count):
         start = time.perf_counter()
-        processes.append(server.fork(child.serve, opening, "/dev/null"))
+        processes.append(server.fork(child.serve, setup, "/dev/null"))
         processes[-1].connection.recv()
         seconds.append(time.perf_counter() - start)
     memory = [pss_mib(process.pid) for process in processes]
@@ -124,7 +122,7 @@ def starts(bench: Supervisor, trial: Trial, server: ForkServer, count: int = 12)
 
 
 def pss_mib(pid: int) -> float:
-    """Memory of a process, MiB, what it shares counted in parts."""
+    """Proportional set size of a process, MiB."""
     lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
@@ -133,7 +131,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--model", default="resnet18_bn")
-    parser.add_argument("--check", type=float, help="exit 1 above so many per cent")
+    parser.add_argument("--check", type=float, help="exit 1 above this overhead, per cent")
     options = parser.parse_args()
     sets = [
         "batch_size=100",

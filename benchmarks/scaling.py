@@ -1,10 +1,10 @@
-"""How much faster two workers finish a sweep of equal trials than one, one thread each.
+"""Speed-up of two workers over one, on a sweep of equal trials with one thread each.
 
     python benchmarks/scaling.py [--limit 1000] [--pairs 3] [--check 1.8]
 
-Trials: Tent on one CIFAR-10 network under 16 shifts (variables of suites/cifar10_c.yaml). A sweep's time is from the first
-trial's start to the last one's end, as their files say; printed are the medians and the median of the pairs' ratios.
-``--check R`` exits 1 where the ratio is below R.
+Trials: Tent on one CIFAR-10 network under 16 shifts (environment variables of suites/cifar10_c.yaml). A sweep's time is
+from the first trial's start to the last one's end, from their files. Prints medians, and the median ratio of the pairs.
+``--check R`` exits 1 if that ratio is below R.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a sweep did and how long it took, as the files of its trials say; shared by the scripts beside it."""
+"""Duration and throughput of a run, from the files of its trials; shared by other scripts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sweep:
-    """Attributes: seconds: from the first trial's start to the last one's end; images: graded by all trials; workers:
-    processes that ran them.
+    """A finished run.
+
+    Attributes:
+        seconds: from the first trial's start to the last one's end.
+        trials: number of trials.
+        images: graded by all trials.
+        workers: number of processes that ran them.
     """
 
     seconds: float
@@ -20,12 +25,12 @@ class Sweep:
 
     @property
     def images_per_s(self) -> float:
-        """Images graded per second of the whole sweep."""
+        """Images graded per second."""
         return self.images / self.seconds
 
 
 def read(run: pathlib.Path) -> Sweep:
-    """The sweep in a run's folder that one session has run: a trial's file is written when the trial ends."""
+    """Read a run of one session; the time of a trial's file is the end of the trial."""
     files = list((run / "trials").glob("*.json"))
     ends = [file.stat().st_mtime for file in files]
     records = [json.loads(file.read_text()) for file in files]

@@ -56,7 +56,7 @@ class Recipe:
         weight_decay: of the weights with two dimensions and more.
         epochs: passes over the training images, unless ``--epochs`` says otherwise.
         mix: whether batches are mixed (mixup or cutmix, in turn at random).
-        batch_size: images a step.
+        batch_size: images per step.
     """
 
     spec: ModelSpec

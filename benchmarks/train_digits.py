@@ -40,7 +40,7 @@ class Recipe:
         lr: the highest learning rate; it rises over the first twentieth and then falls along a cosine.
         weight_decay: of the weights with two dimensions and more.
         epochs: passes over the 797 images.
-        batch_size: images a step.
+        batch_size: images per step.
     """
 
     spec: ModelSpec
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", default="all", choices=["all", *(r.spec.name for r in (*RECIPES, *UNSHIPPED))])
     parser.add_argument("--check", action="store_true", help="train nothing, report the accuracy of the files")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="torch's threads; another count gives other last bits")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads; the last bits depend on it")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)

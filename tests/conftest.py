@@ -149,7 +149,7 @@ def run_locally(
     """Run a suite without Ray, with one thread, for fixtures, which have no ``run_cli``; returns ``out``."""
     from tta_bench.commands import run as sweep
 
-    asked = sweep.Options(str(file), executor="local", cpus_per_trial=1, out=str(out), cache=str(cache), **options)
+    asked = sweep.RunOptions(str(file), executor="local", cpus_per_trial=1, out=str(out), cache=str(cache), **options)
     assert sweep.run(asked, resume="") == code
     return out
 

@@ -13,12 +13,12 @@ import pandas as pd
 from tta_bench.report.content import Content, Gap, Method
 from tta_bench.report.cost import CostRow, CostTable
 from tta_bench.report.evidence import Evidence
-from tta_bench.report.figures import Figure
+from tta_bench.report.figures import SavedFigure
 from tta_bench.report.mce import MceRow, MceTable
 from tta_bench.report.reference import ComparedRow, Comparison
 from tta_bench.report.render import page
 from tta_bench.report.statistics import Ranks
-from tta_bench.report.table import Cell, ErrorTable, Pair, Row, TableSetting
+from tta_bench.report.table import Cell, ErrorTable, MethodErrors, Pair, TableSetting
 from tta_bench.setting import Setting
 from tta_bench.store.results import Results
 
@@ -49,14 +49,14 @@ def table(severity: int, labels: list[str] = LABELS, models: list[str] = MODELS)
             if label == "norm":
                 state = "failed" if first else "skipped"
                 cells = {name: Cell(None, None, state) for name in CORRUPTIONS}
-                rows.append(Row(label, model, cells, Cell(None, None, state), FAILED if first else SKIPPED))
+                rows.append(MethodErrors(label, model, cells, Cell(None, None, state), FAILED if first else SKIPPED))
                 continue
             error = _ERRORS.get(label, 50.0)
             lacking = label == "source" and not first
             cells = {n: ok(error / (i + 1), state="missing" if lacking else "ok") for i, n in enumerate(CORRUPTIONS)}
             mark = {"tent": "best", HOSTILE: "second"}.get(label, "") if first else "tied"
             mean = ok(error, mark="" if lacking else mark, state="missing" if lacking else "ok")
-            rows.append(Row(label, model, cells, mean, MISSING if lacking else ""))
+            rows.append(MethodErrors(label, model, cells, mean, MISSING if lacking else ""))
     setting = TableSetting(BASE, severity)
     pairs = [Pair(models[0], "source", "tent", 30.5, 28.0, 33.0, 0.0001)]
     ranks = Ranks(["tent", HOSTILE, "source"], np.array([1.0, 2.0, 3.0]), 8, 0.001, 1.2, [LONG, "norm"])
@@ -67,10 +67,10 @@ def table(severity: int, labels: list[str] = LABELS, models: list[str] = MODELS)
 
 def curve() -> ErrorTable:
     """Error by number of images adapted on."""
-    rows = [Row(label, MODELS[0], {"64": ok(20), "all": ok(10)}, ok(15), "") for label in LABELS[:2]]
+    rows = [MethodErrors(label, MODELS[0], {"64": ok(20), "all": ok(10)}, ok(15), "") for label in LABELS[:2]]
     setting = TableSetting(BASE, 5)
     return ErrorTable("curve-5", "s: error by images adapted on", setting, "A curve.", ["64", "all"], rows, True,
-                      averaged=False, untested="curves are not tested")  # fmt: skip
+                      averaged=False, untested="curves are not tested", mixed=("they differ",))  # fmt: skip
 
 
 def evidence(folder: pathlib.Path, labels: list[str] = LABELS, models: list[str] = MODELS) -> Evidence:
@@ -107,7 +107,7 @@ def content(folder: pathlib.Path) -> Content:
     ]  # fmt: skip
     compared = [
         ComparedRow("tent", "resnet_bn", "Tent", "ResNet-26", "mean", 14.3, 9.5, -4.8, "other weights & generated"),
-        ComparedRow("", "", "BN", "ResNet-26", "mean", 17.3, None, None, "no such cell"),
+        ComparedRow("norm", "resnet_bn", "BN", "ResNet-26", "mean", 17.3, None, None, "no such cell", state="missing"),
     ]
     methods = [Method(label, model, "m", "official", "", {"lr": 0.1 * (1 + i), "options": {"eps": 1e-8}})
                for label in LABELS for i, model in enumerate(MODELS)]  # fmt: skip
@@ -125,19 +125,25 @@ def content(folder: pathlib.Path) -> Content:
         Gap("norm", MODELS[1], "skipped", SKIPPED, ("clean",), (0, 1, 2), 3, ""),
         Gap("source", MODELS[1], "missing", MISSING, ("fog-5",), (2,), 1, ""),
     ]
-    mce = [MceTable("mCE.", [MceRow("tent", MODELS[0], 71.5, {"fog": 70.0, "snow": 73.0})], ["norm: failed"])]
+    mce = [
+        MceTable(
+            "mCE.",
+            [MceRow("tent", MODELS[0], 71.5, {"fog": 70.0, "snow": 73.0})],
+            ["norm: failed"],
+            ("SUBSET OF THE IMAGES, NOT A RESULT", "MIXED: x"),
+        )
+    ]
     return Content("s", evidence(folder), "source", [table(3), table(5)], [curve()], costs,
                    [Comparison("A paper", "2006.10726", "Table 2", compared, "12 have no counterpart.")], mce, methods, gaps,
                    ["A note & more."])  # fmt: skip
 
 
-_SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="900pt" viewBox="0 0 900 200"><style>
-@media (prefers-color-scheme: dark) { rect { fill: white } }</style><rect width="900" height="200"/></svg>"""
+_SVG = b"""<svg xmlns="http://www.w3.org/2000/svg" width="900pt" viewBox="0 0 900 200"><rect width="900" height="200"/></svg>"""
 
 
 def write_page(folder: pathlib.Path) -> pathlib.Path:
-    """The report's page with a figure, black in the light and white in the dark, beside a table in ``data/``."""
+    """The report's page with a figure, a black rectangle, beside a table in ``data/``."""
     (folder / "report" / "data").mkdir(parents=True)
     (folder / "report" / "data" / "shifts.csv").write_text("a\n")
-    drawn = [Figure("by corruption", "By corruption", "Error by corruption & method.", [], _SVG)]
+    drawn = [SavedFigure("by corruption", "By corruption", "Error by corruption & method.", [], 12.5, _SVG)]
     return page.write(content(folder / "run"), drawn, folder / "report" / "index.html")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tta_bench.data.cache import ImageCache
-from tta_bench.registry import METHODS, Kind, Registry
+from tta_bench.registry import METHODS, PluginKind, Registry
 from tta_bench.run.runner import Supervisor
 from tta_bench.run.server import PRELOADED, ForkServer, Process
 from tta_bench.suite.plan import Materials
@@ -28,7 +28,7 @@ class Replaced(Registry):
         super().__init__()
         self._classes = classes
 
-    def load(self, name: str, kind: Kind = METHODS) -> Any:
+    def load(self, name: str, kind: PluginKind = METHODS) -> Any:
         return self._classes[name] if kind == METHODS and name in self._classes else super().load(name, kind)
 
 

@@ -44,18 +44,18 @@ def write_run(
     size = images or next((len(c) for c in cells.values() if not isinstance(c, str)), 10)
     trials = [_planned(cell, size, plan) for cell in cells]
     own = {name: value for name, value in plan.items() if name not in trials[0]} if trials else {}
-    whole = {"schema_version": results.SCHEMA_VERSION, "numerics_version": 1, "suite": "suite", "notes": [],
+    whole = {"schema_version": records.SCHEMA_VERSION, "numerics_version": 1, "suite": "suite", "notes": [],
              "all_images": True, "models": {t["model"]: {"tag": t["model"]} for t in trials}, "trials": trials}  # fmt: skip
     write_json(path / "plan.json", {**whole, **own})
     about = {"session": 0, "tta_bench": "0.1.0", "packages": {"torch": "2.13.0", "timm": "1.0.31"}, **(session or {})}
-    write_json(path / "run.json", {"schema_version": results.SCHEMA_VERSION, "sessions": [about]})
+    write_json(path / "run.json", {"schema_version": records.SCHEMA_VERSION, "sessions": [about]})
     for trial, verdict in zip(trials, cells.values(), strict=True):
         if isinstance(verdict, str):
             result = TrialResult(trial["key"], verdict, f"{verdict} for a reason")
         else:
-            result = _result(trial, verdict, image_ids, facts or {}, environment or {})
+            result = ok_result(trial, verdict, image_ids, facts, environment)
         if verdict != "missing" if isinstance(verdict, str) else True:
-            results.write(path, result, {}, session=0)
+            records.write(path, result, {}, session=0)
     return path
 
 
@@ -82,9 +82,15 @@ def _setting(trial: Mapping[str, Any]) -> dict[str, Any]:
     return {"setting": setting.id, "setting_values": values, "protocol_parameters": setting.told}
 
 
-def _result(
-    trial: Mapping[str, Any], correct: np.ndarray, ids: np.ndarray | None, facts: Mapping[str, Any], where: Mapping[str, Any]
-) -> TrialResult:  # fmt: skip
+def ok_result(
+    trial: Mapping[str, Any],
+    correct: np.ndarray,
+    ids: np.ndarray | None = None,
+    facts: Mapping[str, Any] | None = None,
+    environment: Mapping[str, Any] | None = None,
+) -> TrialResult:
+    """A result of a planned trial, of size and shape as a real one's; see :func:`write_run`."""
+    facts = facts or {}
     count, size = len(correct), trial["batch_size"]
     batch = np.arange(count, dtype=np.int32) // size
     numbers = np.unique(batch)
@@ -114,7 +120,7 @@ def _result(
         "step_ms": np.ones(len(numbers)),
         "data_ms": np.ones(len(numbers)),
     }
-    environment = {
+    where = {
         "host": "node",
         "pid": 1,
         "device": "cpu",
@@ -122,7 +128,7 @@ def _result(
         "threads": 1,
         "torch": "2.13.0",
         "python": "3.11.7",
-        **where,
+        **(environment or {}),
     }
     kept = {
         "batch_statistics": "", "adapted_parameters": 0, "trial_s": 1.0, "reset_keeps": "", "needs_backward": False,
@@ -131,7 +137,7 @@ def _result(
         **{k: v for k, v in facts.items() if k not in (*_OF_SEGMENTS, "error_after_pct")},
     }  # fmt: skip
     return TrialResult(trial["key"], "ok", facts=kept, segments=[segment], shifts=[row], batches=per_batch,
-                       images=per_image, environment=environment)  # fmt: skip
+                       images=per_image, environment=where)  # fmt: skip
 
 
 _OF_SEGMENTS = ("step_ms_median", "step_ms_p95", "images_per_s", "peak_memory_mib", "images_backwarded")

@@ -81,4 +81,6 @@ def test_a_statistic_that_method_and_optimizer_both_have_is_refused(run: Runner)
         def stats(self) -> dict[str, float]:
             return {"count": 0.0}
 
-    assert run(Clashing).reason.startswith("ValueError: Clashing.stats() and its optimizer Speaking both say 'count'")
+    assert run(Clashing).reason.startswith(
+        "ValueError: Clashing.stats() and its optimizer Speaking both return 'count'"
+    )

@@ -15,9 +15,9 @@ from conftest import Outcome, run_locally
 from tta_bench import suite
 from tta_bench.errors import UsageError
 from tta_bench.report import content
-from tta_bench.report.content import Options
+from tta_bench.report.content import ReportOptions
 from tta_bench.report.evidence import gather
-from tta_bench.store import results
+from tta_bench.store import records, results
 from tta_bench.suite import plan
 from tta_bench.suite.select import Filter
 
@@ -82,19 +82,19 @@ def test_parts_that_come_back_to_a_shift_join_to_one_run(
     (tmp_path / "sharpen" / "trials" / f"{planned_trials(tmp_path / 'whole')[-1]['key']}.json").unlink()
     missing = run_cli("merge", "source", "sharpen", "--out", "fewer")
     assert missing.code == 3
-    assert "missing 1 of 18:\n  sharpen · filters9: 1 (contrast-5 visit 2 seed 0)" in missing.err
+    assert "missing 1 of 18:\n  sharpen · filters9: 1 (contrast-5 visit 2 rounds 3 seed 0)" in missing.err
 
 
 def test_values_of_a_parameter_stay_in_the_suites_order(variant: Variant, run_cli: Cli, tmp_path: pathlib.Path) -> None:
     file = variant("{kind: there_and_back, rounds: [3, 1, 2]}", *LISTS, RESETS)
-    results.write_plan(tmp_path, plan.make(suite.load(str(file))))
+    records.write_plan(tmp_path, plan.make(suite.load(str(file))))
     whole = json.loads((tmp_path / "plan.json").read_text())
     of_a_row = ["rounds 3"] * 9 + ["rounds 1"] * 3 + [""] * 6
     assert [t["protocol_parameters"] for t in whole["trials"]] == of_a_row * 2
     for name in ("sharpen", "source"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "plan.json").write_text(json.dumps(whole))
-        sessions = {"schema_version": results.SCHEMA_VERSION, "sessions": []}
+        sessions = {"schema_version": records.SCHEMA_VERSION, "sessions": []}
         (tmp_path / name / "run.json").write_text(json.dumps(sessions))
     assert run_cli("merge", "sharpen", "source", "--out", "out").code == 3
     assert planned_trials(tmp_path / "out") == whole["trials"]
@@ -112,7 +112,7 @@ def test_values_that_make_equal_streams_each_have_their_rows(
     assert [(t.label, t.setting.told) for t in chosen] == [("source", "rounds 4")]
     run = run_locally(file, tmp_path / "out", cache)
     assert results.load(run).counts == {"ok": 6}, "of four trials"
-    report = content.make(gather([run]), Options())
+    report = content.make(gather([run]), ReportOptions())
     errors = {t.setting.base.told: [(row.label, row.mean.mean) for row in t.rows] for t in report.tables}
     assert list(errors) == ["rounds 3", "rounds 4", ""]
     assert errors["rounds 3"] == errors["rounds 4"] != errors[""]

@@ -103,7 +103,7 @@ def test_only_runs_a_part_and_the_rest_is_missing_not_absent(run_cli: Cli, suite
 def test_a_changed_suite_leaves_stale_trials_out(run_cli: Cli, suite_file: SuiteFile) -> None:
     local(run_cli, suite_file(), "--out", "out")
     outcome = local(run_cli, suite_file(("[source, tent]", "[{name: tent, config: {lr: 0.1}}]")), "--out", "out")
-    assert "4 stale trial files are left out" in outcome.err
+    assert "4 stale trial files ignored" in outcome.err
     assert set(results.load(pathlib.Path("out")).segments["label"]) == {"tent"}
 
 
@@ -144,7 +144,7 @@ def test_a_part_of_the_images_is_no_result_where_the_first_shift_is_whole(
                       ("batch_size: 40", f"batch_size: 40\nprotocol: {{kind: {kind}}}"),
                       ("name: small", "name: small\nplugins: [uneven.py]"))  # fmt: skip
     outcome = local(run_cli, file, "--limit", 50, "--out", "out")
-    assert (outcome.code, f"{' or '.join(map(str, counts))} images a shift" in outcome.err) == (0, True), outcome.err
+    assert (outcome.code, f"{' or '.join(map(str, counts))} images per shift" in outcome.err) == (0, True), outcome.err
     report = run_cli("report", "out", "--format", "md")
     assert "SUBSET OF THE IMAGES, NOT A RESULT" in report.out, report.err
     loaded = results.load(tmp_path / "out")

@@ -45,7 +45,7 @@ def test_a_worker_a_node_and_the_driver_are_lost_and_nothing_else(
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False,
                           env=clean_environment(TTA_BENCH_CACHE=str(cache)))  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    for said in ("worker killed after", "node taken away after", "driver killed after", "equal bit for bit"):
+    for said in ("worker killed after", "node removed after", "driver killed after", "equal bit for bit"):
         assert said in done.stdout
 
 
@@ -136,7 +136,7 @@ def test_the_only_usable_node_is_lost_and_another_comes_or_none(
         nodes.remove()
         assert driver.end() == 3, driver.said()
     assert driver.said().count(waits) == 2
-    assert "stopped; what had finished is kept. To go on:\n  tta-bench run" in driver.said()
+    assert "stopped; finished trials are kept. To resume:\n  tta-bench run" in driver.said()
     after = finished()
     assert before < after < 12
     assert results.load(out).counts == {"ok": after, "missing": 12 - after}
@@ -154,7 +154,7 @@ def needed(suite_file: SuiteFile, tmp_path: pathlib.Path, digit_folder: pathlib.
     return requirements(made.materials, made.trials)
 
 
-def test_a_node_like_the_driver_lacks_nothing_and_makes_its_cache(
+def test_a_node_like_the_driver_has_no_problems_and_builds_its_cache(
     needed: preflight.Requirements, tmp_path: pathlib.Path
 ) -> None:
     received = pickle.loads(pickle.dumps(needed))
@@ -162,25 +162,25 @@ def test_a_node_like_the_driver_lacks_nothing_and_makes_its_cache(
     assert len(list((tmp_path / "node").glob("*/images.npy"))) == 2
 
 
-def test_what_a_node_lacks_is_named(needed: preflight.Requirements, tmp_path: pathlib.Path) -> None:
-    def lacks(**changed: object) -> str:
-        return "; ".join(preflight.lacking(dataclasses.replace(needed, **changed)))  # type: ignore[arg-type]
+def test_problems_of_a_node_are_named(needed: preflight.Requirements, tmp_path: pathlib.Path) -> None:
+    def problems(**changed: object) -> str:
+        return "; ".join(preflight.find_problems(dataclasses.replace(needed, **changed)))  # type: ignore[arg-type]
 
-    assert lacks() == ""
-    assert "imports another tta_bench" in lacks(code={**needed.code, "version": "0.0.0"})
-    assert "weights of resnet_bn differ" in lacks(weights={"resnet_bn": "0" * 64})
-    assert "data of CIFAR-10-C (generated) differ from the driver's: clean, contrast-5" in lacks(
+    assert problems() == ""
+    assert "imports another tta_bench" in problems(code={**needed.code, "version": "0.0.0"})
+    assert "weights of resnet_bn differ" in problems(weights={"resnet_bn": "0" * 64})
+    assert "data of CIFAR-10-C (generated) differ from the driver's: clean, contrast-5" in problems(
         data=dict.fromkeys(needed.data, "0")
     )
     (tmp_path / "phi.safetensors").write_bytes(b"other")
-    assert "phi.safetensors differs" in lacks()
+    assert "phi.safetensors differs" in problems()
     (tmp_path / "phi.safetensors").unlink()
-    assert "phi.safetensors: No such file" in lacks()
+    assert "phi.safetensors: No such file" in problems()
 
     def gone() -> object:
         raise OSError("no such folder: /nowhere")
 
-    assert "data: no such folder: /nowhere" in lacks(
+    assert "data: no such folder: /nowhere" in problems(
         materials=dataclasses.replace(needed.materials, reopen={"resnet_bn": gone})
     )
 

@@ -235,7 +235,7 @@ BROKEN: dict[type[Adapter], tuple[str, str]] = {
     ChangesTheConstant: ("only_declared_parameters_change", "frozen.net.fc.bias requires no gradient, yet changed by"),
     KnowsTheCorruptions: ("no_secret_in_reach", "shift name 'gaussian_noise'"),
     ChangesItsStats: ("stats_keep_their_keys", "changed its keys"),
-    DeclinesAll: ("runs_somewhere", "declined everywhere"),
+    DeclinesAll: ("runs_somewhere", "skipped everywhere"),
 }
 
 

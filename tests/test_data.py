@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits, load_sample_image
 
 from tta_bench.data import DataRequest, Dataset, open_data
 from tta_bench.data.base import IMAGENET_C_GEOMETRY, IMAGENET_GEOMETRY, Geometry
-from tta_bench.data.cache import Direct, Entry, ImageCache, Images, entry_of
+from tta_bench.data.cache import CacheEntry, Direct, ImageCache, Images, entry_of
 from tta_bench.data.digests import Digests
 from tta_bench.data.images import listing
 from tta_bench.data.kinds.cifar_c import read_archive
@@ -129,7 +129,7 @@ def test_cifar_arrays_are_read_by_severity(tmp_path: pathlib.Path) -> None:
     assert taken[:, 0, 0, 1].tolist() == [0, 49]
     assert data.labels[:12].tolist() == [*range(10), 0, 1]
     assert len(data.labels) == 10_000
-    assert isinstance(ImageCache(tmp_path / "unused").images(Entry(data, Shift("fog", 4), ROWS, "")), Images)
+    assert isinstance(ImageCache(tmp_path / "unused").images(CacheEntry(data, Shift("fog", 4), ROWS, "")), Images)
     assert not (tmp_path / "unused").exists(), "arrays are mapped where they lie"
     assert "no snow.npy" in str(data.missing(Shift("snow", 1)))
     assert "no clean images" in str(data.missing(CLEAN))
@@ -164,7 +164,7 @@ def test_images_of_another_size_are_named(digit_folder: pathlib.Path, tmp_path: 
     odd = sorted((tmp_path / "mixed" / "digit_1").iterdir())[0]
     Image.new("RGB", (40, 40)).save(odd)
     data = opened("folder", root=str(tmp_path / "mixed"), preprocess="none", strengths="cifar")
-    with pytest.raises(UsageError, match="image is 40x40 pixels, the others are 32x32") as caught:
+    with pytest.raises(UsageError, match="image is 40x40 pixels, expected 32x32") as caught:
         data.read(CLEAN, np.arange(30))
     assert caught.value.problems[0].where == str(odd)
 
@@ -179,12 +179,12 @@ def test_geometries() -> None:
 
 
 @pytest.fixture
-def entry() -> Entry:
+def entry() -> CacheEntry:
     rows = np.array([3, 5, 8], dtype=np.int32)
     return entry_of(opened("digits"), CONTRAST, rows, Digests())
 
 
-def test_a_cached_image_is_the_image_that_was_made(entry: Entry, tmp_path: pathlib.Path) -> None:
+def test_a_cached_image_is_the_image_that_was_made(entry: CacheEntry, tmp_path: pathlib.Path) -> None:
     cached = ImageCache(tmp_path).images(entry)
     direct = ImageCache(None).images(entry)
     assert isinstance(cached, Images)
@@ -194,7 +194,7 @@ def test_a_cached_image_is_the_image_that_was_made(entry: Entry, tmp_path: pathl
     assert len(cached.pixels) == 3, "only the images that are used"
 
 
-def test_an_entry_is_made_once(entry: Entry, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_is_made_once(entry: CacheEntry, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = ImageCache(tmp_path)
     assert cache.to_build([entry]) == [entry]
     cache.build([entry], processes=1)
@@ -204,7 +204,7 @@ def test_an_entry_is_made_once(entry: Entry, tmp_path: pathlib.Path, monkeypatch
 
 
 @pytest.mark.parametrize("damage", ["pixels", "cut", "meta", "no meta", "other shape"])
-def test_a_damaged_entry_is_made_again_and_never_used(entry: Entry, tmp_path: pathlib.Path, damage: str) -> None:
+def test_a_damaged_entry_is_made_again_and_never_used(entry: CacheEntry, tmp_path: pathlib.Path, damage: str) -> None:
     cache = ImageCache(tmp_path)
     cache.build([entry], processes=1)
     good = cache.images(entry).take(entry.rows).copy()
@@ -246,7 +246,7 @@ def _build(root: pathlib.Path, pickled: bytes) -> None:
     ImageCache(root).build([pickle.loads(pickled)], processes=1)
 
 
-def test_processes_may_make_one_entry_at_the_same_time(entry: Entry, tmp_path: pathlib.Path) -> None:
+def test_processes_may_make_one_entry_at_the_same_time(entry: CacheEntry, tmp_path: pathlib.Path) -> None:
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_build, args=(tmp_path, pickle.dumps(entry))) for _ in range(2)]
     for worker in workers:

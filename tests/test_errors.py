@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from runs import Cell, verdicts, write_run
 
-from tta_bench.report.errors import curves, tables
+from tta_bench.report.error_tables import curves, tables
 from tta_bench.report.evidence import gather
 from tta_bench.report.table import ErrorTable
 

@@ -12,7 +12,7 @@ from runs import reseal, verdicts, write_run
 
 import tta_bench
 from tta_bench.errors import UsageError
-from tta_bench.report.content import Options, make
+from tta_bench.report.content import ReportOptions, make
 from tta_bench.report.evidence import gather, of_shifts
 
 FOG = {("a", "m", "fog-5", 0): verdicts(10, 100)}
@@ -46,7 +46,7 @@ def test_runs_that_differ_are_refused_unless_asked_for_and_then_labelled(
     assert said in str(refused.value)
     mixed = gather([one, other], mix=True)
     assert said in mixed.mixed[0]
-    content = make(mixed, Options())
+    content = make(mixed, ReportOptions())
     assert "MIXED" in content.warning
     assert said in content.notes[0]
     assert all(said in table.mixed[0] for table in content.tables)

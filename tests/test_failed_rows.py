@@ -1,4 +1,4 @@
-"""What becomes of a method that misbehaves, or says what no record can hold."""
+"""Methods that misbehave or report invalid values give failed rows."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ def test_one_image_without_finite_scores_fails_the_trial_and_names_its_batch(run
     assert (run(OneBad).status, run(OneBad).reason) == ("failed", reason)
 
 
-SAID = "the method says what no record can hold: "
+INVALID = "the method reported invalid values: "
 
 
 @pytest.mark.parametrize(
     ("attributes", "reason"),
     [
-        ({"checkpoint_origin": lambda self: pathlib.Path("/a/b")}, SAID + "checkpoint is PosixPath('/a/b'), no str"),
-        ({"checkpoint_origin": lambda self: 3}, SAID + "checkpoint is 3, no str"),
-        ({"needs": Needs(min_batch=2.5)}, SAID + "needs_min_batch is 2.5, no int"),  # type: ignore[arg-type]
+        ({"checkpoint_origin": lambda self: pathlib.Path("/a/b")}, INVALID + "checkpoint is PosixPath('/a/b'), no str"),
+        ({"checkpoint_origin": lambda self: 3}, INVALID + "checkpoint is 3, no str"),
+        ({"needs": Needs(min_batch=2.5)}, INVALID + "needs_min_batch is 2.5, no int"),  # type: ignore[arg-type]
         ({"reset_keeps": "count"}, "TypeError: reset_keeps must be a tuple of names, it is 'count'"),
         ({"reset_keeps": (1,)}, "TypeError: reset_keeps must be a tuple of names, it is (1,)"),
-        ({"outputs": "scores"}, "outputs must be logits or probabilities, it is 'scores'"),
+        ({"outputs": "scores"}, "outputs must be logits or probabilities, not 'scores'"),
     ],
 )
 def test_a_fact_of_another_type_is_a_failed_row(run: Runner, attributes: dict[str, Any], reason: str) -> None:
@@ -83,7 +83,7 @@ def test_a_fact_of_another_type_is_a_failed_row(run: Runner, attributes: dict[st
 
 def test_a_row_of_another_type_is_a_failed_row(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tta_bench.run.child.peak_memory_mib", lambda device: "much")
-    assert run(Plain).reason == SAID + "segments[0].peak_memory_mib is 'much', no float"
+    assert run(Plain).reason == INVALID + "segments[0].peak_memory_mib is 'much', no float"
 
 
 def test_a_fact_no_table_could_take_is_shown_as_one_can(run: Runner) -> None:

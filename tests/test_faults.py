@@ -20,8 +20,8 @@ from conftest import LONG_S, Outcome, clean_environment, wait_until
 from runs import result_rows
 from test_scheduler import descendants, same
 
-from tta_bench.run.faults import Fault, attempts, reason, verdict
-from tta_bench.store import conclusion, results
+from tta_bench.run.faults import Fault, next_action
+from tta_bench.store import results
 
 pytestmark = pytest.mark.faults
 Cli = Callable[..., Outcome]
@@ -151,7 +151,9 @@ def test_faults_of_methods_are_rows_and_stop_nothing_else(
     assert found.loc["raises", "reason"] == "ZeroDivisionError: a method's own error"
     assert "not finite" in found.loc["nan", "reason"]
     assert found.loc["hangs", "reason"] == "no result after 30 s (--timeout)"
-    assert found.loc["greedy", "reason"].startswith("out of memory, also alone on a device: RuntimeError")
+    assert found.loc["greedy", "reason"].startswith(
+        "out of memory, even with exclusive use of the device: RuntimeError"
+    )
     log = {label: (out / path).read_text() for label, path in found["log"].items()}
     assert "about to raise" in log["raises"]
     assert "ZeroDivisionError" in log["raises"]
@@ -177,20 +179,16 @@ def _alone(file: pathlib.Path) -> tuple[float, float, int]:
     return min(mine), max(mine), next(int(pid) for name, _, pid, _ in split if name == "hangs")
 
 
-def test_what_is_done_after_each_kind_of_fault() -> None:
+def test_the_action_after_each_kind_of_fault() -> None:
     lost, memory = Fault("infrastructure", ""), Fault("memory", "")
-    assert verdict([lost]) == verdict([lost, lost]) == "retry"
-    assert verdict([lost] * 3) == "fail"
-    assert verdict([lost], retries=0) == "fail"
-    assert verdict([memory]) == "alone"
-    assert verdict([lost, memory]) == "alone"
-    assert verdict([memory, lost]) == "alone", "a lost worker does not end its being alone"
-    assert verdict([memory, memory]) == "fail"
-    assert verdict([Fault("timeout", "")]) == verdict([Fault("method", "")]) == "fail"
-    shared = Fault("shared", "")
-    assert verdict([shared]) == verdict([lost, lost, shared]) == verdict([shared, lost, lost]) == "retry"
-    assert verdict([shared, lost, lost, lost]) == "fail", "what it shared with others counts for none"
-    assert (attempts([shared, lost]), reason([shared, lost], "died")) == (1, "died")
+    assert next_action([lost]) == next_action([lost, lost]) == "retry"
+    assert next_action([lost] * 3) == "fail"
+    assert next_action([lost], retries=0) == "fail"
+    assert next_action([memory]) == "retry_exclusive"
+    assert next_action([lost, memory]) == "retry_exclusive"
+    assert next_action([memory, lost]) == "retry_exclusive", "a lost worker does not end exclusive use"
+    assert next_action([memory, memory]) == "fail"
+    assert next_action([Fault("timeout", "")]) == next_action([Fault("method", "")]) == "fail"
 
 
 def test_a_cuda_error_ends_its_worker_and_no_other_trial(
@@ -294,7 +292,7 @@ def test_the_loss_of_the_local_ray_stops_the_run_with_the_command_to_go_on(
     _, said = driver.communicate(timeout=LONG_S)
     assert driver.returncode == 3, said
     assert "Ray's raylet on this machine ended unexpectedly" in said
-    assert f"To go on:\n  {shlex.join(['tta-bench', *command[3:]])}" in said
+    assert f"To resume:\n  {shlex.join(['tta-bench', *command[3:]])}" in said
     kept = {path.name for path in (tmp_path / "run" / "trials").iterdir()}
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False,
                           env=clean_environment(TTA_BENCH_CACHE=str(cache))).returncode == 0  # fmt: skip
@@ -328,8 +326,8 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
     options = ("--executor", "local", "--cpus-per-trial", 1)
     outcome = run_cli("run", file, *options, "--out", small_disk / "run")
     assert outcome.code == 3
-    assert "a result cannot be written: No space left on device" in outcome.err
-    assert "To go on:" in outcome.err
+    assert "cannot write results: No space left on device" in outcome.err
+    assert "To resume:" in outcome.err
     assert "Traceback" not in outcome.err
     shutil.copytree(small_disk / "run", tmp_path / "kept", ignore=shutil.ignore_patterns("status.*", ".*"))
     done = len(list((tmp_path / "kept" / "trials").glob("*.json")))
@@ -377,7 +375,7 @@ def test_no_process_is_left_behind(
     _, said = driver.communicate(timeout=LONG_S)
     assert driver.returncode == {"once": 130, "twice": 130, "killed": -9}[how]
     if how == "once":
-        assert "interrupted; what had finished is kept. To go on:\n  tta-bench run" in said.decode()
+        assert "interrupted; finished trials are kept. To resume:\n  tta-bench run" in said.decode()
     wait_until(lambda: not [pid for pid in below if _runs(pid)], seconds=60)
     state = subprocess.run([sys.executable, "-m", "tta_bench", "status", "out"], cwd=tmp_path, capture_output=True, text=True,
                            env=clean_environment(), check=True).stdout  # fmt: skip
@@ -398,11 +396,9 @@ def _runs(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("conclude", [conclusion.here, conclusion.apart])
 def test_a_disk_that_is_full_at_the_end_is_said(
-    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path, small_disk: pathlib.Path,
-    conclude: Callable[[pathlib.Path], conclusion.Outcome],
-) -> None:  # fmt: skip
+    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path, small_disk: pathlib.Path
+) -> None:
     run_cli("run", suite_file(), "--executor", "local", "--only", "method=source", "--out", tmp_path / "run")
     shutil.copytree(tmp_path / "run", small_disk / "run", ignore=shutil.ignore_patterns("*.parquet", "*.csv"))
     with contextlib.suppress(OSError), open(small_disk / "filler", "wb") as stream:
@@ -410,4 +406,4 @@ def test_a_disk_that_is_full_at_the_end_is_said(
             stream.write(bytes(512))
             stream.flush()
     with pytest.raises(OSError, match="No space left on device"):
-        conclude(small_disk / "run")
+        results.load(small_disk / "run")

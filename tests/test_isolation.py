@@ -20,7 +20,7 @@ CHANGED = {
     "patched-harness": "tta_bench.optimizers.stats, tta_bench.run.metrics.grade",
     "no-gradients": "torch.is_grad_enabled()",
     "default-dtype": "torch.get_default_dtype(), torch.Storage",
-    "threads": "torch.get_num_threads(), threads that still run",
+    "threads": "torch.get_num_threads(), running threads",
     "working-directory": "os.getcwd()",
     "environment": "os.environ",
     "hook": "torch: hooks on all modules or optimizers",
@@ -31,12 +31,12 @@ pytestmark = pytest.mark.faults
 FAILS = {
     "exits": "SystemExit: 0",
     "interrupts": "KeyboardInterrupt: ",
-    "hard-exit": "the method ended its process, with exit code 0",
-    "crash": "the method's process died of SIGSEGV",
-    "killed": "the method's process was killed (SIGKILL): most likely the machine had no memory left",
-    "no-text": "Unprintable: (its text cannot be had: ValueError)",
-    "wild-names": "TypeError: stats() says 'größe µ': a name must be of letters, digits and underscores",
-    "odd-facts": "the method says what no record can hold: checkpoint is PosixPath('/a/file'), no str",
+    "hard-exit": "the method's process exited with code 0",
+    "crash": "the method's process was killed by SIGSEGV",
+    "killed": "the method's process was killed (SIGKILL), most likely because the machine ran out of memory",
+    "no-text": "Unprintable: (no text: ValueError)",
+    "wild-names": "TypeError: stats() has the name 'größe µ': names must consist of letters, digits and underscores",
+    "odd-facts": "the method reported invalid values: checkpoint is PosixPath('/a/file'), no str",
     "no-numbers": "TypeError: stats() must return numbers or 0-dim tensors; 'state' is 'fine'",
     "wild-text": None,
 }
@@ -141,7 +141,7 @@ def test_a_wild_text_is_shortened_and_its_escapes_are_shown(poisoned: pathlib.Pa
     assert row["reason"].endswith("long end")
     assert len(row["reason"]) < 11_000 > len(row["traceback"])
     log = (poisoned / "logs" / f"{row['key']}.log").read_text()
-    assert "characters left out: see the log" in log
+    assert "characters omitted: see the log" in log
     assert len(log) > 500_000
 
 
@@ -156,7 +156,7 @@ def test_a_process_serves_one_method_model_and_precision(poisoned: pathlib.Path)
     ("method", "said"),
     [
         ("no-gradients", "batch: changes torch.is_grad_enabled()"),
-        ("hard-exit", "broken  hard-exit ends its process, with exit code 0"),
+        ("hard-exit", "broken  hard-exit ends its process, exit code 0"),
     ],
 )
 def test_check_names_what_a_method_does_to_its_process(run_cli: Callable[..., Any], method: str, said: str) -> None:

@@ -19,10 +19,11 @@ from runs import reseal
 
 import tta_bench
 from tta_bench import suite
+from tta_bench.data.base import digest
 from tta_bench.data.digests import Digests
 from tta_bench.data.images import ArrayImages, listing
 from tta_bench.run import metrics
-from tta_bench.store import npz, records, results
+from tta_bench.store import records, results
 from tta_bench.suite import plan
 
 Cli = Callable[..., Outcome]
@@ -41,6 +42,22 @@ def planned(file: pathlib.Path, *sets: str) -> dict[tuple[str, str], str]:
 def changed(before: dict[Any, str], after: dict[Any, str]) -> set[Any]:
     """What has another key, of what both plan."""
     return {place for place in before.keys() & after.keys() if before[place] != after[place]}
+
+
+# -- what a key is ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", ["reset", "continual", "{kind: reset, adapt_images: [40, all]}"])
+def test_a_key_is_the_digest_of_what_was_asked(suite_file: SuiteFile, protocol: str) -> None:
+    protocol = protocol if "{" in protocol else f"{{kind: {protocol}}}"
+    file = suite_file(("[source, tent]", "[source, eata, {name: tent, grid: {lr: [0.1, 1.0e-5], steps: [1, 2]}}]"),
+                      ("seeds: [0]", f"seeds: [0, 3]\nprotocol: {protocol}"))  # fmt: skip
+    made = plan.make(suite.load(str(file)))
+    trials, streams = made.trials, made.materials.streams()
+    assert [t.key for t in trials] == [digest(t.asked) for t in trials]
+    assert len({t.key for t in trials}) == len(trials)
+    assert {t.asked["seed"] for t in trials} == {0, 3}
+    assert all(t.asked["stream"] == streams.build(t.model, t.stream).sha256 and t.seed == t.stream.seed for t in trials)
 
 
 # -- images and labels -------------------------------------------------------------------------------------------------
@@ -148,6 +165,7 @@ def test_reading_files_is_told_once(
 _EDITS = """
 import json, pathlib, sys
 from tta_bench import suite
+from tta_bench.data.base import digest
 from tta_bench.suite import plan
 import tta_bench
 root = pathlib.Path(tta_bench.__file__).parent
@@ -259,7 +277,7 @@ def test_an_edited_number_is_named_never_printed_and_run_again(
     merged = run_cli("merge", run, run.parent.parent / "none", "--out", "merged")
     assert merged.code == 2
     again = run_cli("run", suite_file(), "--executor", "local", "--cpus-per-trial", 1, "--out", run)
-    assert f"damaged, and counted as not run: {damage}" in again.err
+    assert f"damaged, counted as not run: {damage}" in again.err
     assert "3 finished, 1 to run" in again.err
     assert results.load(run).segments["status"].tolist() == ["ok"] * 4
 
@@ -312,10 +330,9 @@ def test_verify_counts_the_images_of_each_visit_apart(run_cli: Cli, part_copy: C
     """A record whose one segment of 100 images is told as two visits of the same shift."""
     run = part_copy("seed0")
     file = sorted((run / "trials").glob("*.json"))[0]
-    arrays = {**npz.read(file.with_suffix(".npz"))}
+    arrays = dict(np.load(file.with_suffix(".npz")))
     arrays["images/visit"] = np.repeat(np.array([0, 1], dtype=np.int16), [80, 20])
-    with open(file.with_suffix(".npz"), "wb") as stream:
-        npz.write(stream, arrays)
+    np.savez(file.with_suffix(".npz"), **arrays)
     record = json.loads(file.read_text())
     [row] = record["shifts"]
     record["shifts"] = [

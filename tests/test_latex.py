@@ -14,10 +14,10 @@ from runs import verdicts, write_run
 
 from tta_bench.data.corrupt.corruptions import BENCHMARK
 from tta_bench.report import content, evidence, published
-from tta_bench.report.content import Content, Options
+from tta_bench.report.content import Content, ReportOptions
 from tta_bench.report.mce import MceRow, MceTable
 from tta_bench.report.render import latex, markdown
-from tta_bench.report.render.grid import Column, Entry, Grid, Line, Section
+from tta_bench.report.render.grid import Column, Grid, GridCell, GridRow, RowGroup
 
 HARD = "~^\\{}$#_%&"
 HARDER = '[*] --"<|>`/@ \n ü Ж ±'
@@ -48,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Content:
         write_run(folder / "some", {k: v for k, v in cells.items() if k[3] < 2}, **about, suite="x_1", adapt_images=64,
                   facts={"error_after_pct": 12.3}),
     ]  # fmt: skip
-    whole = content.make(evidence.gather(runs), Options(reference=published.shipped()))
+    whole = content.make(evidence.gather(runs), ReportOptions(reference=published.shipped()))
     ce = {name: 70.0 + i for i, name in enumerate(BENCHMARK)}
     return dataclasses.replace(whole, mce=[MceTable("Corruption error, per cent.", [MceRow(HARD, "m", 77.0, ce)], ["b on m (1 of 75 cells without a result)"])])  # fmt: skip
 
@@ -122,7 +122,7 @@ def test_captions_state_the_conditions(folder: pathlib.Path) -> None:
     text = (folder / "errors-severity-5.tex").read_text()
     [caption] = re.findall(r"^\\caption\{(.*)\}$", text, re.MULTILINE)
     for part in ("SUBSET OF THE IMAGES, NOT A RESULT", "severity 5", "protocol reset", "batch size 64", "3 seeds (0, 1, 2)",
-                 r"R50-BN, a\_b \& 100\%", "Holm's correction", "paired over images and seeds", r"$^{\dagger}$: over fewer cells"):  # fmt: skip
+                 r"R50-BN, a\_b \& 100\%", "Holm's correction", "paired over images and seeds", r"$^{\dagger}$: mean over fewer trials"):  # fmt: skip
         assert part in caption, caption
     assert r"\multicolumn{3}{c}{Noise}" in text
     assert r"\cmidrule(lr){3-5} \cmidrule(lr){6-9} \cmidrule(lr){10-13} \cmidrule(lr){14-17}" in text
@@ -141,8 +141,8 @@ def test_cells_without_a_result_say_so(folder: pathlib.Path) -> None:
     ("mark", "printed"), [("best", r"\textbf{1.0}$_{\pm0.1}$"), ("second", r"\underline{1.0}$_{\pm0.1}$"), ("tied", r"\underline{1.0}$_{\pm0.1}$"), ("", r"1.0$_{\pm0.1}$")]
 )  # fmt: skip
 def test_marks(mark: str, printed: str) -> None:
-    entry = Entry("1.0", "0.1", mark)  # type: ignore[arg-type]
-    grid = Grid("n", "t", "", ["c."], [], [Column("a", "A", "mean")], [Section("m", [Line("x", [entry])])])
+    cell = GridCell("1.0", "0.1", mark)  # type: ignore[arg-type]
+    grid = Grid("n", "t", (), ["c."], [], [Column("a", "A", "mean")], [RowGroup("m", [GridRow("x", [cell])])])
     assert f"x & {printed} \\\\" in latex.latex(grid)
 
 
@@ -153,9 +153,9 @@ def test_an_interval_is_left_to_the_other_formats(made: Content, folder: pathlib
 
 
 def test_a_long_table_goes_on_a_second_page() -> None:
-    lines = [Line(f"m{i}", [Entry("1.0")]) for i in range(30)]
-    sections = [Section("one", lines), Section("two", lines)]
-    grid = Grid("errors-x", "t", "WARNING", ["First.", "Second."], [], [Column("a", "A", "mean")], sections)
+    rows = [GridRow(f"m{i}", [GridCell("1.0")]) for i in range(30)]
+    groups = [RowGroup("one", rows), RowGroup("two", rows)]
+    grid = Grid("errors-x", "t", ("WARNING",), ["First.", "Second."], [], [Column("a", "A", "mean")], groups)
     text = latex.latex(grid)
     assert re.findall(r"\\label\{(.*)\}", text) == ["tab:ttabench-errors-x", "tab:ttabench-errors-x-2"]
     assert "First. Part 2 of 2." in text

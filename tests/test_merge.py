@@ -1,33 +1,32 @@
-"""Joining runs: what of which run counts, what is refused, and what is said to be missing."""
+"""Joining runs: which results are copied, which runs are refused, what is listed as missing."""
 
 from __future__ import annotations
 
 import json
+import os
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
-from conftest import DIGITS_SUITE, Outcome
-from merging import changed, frozen, keys, record, replanned
+from conftest import Outcome, run_locally
+from merging import edit_arrays, edit_record, flip_predictions, keys, planned, record, replanned, snapshot
 
-from tta_bench import suite
-from tta_bench.store import results, rundir, schema
-from tta_bench.suite import plan
+from tta_bench.store import results, rundir
 
 Cli = Callable[..., Outcome]
 Copy = Callable[..., pathlib.Path]
 
-# -- what comes out ----------------------------------------------------------------------------------------------------
+# -- the merged run ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "parts", [("seed1", "seed0"), ("source", "tent"), ("tent", "source"), ("seed0", "tent", "seed1")]
-)
+@pytest.mark.parametrize("parts", [("seed1", "seed0"), ("tent", "source"), ("seed0", "tent", "seed1")])
 def test_parts_join_to_the_same_bits_as_one_run(run_cli: Cli, part_runs: pathlib.Path, parts: tuple[str, ...]) -> None:
-    before = frozen(*(part_runs / part for part in parts))
+    before = snapshot(*(part_runs / part for part in parts))
     outcome = run_cli("merge", *(part_runs / part for part in parts), "--out", "out")
     assert outcome.code == 0, outcome.err
     assert outcome.out == f"{pathlib.Path('out').absolute()}\n"
@@ -35,71 +34,21 @@ def test_parts_join_to_the_same_bits_as_one_run(run_cli: Cli, part_runs: pathlib
     for name in ("segments", "shifts"):
         tables = [results.result_columns(getattr(loaded, name)) for loaded in (joined, whole)]
         pd.testing.assert_frame_equal(*tables, check_exact=True)
-    assert [t["key"] for t in joined.plan["trials"]] == [t["key"] for t in whole.plan["trials"]]
+    assert results.predictions(pathlib.Path("out")) == results.predictions(part_runs / "whole")
     kept = ["label", "seed", "segment", "images_seen", "running_error_pct"]
     pd.testing.assert_frame_equal(joined.batches[kept], whole.batches[kept])
-    costs = [c.name for c in schema.SEGMENTS if c.kind in ("cost", "origin")]
-    tables = [pd.read_parquet(f"{name}/segments.parquet").drop(columns=costs) for name in ("out", part_runs / "whole")]
-    pd.testing.assert_frame_equal(*tables)
     assert len(pd.read_parquet("out/batches.parquet")) == len(whole.batches)
     assert all(pathlib.Path("out", log).is_file() for log in joined.segments["log"])
-    assert before == frozen(*(part_runs / part for part in parts)), "the runs are left as they are"
+    assert before == snapshot(*(part_runs / part for part in parts)), "the runs are left as they are"
 
 
-def test_a_plan_joined_with_itself_keeps_its_order(run_cli: Cli, part_runs: pathlib.Path, part_copy: Copy) -> None:
-    shuffled = part_copy("whole", "shuffled")
-
-    def shuffle(content: dict[str, Any]) -> None:
-        """As of a suite with methods [tent, source], seeds [1, 0], corruptions [contrast, clean]."""
-        content["trials"].reverse()
-
-    replanned(shuffled, shuffle)
-    assert run_cli("merge", shuffled, part_copy("whole"), "--out", "out").code == 0
-    assert json.loads(pathlib.Path("out/plan.json").read_text())["trials"] == json.loads(
-        (shuffled / "plan.json").read_text())["trials"], "the first run's order, though another has another"  # fmt: skip
-
-
-WIDE = DIGITS_SUITE.replace("[source, tent]", "[tent, source, norm]").replace("[clean, contrast]", "[fog, clean, snow]")
-
-
-@pytest.mark.parametrize("order", ["cba", "bca"])
-@pytest.mark.parametrize(
-    ("protocol", "trials"), [("{kind: reset, adapt_images: [80, 40, all]}", 180), ("{kind: continual}", 24)]
-)
-def test_parts_of_a_plan_join_in_the_suites_order(
-    run_cli: Cli, tmp_path: pathlib.Path, protocol: str, trials: int, order: str
-) -> None:
-    second = WIDE[WIDE.index("  - name") : WIDE.index("methods:")].replace("resnet_bn", "again", 1)
-    text = WIDE.replace("methods:", f"{second}methods:").replace("[5]", "[3, 5]").replace("seeds: [0]", "seeds: [1, 3]")
-    (tmp_path / "wide.yaml").write_text(f"{text}protocol: {protocol}\n")
-    results.write_plan(tmp_path, plan.make(suite.load(str(tmp_path / "wide.yaml"))))
-    whole = json.loads((tmp_path / "plan.json").read_text())
-    assert len(whole["trials"]) == trials
-    parts: dict[str, Callable[[dict[str, Any]], bool]] = {
-        "c": lambda t: t["seed"] == 3,
-        "b": lambda t: t["model"] == "again" and t["label"] != "source",
-        "a": lambda t: max(severity for _, severity, _ in t["shifts"]) == 3 or t["label"] == "tent",
-        "all": lambda t: t["seed"] == 1,
-    }
-    for name, wanted in parts.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "plan.json").write_text(
-            json.dumps({**whole, "trials": [t for t in whole["trials"] if wanted(t)]})
-        )
-        (tmp_path / name / "run.json").write_text(
-            json.dumps({"schema_version": results.SCHEMA_VERSION, "sessions": []})
-        )
-    assert run_cli("merge", *order, "all", "--out", "out").code == 3
-    assert json.loads(pathlib.Path("out/plan.json").read_text())["trials"] == whole["trials"]
-
-
-def test_every_row_still_says_which_session_ran_it(run_cli: Cli, part_runs: pathlib.Path, part_copy: Copy) -> None:
+def test_every_row_still_names_the_session_that_ran_it(run_cli: Cli, part_runs: pathlib.Path, part_copy: Copy) -> None:
     first = part_copy("seed0", "first")
     content = json.loads((first / "run.json").read_text())
     content["sessions"].append({**content["sessions"][0], "session": 1, "host": "elsewhere"})
     (first / "run.json").write_text(json.dumps(content))
     moved = keys(first, "tent")[0]
-    changed(first, moved, session=1)
+    edit_record(first, moved, session=1)
     assert run_cli("merge", first, part_runs / "seed1", "--out", "ab").code == 0
     sessions = json.loads(pathlib.Path("ab/run.json").read_text())["sessions"]
     assert [s["session"] for s in sessions] == [0, 1, 2]
@@ -115,7 +64,7 @@ def test_every_row_still_says_which_session_ran_it(run_cli: Cli, part_runs: path
     assert origins[3] == {"run": "source", "session": 0}
 
 
-def test_a_joined_run_is_run_on_and_reported_like_any_other(
+def test_a_merged_run_is_resumed_and_reported_like_any_other(
     run_cli: Cli, part_runs: pathlib.Path, part_copy: Copy
 ) -> None:
     part = part_copy("seed1")
@@ -131,6 +80,14 @@ def test_a_joined_run_is_run_on_and_reported_like_any_other(
     assert run_cli("report", "out", "--format", "md").code == 0
 
 
+def test_methods_and_models_keep_the_first_runs_order(run_cli: Cli, part_copy: Copy) -> None:
+    first, second = part_copy("seed0", "first"), part_copy("seed1", "second")
+    replanned(first, lambda plan: plan["trials"].reverse())
+    assert run_cli("merge", first, second, "--out", "out").code == 0
+    rows = [(trial["label"], trial["seed"]) for trial in planned(pathlib.Path("out"))]
+    assert rows == [("tent", 0)] * 2 + [("tent", 1)] * 2 + [("source", 0)] * 2 + [("source", 1)] * 2
+
+
 # -- what is missing ---------------------------------------------------------------------------------------------------
 
 
@@ -141,12 +98,11 @@ def test_planned_trials_without_a_result_are_listed(run_cli: Cli, part_runs: pat
     assert "small: 6 ok, 2 missing" in outcome.err
 
 
-def test_a_suite_says_what_no_run_ever_planned(run_cli: Cli, part_runs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_suite_lists_what_no_run_has_planned(run_cli: Cli, part_runs: pathlib.Path, tmp_path: pathlib.Path) -> None:
     wider = tmp_path / "wider.yaml"
     text = (part_runs / "small.yaml").read_text()
     wider.write_text(text.replace("[source, tent]", "[source, norm, tent]").replace("[5]", "[3, 4, 5]"))
     command = ("merge", part_runs / "seed1", part_runs / "seed0")
-    assert run_cli(*command, "--out", "narrow").code == 0
     outcome = run_cli(*command, "--out", "wide", "--suite", wider)
     assert outcome.code == 3
     assert "missing 16 of 24:" in outcome.err
@@ -155,132 +111,99 @@ def test_a_suite_says_what_no_run_ever_planned(run_cli: Cli, part_runs: pathlib.
     segments = results.load(pathlib.Path("wide")).segments
     assert segments["label"].tolist() == ["source"] * 8 + ["norm"] * 8 + ["tent"] * 8, "in the suite's order"
     assert segments["segment"].tolist() == ["clean", "contrast-3", "contrast-4", "contrast-5"] * 6
+    narrow = tmp_path / "narrow.yaml"
+    narrow.write_text(text.replace("[source, tent]", "[source]"))
+    outcome = run_cli(*command, "--out", "narrow", "--suite", narrow)
+    assert outcome.code == 0
+    assert "4 trials that the suite does not ask for are left out" in outcome.err
+    assert results.load(pathlib.Path("narrow")).counts == {"ok": 4}
 
 
-def test_a_suite_that_now_asks_otherwise_is_said(run_cli: Cli, part_runs: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    text = (part_runs / "small.yaml").read_text()
-    (tmp_path / "now.yaml").write_text(text.replace("tent]", "{name: tent, config: {lr: 0.5}}]"))
-    outcome = run_cli("merge", part_runs / "seed1", part_runs / "seed0", "--out", "out", "--suite", "now.yaml")
+def test_a_suite_finds_its_checkpoints_in_the_runs(
+    run_cli: Cli, suite_file: Callable[..., pathlib.Path], tmp_path: pathlib.Path, cache: pathlib.Path
+) -> None:
+    options = "{epochs: 1, images: 8, every: 1, source_images: 40, selection_images: 20, selection_batch: 20}"
+    methods = f"[source, {{name: mgg, config: {{checkpoint: {{pretrain: {options}}}}}}}]"
+    file = suite_file(("[source, tent]", methods), ("[clean, contrast]", "[contrast]"))
+    source = run_locally(file, tmp_path / "source", cache, only=["method=source"])
+    other = shutil.copytree(source, tmp_path / "other")
+    refused = run_cli("merge", source, other, "--suite", file, "--out", "refused")
+    assert refused.code == 2
+    assert "no run has prepared mgg-resnet_bn" in refused.err
+    mgg = run_locally(file, tmp_path / "mgg", cache, only=["method=mgg"])
+    outcome = run_cli("merge", source, mgg, "--suite", file, "--out", "out")
     assert outcome.code == 0, outcome.err
-    assert (
-        "4 trials were run with other code, weights, data or hyperparameters than --suite asks for now" in outcome.err
-    )
-    assert results.load(pathlib.Path("out")).counts == {"ok": 8}
+    assert results.load(tmp_path / "out").counts == {"ok": 2}
+    shutil.rmtree(mgg)
+    resumed = run_cli("run", file, "--out", "out", "--dry-run")
+    assert "2 finished, 0 to run" in resumed.err, "the checkpoint was copied, too"
 
 
-# -- what is refused ---------------------------------------------------------------------------------------------------
+# -- runs that are refused ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "said"),
-    [("seed1", lambda plan: plan.update(suite="large"), "suite is large, and small in"),
-     ("seed1", lambda plan: plan.update(all_images=True), "all_images (no --limit) is True, and False in"),
-     ("limited", lambda plan: None, "the number of images is 50, and 100 in"),
-     ("seed1", lambda plan: [t.update(batch_size=7) for t in plan["trials"]], "batch_size is 7, and 40 in"),
-     ("seed1", lambda plan: [t["setting_values"].update(protocol="continual") for t in plan["trials"]], "protocol is continual, and reset in"),
-     ("seed1", lambda plan: [t.update(dataset="D") for t in plan["trials"]], "the data of resnet_bn is D, and"),
-     ("seed1", lambda plan: plan["models"]["resnet_bn"].update(weights_sha256="0" * 64), "the weights of resnet_bn is 0000"),
+    ("name", "change", "message"),
+    [("seed1", lambda plan: plan.update(suite="large"), "suite is large, but small in"),
+     ("seed1", lambda plan: plan.update(numerics_version=99), "numerics_version is 99, but "),
+     ("limited", lambda plan: None, "number of images is 50, but 100 in"),
+     ("seed1", lambda plan: [t.update(protocol="continual") for t in plan["trials"]], "protocol is continual, but reset in"),
+     ("seed1", lambda plan: [t.update(adapt_images=64) for t in plan["trials"]], "largest adapt_images is 64, but all in"),
+     ("seed1", lambda plan: [t.update(data="D") for t in plan["trials"]], "images of resnet_bn · clean is D, but"),
+     ("seed1", lambda plan: plan["models"]["resnet_bn"].update(weights_sha256="00"), "model · resnet_bn · weights_sha256 is 00"),
+     ("seed1", lambda plan: [t["asked"]["method"].update(code_sha256="00") for t in plan["trials"]],
+      "tent · resnet_bn · batch size 40 · code_sha256 is 00, but"),
+     ("seed1", lambda plan: [t["asked"].update(source="00") for t in plan["trials"]], "source images is 00, but None in"),
+     ("seed0", lambda plan: plan["trials"][3].update(key="00"), "contrast-5 contrast-5 0 is 00, but"),
      ("seed1", lambda plan: plan.update(schema_version=99), "written by a newer tta-bench")],
 )  # fmt: skip
-def test_runs_that_are_no_parts_of_one_benchmark_are_refused(
+def test_runs_that_are_not_parts_of_one_benchmark_are_refused(
     run_cli: Cli,
     part_runs: pathlib.Path,
     part_copy: Copy,
     name: str,
     change: Callable[[dict[str, Any]], None],
-    said: str,
+    message: str,
 ) -> None:
     other = part_copy(name, "other")
     replanned(other, change)
     outcome = run_cli("merge", part_runs / "seed0", other, "--out", "out", "--keep", other)
     assert outcome.code == 2
     assert str(other) in outcome.err
-    assert said in outcome.err
+    assert message in outcome.err
     assert not pathlib.Path("out").exists()
 
 
-def test_a_cell_asked_for_in_two_ways_is_refused_unless_one_counts(
-    run_cli: Cli, part_runs: pathlib.Path, otherwise: pathlib.Path
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_row_of_two_learning_rates_is_refused(
+    run_cli: Cli, part_runs: pathlib.Path, otherwise: pathlib.Path, seed: int
 ) -> None:
-    outcome = run_cli("merge", part_runs / "seed1", otherwise, "--out", "out")
+    """Whether they fill the same cells or not."""
+    one = part_runs / f"seed{seed}"
+    outcome = run_cli("merge", one, otherwise, "--out", "out")
     assert outcome.code == 2
-    assert "2 trials were asked for in different ways" in outcome.err
-    assert "tent · resnet_bn: clean seed 1\n" in outcome.err
-    assert f"{part_runs / 'seed1'} and {otherwise} differ in method.config.lr (0.00025 / 0.5)\n" in outcome.err
+    assert f"{otherwise}: tent · resnet_bn · batch size 40 · config · lr is 0.5, but 0.00025 in {one}" in outcome.err
     assert not pathlib.Path("out").exists()
-    outcome = run_cli("merge", part_runs / "seed1", otherwise, "--out", "out", "--keep", otherwise)
-    assert outcome.code == 0, outcome.err
-    assert f"2 cells were asked for differently; kept as {otherwise} asked" in outcome.err
-    joined = results.load(pathlib.Path("out"))
-    assert [t["config"].get("lr") for t in joined.plan["trials"]] == [None, None, 0.5, 0.5]
-    assert (joined.counts, joined.stale) == ({"ok": 4}, 0)
 
 
-def test_a_row_of_two_makings_is_refused_though_no_cell_is_in_both(
-    run_cli: Cli, part_runs: pathlib.Path, otherwise: pathlib.Path
-) -> None:
-    outcome = run_cli("merge", part_runs / "seed0", otherwise, "--out", "out")
+def test_a_suite_that_asks_otherwise_is_refused(run_cli: Cli, part_runs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    text = (part_runs / "small.yaml").read_text()
+    (tmp_path / "now.yaml").write_text(text.replace("tent]", "{name: tent, config: {lr: 0.5}}]"))
+    outcome = run_cli("merge", part_runs / "seed1", part_runs / "seed0", "--out", "out", "--suite", "now.yaml")
     assert outcome.code == 2
-    assert "2 trials were asked for in different ways" in outcome.err
-    assert "differ in method.config.lr (0.00025 / 0.5)\n" in outcome.err
-    assert not pathlib.Path("out").exists()
-    outcome = run_cli("merge", part_runs / "seed0", otherwise, "--out", "out", "--keep", otherwise)
-    assert outcome.code == 3
-    assert f"2 trials were asked for in another way than {otherwise} asked; left out" in outcome.err
-    assert "missing 2 of 8:\n  tent · resnet_bn: 2 (clean seed 0, contrast-5 seed 0)\n" in outcome.err
-
-
-def test_keep_decides_only_what_its_run_asked_for(
-    run_cli: Cli, part_runs: pathlib.Path, part_copy: Copy, otherwise: pathlib.Path
-) -> None:
-    source, part = part_copy("source"), part_copy("otherwise", "part")
-    replanned(source, lambda content: content.update(trials=[t for t in content["trials"] if t["label"] == "source"]))
-    (part / "trials" / f"{keys(part, 'tent')[1]}.json").unlink()  # the other run's counts, and agrees in the rate
-    cells = (
-        "merge",
-        part_runs / "seed1",
-        otherwise,
-        part_runs / "seed0",
-        "--out",
-        "out",
-        "--keep",
-        part_runs / "seed0",
-    )
-    rows = ("merge", part_runs / "seed0", otherwise, source, "--out", "out", "--keep", source)
-    for command in (cells, rows):
-        outcome = run_cli(*command)
-        assert outcome.code == 2
-        assert "2 trials were asked for in different ways" in outcome.err
-    outcome = run_cli("merge", part, otherwise, part_runs / "seed0", "--out", "out", "--keep", part)
-    assert outcome.code == 3, outcome.err
-    assert f"2 trials were asked for in another way than {part} asked; left out" in outcome.err
-
-
-@pytest.mark.parametrize("part", ["data", "stream", "model"])
-def test_rows_over_other_data_or_weights_are_refused(
-    run_cli: Cli, part_runs: pathlib.Path, part_copy: Copy, part: str
-) -> None:
-    tent = part_copy("tent")
-    key = keys(tent, "tent")[1]
-    asked = record(tent, key)["asked"]
-    changed(tent, key, asked={**asked, part: {**asked["model"], "weights_sha256": "0"} if part == "model" else "0"})
-    outcome = run_cli("merge", part_runs / "source", tent, "--out", "out")
-    assert outcome.code == 2
-    assert "1 trial was asked for in different ways" in outcome.err
-    assert "tent · resnet_bn: contrast-5 seed 0" in outcome.err
-    assert f"differ in {'model.weights_sha256' if part == 'model' else part} (" in outcome.err
+    assert "config · lr is 0.00025, but 0.5 in --suite now.yaml" in outcome.err
 
 
 def test_a_folder_that_holds_a_run_is_never_written_to(run_cli: Cli, part_runs: pathlib.Path, part_copy: Copy) -> None:
     one, two, three = part_copy("seed0"), part_copy("seed1"), part_copy("whole")
-    before = frozen(one, two, three)
-    for target, said in ((two, "one of the runs to merge"), (three, "--out holds a run")):
+    before = snapshot(one, two, three)
+    for target in (two, three):
         outcome = run_cli("merge", one, two, "--out", target)
         assert outcome.code == 2
-        assert said in outcome.err
-    assert frozen(one, two, three) == before
+        assert "--out holds a run" in outcome.err
+    assert snapshot(one, two, three) == before
     (three / "plan.json").unlink()
-    assert run_cli("merge", one, two, "--out", three).code == 2, "a merge that was killed left it"
+    assert run_cli("merge", one, two, "--out", three).code == 2, "left by a merge that was killed"
 
 
 def test_a_folder_in_use_or_taken_meanwhile_is_refused(
@@ -305,14 +228,124 @@ def test_a_folder_in_use_or_taken_meanwhile_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
-    [(["seed0"], "merge joins two or more"), (["seed0", "./seed0"], "given twice"), (["seed0", "nowhere"], "not a whole run"),
-     (["seed0", "bare"], "run.json")],
+    ("arguments", "message"),
+    [(["seed0"], "two or more different runs"), (["seed0", "./seed0"], "two or more different runs"),
+     (["seed0", "nowhere"], "not a whole run"), (["seed0", "bare"], "run.json")],
 )  # fmt: skip
-def test_what_is_no_set_of_runs_is_refused(run_cli: Cli, part_copy: Copy, arguments: list[str], said: str) -> None:
+def test_folders_that_are_not_several_whole_runs_are_refused(
+    run_cli: Cli, part_copy: Copy, arguments: list[str], message: str
+) -> None:
     part_copy("seed0")
     (part_copy("seed1", "bare") / "run.json").unlink()
     outcome = run_cli("merge", *arguments, "--out", "out")
     assert outcome.code == 2
-    assert said in outcome.err
+    assert message in outcome.err
     assert not pathlib.Path("out").exists()
+
+
+# -- the same key in several runs --------------------------------------------------------------------------------------
+
+
+def test_equal_predictions_agree_and_the_first_is_kept(run_cli: Cli, part_runs: pathlib.Path, part_copy: Copy) -> None:
+    other = part_copy("whole", "other")
+
+    def round_otherwise(arrays: dict[str, np.ndarray]) -> None:
+        arrays["images/confidence"] = arrays["images/confidence"] * np.float32(1 + 1e-6)
+
+    edit_arrays(other, keys(other, "tent")[0], round_otherwise)
+    outcome = run_cli("merge", part_runs / "seed0", other, "--out", "out")
+    assert outcome.code == 0, outcome.err
+    assert f"{part_runs / 'seed0'}: 4 trials\n" in outcome.err
+    assert f"{other}: 4 trials\n" in outcome.err
+    segments = results.load(pathlib.Path("out")).segments
+    assert segments.groupby("seed")["session"].unique().map(list).to_dict() == {0: [0], 1: [1]}
+
+
+def test_different_predictions_are_refused(run_cli: Cli, part_runs: pathlib.Path, part_copy: Copy) -> None:
+    other = part_copy("whole", "other")
+    flip_predictions(other, keys(other, "tent")[0], images=3)
+    outcome = run_cli("merge", part_runs / "whole", other, "--out", "out")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert not pathlib.Path("out").exists(), "nothing is written"
+    message = f"tent · resnet_bn · clean seed 0: 3 of 100 predictions differ from those in {part_runs / 'whole'}"
+    assert f"{other}: {message}" in outcome.err
+    assert "--keep" in outcome.err
+
+
+@pytest.mark.parametrize(("keep", "session"), [("whole", 0), ("other", 1)])
+def test_keep_names_the_run_whose_results_win(run_cli: Cli, part_copy: Copy, keep: str, session: int) -> None:
+    whole, other = part_copy("whole"), part_copy("whole", "other")
+    key = keys(other, "tent")[0]
+    flip_predictions(other, key, images=3)
+    outcome = run_cli("merge", whole, other, "--out", "out", "--keep", keep)
+    assert outcome.code == 0, outcome.err
+    assert record(pathlib.Path("out"), key)["session"] == session
+    with np.load(f"out/trials/{key}.npz") as joined, np.load(f"{keep}/trials/{key}.npz") as kept:
+        assert np.array_equal(joined["images/predicted"], kept["images/predicted"])
+
+
+def test_keep_decides_nothing_between_two_other_runs(run_cli: Cli, part_runs: pathlib.Path, part_copy: Copy) -> None:
+    other = part_copy("seed0", "other")
+    flip_predictions(other, keys(other, "tent")[0], images=3)
+    command = ("merge", part_runs / "whole", other, part_runs / "seed1", "--out", "out", "--keep")
+    assert run_cli(*command, part_runs / "seed1").code == 2
+    outcome = run_cli(*command, "nobody")
+    assert outcome.code == 2
+    assert "--keep nobody is none of the runs" in outcome.err
+    assert run_cli(*command, other).code == 0
+
+
+METHOD = {"failure": "method"}
+MACHINE = {"failure": "infrastructure"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kept"),
+    [(("failed", METHOD), ("ok", None), 1), (("skipped", {}), ("ok", None), 1), (("ok", None), ("failed", METHOD), 0),
+     (("failed", MACHINE), ("failed", METHOD), 1), (("failed", MACHINE), ("skipped", {}), 1),
+     (("failed", METHOD), ("skipped", {}), 0), (("failed", MACHINE), ("failed", MACHINE), 0)],
+)  # fmt: skip
+def test_ok_goes_before_failed_and_failures_of_a_machine_come_last(
+    run_cli: Cli, part_copy: Copy, first: tuple[str, Any], second: tuple[str, Any], kept: int
+) -> None:
+    runs = part_copy("seed0", "a"), part_copy("seed0", "b")
+    key = keys(runs[0], "tent")[0]
+    for run, (status, facts) in zip(runs, (first, second), strict=True):
+        if status != "ok":
+            edit_record(run, key, status=status, facts=facts, reason="for a reason", segments=[], shifts=[])
+    outcome = run_cli("merge", *runs, "--out", "out")
+    joined = record(pathlib.Path("out"), key)
+    assert joined["session"] == kept
+    assert joined["status"] == (first, second)[kept][0]
+    assert outcome.code == (3 if joined["status"] == "failed" else 0)
+    assert ("failed 1 of 4:\n  tent · resnet_bn: 1 (clean seed 0)" in outcome.err) == (joined["status"] == "failed")
+
+
+# -- damaged files -----------------------------------------------------------------------------------------------------
+
+DAMAGES: dict[str, Callable[[pathlib.Path], Any]] = {
+    "truncated json": lambda path: os.truncate(path.with_suffix(".json"), 100),
+    "json list": lambda path: path.with_suffix(".json").write_text("[]"),
+    "truncated npz": lambda path: os.truncate(path.with_suffix(".npz"), 100),
+    "no npz": lambda path: path.with_suffix(".npz").unlink(),
+    "another's": lambda path: edit_record(path.parent.parent, path.name, key="0" * 64),
+    "schema version": lambda path: edit_record(path.parent.parent, path.name, schema_version=99),
+    "unknown session": lambda path: edit_record(path.parent.parent, path.name, session=7),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_trial_does_not_count_and_is_named(
+    run_cli: Cli, part_runs: pathlib.Path, part_copy: Copy, damage: str
+) -> None:
+    part = part_copy("seed0", "part")
+    key = keys(part, "tent")[1]
+    DAMAGES[damage](part / "trials" / key)
+    alone = run_cli("merge", part, part_runs / "seed1", "--out", "alone")
+    assert alone.code == 3, alone.err
+    assert f"damaged, and counted as not run: {part}/trials/{key}." in alone.err
+    assert "missing 1 of 8:\n  tent · resnet_bn: 1 (contrast-5 seed 0)\n" in alone.err
+    assert not list(pathlib.Path("alone/trials").glob(f"{key}.*"))
+    both = run_cli("merge", part, part_runs / "whole", "--out", "both")
+    assert both.code == 0, both.err
+    assert record(pathlib.Path("both"), key)["session"] == 1, "the other run's counts"

@@ -159,7 +159,7 @@ def test_an_image_that_meets_two_classifiers_counts_once(make: Callable[[], torc
     copy.deepcopy(model)(batches(1, size=2)[0]).square().mean().backward()
     assert counter.read() == (2, 2)
     assert counter.read() == (0, 0)
-    kinds = "the model's classifier is no linear layer but Linear and Linear"
+    kinds = "the model's classifier is not a linear layer but Linear and Linear"
     assert Needs(linear_head=True).lacking(model, 8) == kinds
 
 

@@ -32,7 +32,7 @@ def test_the_mean_over_classes_is_over_those_that_occur_and_weighs_them_alike() 
 
 def test_images_that_were_adapted_on_are_counted_apart_from_others() -> None:
     correct, adapted = np.array([True, False, False, True]), np.array([True, True, True, False])
-    assert metrics.apart(correct, adapted) == {
+    assert metrics.by_adaptation(correct, adapted) == {
         "images_adapted": 3, "error_adapted_pct": pytest.approx(200 / 3), "images_skipped": 1, "error_skipped_pct": 0.0
     }  # fmt: skip
-    assert metrics.apart(correct, ~np.zeros(4, dtype=bool))["error_skipped_pct"] is None
+    assert metrics.by_adaptation(correct, ~np.zeros(4, dtype=bool))["error_skipped_pct"] is None

@@ -1,4 +1,4 @@
-"""Longest first; among equals, what a worker already holds."""
+"""Longest first; among equals, a trial whose images the worker already holds."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tta_bench import suite
-from tta_bench.schedule import forecast
-from tta_bench.schedule.forecast import measure
-from tta_bench.schedule.queue import MOST_TOGETHER, Estimates, Queue
+from tta_bench.schedule import estimates as estimation
+from tta_bench.schedule.estimates import Estimates, measure
+from tta_bench.schedule.queue import Queue
 from tta_bench.suite import plan
 from tta_bench.suite.plan import Plan
 
@@ -22,15 +22,15 @@ def made(suite_file: Callable[..., pathlib.Path]) -> Plan:
     return plan.make(suite.load(str(suite_file(("seeds: [0]", "seeds: [0, 1]")))))
 
 
-def test_without_experience_backward_passes_count(made: Plan) -> None:
+def test_without_finished_trials_backward_passes_count(made: Plan) -> None:
     queue = Queue(made.trials, Estimates(made.materials).seconds)
-    taken = [trial for _ in made.trials for trial in queue.take()]
+    taken = [queue.take() for _ in made.trials]
     assert [t.method for t in taken] == ["tent"] * 4 + ["source"] * 4
     assert [t.key for t in taken[:4]] == [t.key for t in made.trials if t.method == "tent"], "in plan order"
     assert len(queue) == 0
 
 
-def test_what_trials_took_counts_more(made: Plan) -> None:
+def test_durations_of_finished_trials_count_more(made: Plan) -> None:
     estimates = Estimates(made.materials)
     source = next(t for t in made.trials if t.method == "source")
     tent = next(t for t in made.trials if t.method == "tent")
@@ -42,13 +42,13 @@ def test_what_trials_took_counts_more(made: Plan) -> None:
     assert estimates.learn(tent, 6.0)
     queue.refresh()
     assert queue.remaining() == pytest.approx(4 * 30.0 + 4 * 6.0)
-    assert [t.method for t in queue.take()] == ["source"]
+    assert queue.take().method == "source"
 
 
-def test_a_measured_pass_stands_in_for_parameters_but_not_for_experience(made: Plan) -> None:
+def test_a_measured_pass_replaces_parameters_but_not_finished_trials(made: Plan) -> None:
     estimates = Estimates(made.materials)
     source, tent = (next(t for t in made.trials if t.method == name) for name in ("source", "tent"))
-    estimates.measured("resnet_bn", 0.01)
+    estimates.learn_forward("resnet_bn", 0.01)
     assert estimates.seconds(source) == pytest.approx(100 * 0.01)
     assert estimates.seconds(tent) == pytest.approx(3 * 100 * 0.01)
     estimates.learn(tent, 7.0)
@@ -57,59 +57,29 @@ def test_a_measured_pass_stands_in_for_parameters_but_not_for_experience(made: P
 
 def test_a_forecast_measures_a_model(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()
-    monkeypatch.setattr(forecast.time, "perf_counter", lambda: float(next(clock)))  # a pass takes a second
+    monkeypatch.setattr(estimation.time, "perf_counter", lambda: float(next(clock)))  # a pass takes a second
     model = made.materials.models["resnet_bn"].load()
     small, large = (measure(model, side, torch.device("cpu")) for side in (32, 64))
     assert small.weights == 4 * made.materials.parameters["resnet_bn"]
-    assert small.seconds == 1 / forecast._IMAGES
+    assert small.seconds == 1 / estimation._TIMED_IMAGES
     assert large.activations == pytest.approx(4 * small.activations, rel=0.05), "they grow with the image"
 
 
 def test_among_equals_the_images_at_hand_win(made: Plan) -> None:
     queue = Queue(made.trials, Estimates(made.materials).seconds)
-    [first] = queue.take()
+    first = queue.take()
     assert first.stream.shifts[0].id == "clean"
-    [second] = queue.take(held=first)
+    second = queue.take(previous=first)
     assert (second.stream.shifts[0].id, second.seed) == ("clean", 1)
-    queue.put(first, singly=False)
-    assert [t.key for t in queue.take()] == [first.key], "a trial given back comes first"
+    queue.put(first)
+    assert len(queue) == 7
+    assert queue.take().key == first.key, "a returned trial comes first"
 
 
-def test_trials_taken_together_are_of_one_row_and_share_images_where_they_can(made: Plan) -> None:
+def test_images_at_hand_do_not_delay_a_longer_trial(made: Plan) -> None:
+    source = next(t for t in made.trials if t.method == "source")
     queue = Queue(made.trials, Estimates(made.materials).seconds)
-    taken = queue.take(together=lambda _: 3)
-    assert [(t.method, t.stream.shifts[0].id, t.seed) for t in taken] == [
-        ("tent", "clean", 0), ("tent", "clean", 1), ("tent", "contrast-5", 0),
-    ]  # fmt: skip
-    assert len(queue) == 5
-    assert [t.method for t in queue.take(together=lambda _: 3)] == ["tent"], "no more of its row are left"
-    assert [len(queue.take(together=lambda _: 9)), len(queue)] == [4, 0]
-
-
-def test_a_trial_given_back_singly_is_taken_with_no_other(made: Plan) -> None:
-    queue = Queue(made.trials, Estimates(made.materials).seconds)
-    first, second, third, last = queue.take(together=lambda _: 4)
-    queue.put(last, singly=False)
-    queue.put(third, singly=True)
-    queue.put(second, singly=False)
-    queue.put(first, singly=False)
-    sizes = [[t.key for t in queue.take(together=lambda _: 4)] for _ in range(3)]
-    assert sizes == [[first.key, second.key], [third.key], [last.key]]
-
-
-def test_only_a_row_that_has_shown_to_be_short_is_given_together(made: Plan) -> None:
-    estimates = Estimates(made.materials)
-    source, tent = (next(t for t in made.trials if t.method == name) for name in ("source", "tent"))
-    assert estimates.seconds(source) < 1
-    assert estimates.together(source) == 1
-    estimates.learn(source, 0.3)
-    assert estimates.together(source) == 3
-    assert estimates.together(tent) == 1, "nothing of its own row is known"
-    for _ in range(50):
-        estimates.learn(source, 1e-4)
-    assert estimates.together(source) == MOST_TOGETHER
-    estimates.learn(source, 100.0)
-    assert estimates.together(source) == 1
+    assert queue.take(previous=source).method == "tent"
 
 
 def test_trials_that_adapt_on_few_images_say_nothing_of_those_that_adapt_on_all(

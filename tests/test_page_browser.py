@@ -152,10 +152,8 @@ def test_without_javascript_all_tables_are_there_and_no_control(opened: Callable
     assert not browser.find_element("css selector", "#filter").is_displayed()
 
 
-@pytest.mark.parametrize(("scheme", "colour"), [("light", (0, 0, 0)), ("dark", (255, 255, 255))])
-def test_a_figure_follows_the_colour_scheme(
-    opened: Callable[..., Any], scheme: str, colour: tuple[int, int, int]
-) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_figure_looks_the_same_in_both_colour_schemes(opened: Callable[..., Any], scheme: str) -> None:
     picture = opened(scheme=scheme).find_element("css selector", "figure img").screenshot_as_png
     with Image.open(io.BytesIO(picture)) as image:
-        assert image.convert("RGB").getpixel((image.width // 2, image.height // 2)) == colour
+        assert image.convert("RGB").getpixel((image.width // 2, image.height // 2)) == (0, 0, 0)

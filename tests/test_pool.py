@@ -1,4 +1,4 @@
-"""Several short trials at a time: nothing is lost or doubled, and nobody fails for what a trial beside it does."""
+"""The driver's loop on a fake cluster: no trial is lost or run twice, and faults are retried as documented."""
 
 from __future__ import annotations
 
@@ -9,58 +9,44 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Outcome
-from plugins import KILL_WORKER
-from test_scheduler import same
 
 from tta_bench import suite
 from tta_bench.run.faults import Fault
 from tta_bench.run.runner import TrialResult
-from tta_bench.schedule import queue as order
 from tta_bench.schedule.cluster import Node, Slot
-from tta_bench.schedule.options import Options
+from tta_bench.schedule.estimates import Estimates
+from tta_bench.schedule.options import RunOptions
 from tta_bench.schedule.pool import Pool
-from tta_bench.schedule.queue import Estimates
-from tta_bench.schedule.worker import Place, Worker
-from tta_bench.store import results
+from tta_bench.schedule.worker import WorkerInfo
 from tta_bench.suite import plan
 from tta_bench.suite.plan import Plan, Trial
 
-Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]
 Behaviour = Callable[[Trial], TrialResult | Fault]
 
 
-class Workers:
-    """A cluster of one node whose workers run trials in this process; a trial that comes to a fault kills its worker."""
+class FakeCluster:
+    """A cluster of one node whose workers run trials in this process; a trial that returns a fault kills its worker."""
 
     def __init__(self, behaviour: Behaviour):
         self._behaviour, self._values = behaviour, dict[int, Any]()
-        self.given: list[list[Trial]] = []  # at each call of a worker
-        self.killed = 0
+        self.attempts: list[Trial] = []
+        self.checks = self.started = self.killed = 0
 
     def nodes(self) -> dict[str, Node]:
         return {"node": Node("node", "here", {"CPU": 1}, {"CPU": 1})}
 
     def start(self, node: Node, slot: Slot, arguments: Sequence[Any]) -> tuple[Any, int]:
-        call = SimpleNamespace(remote=lambda trials: self._put(self._run(trials)))
-        return SimpleNamespace(run_all=call), self._put(Place("elsewhere", 1, "cpu", "/nowhere"))
+        self.started += 1
+        run = SimpleNamespace(remote=lambda trial: self._put(self._run(trial)))
+        return SimpleNamespace(run=run), self._put(WorkerInfo("elsewhere", self.started, "cpu", "/logs"))
 
-    def _run(self, trials: list[Trial]) -> list[TrialResult] | Fault:
-        self.given.append(trials)
-        worker = SimpleNamespace(run=self._result)
-        try:
-            return Worker.run_all(worker, trials)  # type: ignore[arg-type]
-        except _Dies as death:
-            return death.fault
-
-    def _result(self, trial: Trial) -> TrialResult:
-        value = self._behaviour(trial)
-        if isinstance(value, Fault):
-            raise _Dies(value)
-        return value
+    def _run(self, trial: Trial) -> TrialResult | Fault:
+        self.attempts.append(trial)
+        return self._behaviour(trial)
 
     def prepare(self, *_: Any) -> int:
+        self.checks += 1
         return self._put([])
 
     def kill(self, worker: Any) -> None:
@@ -78,206 +64,156 @@ class Workers:
         return number
 
 
-class _Dies(Exception):
-    def __init__(self, fault: Fault):
-        self.fault = fault
-
-
-class Seen:
-    """An observer that remembers."""
+class RecordingObserver:
+    """An observer that remembers its calls."""
 
     def __init__(self) -> None:
         self.results: list[TrialResult] = []
-        self.again: list[tuple[int, Fault]] = []
+        self.retries: list[tuple[str, Fault]] = []
         self.running: list[int] = []
+        self.notes: list[str] = []
 
-    def finished(self, ended: Sequence[tuple[Trial, TrialResult]]) -> None:
-        assert all(trial.key == result.key for trial, result in ended)
-        self.results += [result for _, result in ended]
+    def finished(self, trial: Trial, result: TrialResult) -> None:
+        assert trial.key == result.key
+        self.results.append(result)
 
-    def retried(self, trials: Sequence[Trial], fault: Fault) -> None:
-        self.again.append((len(trials), fault))
+    def retried(self, trial: Trial, fault: Fault) -> None:
+        self.retries.append((trial.key, fault))
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def tick(self, running: int, workers: Sequence[str], seconds_left: float | None) -> None:
         self.running.append(running)
 
 
 @pytest.fixture
-def made(suite_file: SuiteFile) -> Plan:
-    """Ten trials of one row."""
+def ten(suite_file: SuiteFile) -> Plan:
+    """A plan of ten trials of one row."""
     file = suite_file(("[source, tent]", "[source]"), ("seeds: [0]", "seeds: [0, 1, 2, 3, 4]"))
     return plan.make(suite.load(str(file)))
 
 
-def ok(trial: Trial, seconds: float = 0.01) -> TrialResult:
-    return TrialResult(trial.key, "ok", facts={"trial_s": seconds})
+def ok(trial: Trial) -> TrialResult:
+    return TrialResult(trial.key, "ok", facts={"trial_s": 0.01})
 
 
 def failed(trial: Trial, failure: str) -> TrialResult:
     return TrialResult(trial.key, "failed", "for a reason", facts={"failure": failure})
 
 
-def pool(made: Plan, cluster: Workers, timeout: float | None = None) -> Pool:
-    """One worker."""
-    options, estimates = Options("small.yaml", cache="off", timeout=timeout, workers=1), Estimates(made.materials)
-    return Pool(cluster, Slot(1, 0.0), options, (None, options, {}), None, estimates)  # type: ignore[arg-type]
+def pool_of_one(plan: Plan, cluster: FakeCluster, timeout: float | None = None) -> Pool:
+    """A pool with one worker."""
+    options = RunOptions("small.yaml", cache="off", timeout=timeout, workers=1)
+    return Pool(cluster, Slot(1, 0.0), options, (None, options, {}), None, Estimates(plan.materials))  # type: ignore[arg-type]
 
 
-def run(made: Plan, behaviour: Behaviour, timeout: float | None = None) -> tuple[Workers, Seen]:
+def run(plan: Plan, behaviour: Behaviour) -> tuple[FakeCluster, RecordingObserver]:
     """Run the trials; each has exactly one result in the end."""
-    cluster, seen = Workers(behaviour), Seen()
-    pool(made, cluster, timeout).run(made.trials, seen)
-    assert Counter(result.key for result in seen.results) == Counter(trial.key for trial in made.trials)
-    assert seen.running[-1] == 0
-    return cluster, seen
+    cluster, observer = FakeCluster(behaviour), RecordingObserver()
+    pool_of_one(plan, cluster).run(plan.trials, observer)
+    assert Counter(result.key for result in observer.results) == Counter(trial.key for trial in plan.trials)
+    assert observer.running[-1] == 0
+    return cluster, observer
 
 
-def sizes(cluster: Workers) -> list[int]:
-    return [len(trials) for trials in cluster.given]
+def by_key(observer: RecordingObserver) -> dict[str, TrialResult]:
+    return {result.key: result for result in observer.results}
 
 
-def test_short_trials_are_given_together_once_their_time_is_known(made: Plan) -> None:
-    cluster, seen = run(made, ok)
-    assert sizes(cluster) == [1, 9]
-    assert {result.facts["attempts"] for result in seen.results} == {1}
-    assert not seen.again
-    assert not cluster.killed
+def test_one_worker_runs_all_trials_in_turn(ten: Plan) -> None:
+    cluster, observer = run(ten, ok)
+    assert len(cluster.attempts) == 10
+    assert {(r.status, r.facts["attempts"]) for r in observer.results} == {("ok", 1)}
+    assert (cluster.started, cluster.killed, observer.retries) == (1, 0, [])
 
 
-def test_on_a_shared_cluster_it_waits_for_what_others_use(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster, seen, notes = Workers(ok), Seen(), list[str]()
+def test_a_result_is_reported_before_the_next_trial_is_waited_for(ten: Plan) -> None:
+    observer, reported = RecordingObserver(), list[int]()
+
+    def behaviour(trial: Trial) -> TrialResult:
+        reported.append(len(observer.results))
+        return ok(trial)
+
+    pool_of_one(ten, FakeCluster(behaviour)).run(ten.trials, observer)
+    assert reported == list(range(10))
+
+
+def test_on_a_shared_cluster_it_waits_for_resources_in_use_by_others(
+    ten: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, observer = FakeCluster(ok), RecordingObserver()
 
     def nodes() -> dict[str, Node]:
-        """In use by others until the pool has said that it waits."""
-        return {"node": Node("node", "here", {"CPU": 1}, {"CPU": 1 if notes else 0.5})}
+        """In use by others until the pool has reported that it waits."""
+        return {"node": Node("node", "here", {"CPU": 1}, {"CPU": 1 if observer.notes else 0.5})}
 
     monkeypatch.setattr(cluster, "nodes", nodes)
-    monkeypatch.setattr(seen, "note", notes.append)
     monkeypatch.setattr("tta_bench.schedule.pool.TICK_S", 0.01)
-    pool(made, cluster).run(made.trials, seen)
-    assert len(seen.results) == len(made.trials)
-    assert ["in use by others" in note for note in notes] == [True]
+    pool_of_one(ten, cluster).run(ten.trials, observer)
+    assert len(observer.results) == 10
+    assert observer.notes == ["the cluster is in use by others; waiting until 1 CPU is free"]
 
 
-def test_long_trials_are_given_one_by_one(made: Plan) -> None:
-    cluster, _ = run(made, lambda trial: ok(trial, seconds=0.6))
-    assert sizes(cluster) == [1] * 10
+def test_a_trial_that_always_kills_its_worker_fails_after_three_attempts(ten: Plan) -> None:
+    killer = ten.trials[4].key
+    cluster, observer = run(ten, lambda t: Fault("infrastructure", "it died") if t.key == killer else ok(t))
+    results = by_key(observer)
+    assert {key for key, result in results.items() if result.status == "failed"} == {killer}
+    assert results[killer].reason == "3 attempts failed, the last: it died"
+    assert results[killer].facts["attempts"] == 3
+    assert results[killer].facts["faults"][0] == "infrastructure: worker 0 on here process 1: it died"
+    assert results[killer].log == f"the output is on elsewhere: /logs/{killer}.log"
+    assert {result.facts["attempts"] for key, result in results.items() if key != killer} == {1}
+    assert [(key, fault.kind) for key, fault in observer.retries] == [(killer, "infrastructure")] * 2
+    assert cluster.killed == 3
 
 
-def test_together_they_take_about_a_second(made: Plan) -> None:
-    cluster, _ = run(made, lambda trial: ok(trial, seconds=0.3))
-    assert sizes(cluster) == [1, 3, 3, 3]
+def test_a_trial_that_exhausts_memory_is_retried_with_exclusive_use_of_a_device(ten: Plan) -> None:
+    greedy = ten.trials[4].key
+    _, observer = run(ten, lambda t: Fault("memory", "killed") if t.key == greedy else ok(t))
+    results = by_key(observer)
+    assert {key for key, result in results.items() if result.status == "failed"} == {greedy}
+    assert results[greedy].reason == "out of memory, even with exclusive use of the device: killed"
+    assert results[greedy].facts["attempts"] == 2
 
 
-def test_what_had_ended_before_an_interrupt_is_kept(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster, seen = Workers(ok), Seen()
-    interrupted = pool(made, cluster)
-
-    def ctrl_c(self: Pool) -> None:
-        if len(self._ended) > 1:  # results have come back, and nobody knows of them yet
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Pool, "_expire", ctrl_c)
-    with pytest.raises(KeyboardInterrupt):
-        interrupted.run(made.trials, seen)
-    assert sizes(cluster) == [1, 9]
-    assert len(seen.results) == 10
-
-
-def test_with_a_timeout_each_is_given_alone(made: Plan) -> None:
-    cluster, _ = run(made, ok, timeout=60.0)
-    assert sizes(cluster) == [1] * 10
-
-
-def test_a_killer_fails_alone(made: Plan) -> None:
-    killer = made.trials[4].key
-    cluster, seen = run(made, lambda t: Fault("infrastructure", "it died") if t.key == killer else ok(t))
-    assert sizes(cluster) == [1, 9] + [1] * 11, "nine together, then each by itself, the killer three times"
-    by_key = {result.key: result for result in seen.results}
-    assert {key for key, result in by_key.items() if result.status == "failed"} == {killer}
-    assert by_key[killer].facts["attempts"] == 3
-    assert by_key[killer].reason == "3 attempts failed, the last: it died"
-    innocent = by_key[made.trials[5].key].facts
-    assert innocent["attempts"] == 1
-    assert innocent["faults"] == ["shared: worker 0 on here process 1, which had 9 trials: it died"]
-    assert [(count, fault.kind) for count, fault in seen.again] == [
-        (9, "shared"),
-        (1, "infrastructure"),
-        (1, "infrastructure"),
-    ]
-
-
-def test_a_worker_lost_for_want_of_memory_puts_only_the_greedy_one_on_a_device_of_its_own(made: Plan) -> None:
-    greedy = made.trials[4].key
-    _, seen = run(made, lambda t: Fault("memory", "killed") if t.key == greedy else ok(t))
-    by_key = {result.key: result for result in seen.results}
-    assert {key for key, result in by_key.items() if result.status == "failed"} == {greedy}
-    assert by_key[greedy].reason == "out of memory, also alone on a device: killed"
-    assert by_key[greedy].facts["attempts"] == 2
-
-
-@pytest.mark.parametrize("failure", ["infrastructure", "memory"])
-def test_what_was_not_begun_is_given_again(made: Plan, failure: str) -> None:
-    bad, before = made.trials[4].key, Counter[str]()
-
-    def once(trial: Trial) -> TrialResult:
-        before[trial.key] += 1
-        return failed(trial, failure) if trial.key == bad and before[bad] == 1 else ok(trial)
-
-    cluster, seen = run(made, once)
-    assert before == {trial.key: 2 if trial.key == bad else 1 for trial in made.trials}, "none is run twice for it"
-    by_key = {result.key: result for result in seen.results}
-    assert {result.status for result in seen.results} == {"ok"}
-    assert {key: r.facts["attempts"] for key, r in by_key.items()} == before, (
-        "the attempt together counts: it is known whose"
-    )
-    assert [trials for trials in cluster.given if bad in {t.key for t in trials}][-1] == [made.trials[4]]
-    assert cluster.killed >= 1
-
-
-def test_a_methods_own_failure_ends_nothing(made: Plan) -> None:
-    cluster, seen = run(made, lambda t: failed(t, "method") if t.key == made.trials[4].key else ok(t))
-    assert sizes(cluster) == [1, 9]
-    assert Counter(r.status for r in seen.results) == {"ok": 9, "failed": 1}
-
-
-FIFTH = (
-    KILL_WORKER
-    + """\
-import pathlib, tempfile
-from tta_bench.adapter import Adapter, Config
-
-class Fifth(Adapter):
-    name = "fifth"
-    class Config(Config):
-        folder: str
-    def setup(self):
-        tempfile.mkstemp(dir=self.config.folder)
-        if len(list(pathlib.Path(self.config.folder).iterdir())) == 5:
-            kill_worker()
-    def step(self, x):
-        return self.predict(x)
-"""
-)
-
-
-@pytest.mark.faults
-def test_a_worker_killed_with_several_trials_loses_none(
-    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("failure", "checks"), [("infrastructure", 1), ("memory", 0)])
+def test_a_trial_that_fails_once_for_lack_of_files_or_memory_gets_a_new_worker(
+    ten: Plan, failure: str, checks: int
 ) -> None:
-    monkeypatch.setattr(order, "TOGETHER_S", 1e6)  # however slow the machine is
-    (tmp_path / "marks").mkdir()
-    (tmp_path / "fifth.py").write_text(FIFTH)
-    row = f"[{{name: fifth, config: {{folder: {tmp_path}/marks}}}}]"
-    file = suite_file(("[source, tent]", row), ("seeds: [0]", "seeds: [0, 1, 2, 3, 4]"))
-    options = ("--plugin", tmp_path / "fifth.py", "--cpus-per-trial", 1)
-    outcome = run_cli("run", file, *options, "--workers", 1, "--out", tmp_path / "killed")
-    assert outcome.code == 0, outcome.err
-    assert "and 8 more, each by itself now: worker 0" in outcome.err
-    assert outcome.err.count(" ok fifth") == 10
-    segments = results.load(tmp_path / "killed").segments
-    assert segments["attempts"].tolist() == [1] * 10
-    assert run_cli("run", file, *options, "--executor", "local", "--out", tmp_path / "whole").code == 0
-    same(tmp_path / "killed", tmp_path / "whole")
+    bad, attempts = ten.trials[4].key, Counter[str]()
+
+    def fails_once(trial: Trial) -> TrialResult:
+        attempts[trial.key] += 1
+        return failed(trial, failure) if trial.key == bad and attempts[bad] == 1 else ok(trial)
+
+    cluster, observer = run(ten, fails_once)
+    assert attempts == {trial.key: 2 if trial.key == bad else 1 for trial in ten.trials}
+    assert {result.status for result in observer.results} == {"ok"}
+    assert {key: result.facts["attempts"] for key, result in by_key(observer).items()} == attempts
+    assert cluster.killed >= 1
+    assert cluster.checks == checks, "files may be missing on the node"
+
+
+def test_a_methods_own_failure_ends_no_worker(ten: Plan) -> None:
+    cluster, observer = run(ten, lambda t: failed(t, "method") if t.key == ten.trials[4].key else ok(t))
+    assert len(cluster.attempts) == 10
+    assert cluster.killed == 0
+    assert Counter(r.status for r in observer.results) == {"ok": 9, "failed": 1}
+
+
+def test_a_worker_that_never_reports_a_timeout_is_killed(ten: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging = ten.trials[4].key
+    cluster, observer = FakeCluster(ok), RecordingObserver()
+
+    def wait(references: list[int], seconds: float) -> list[int]:
+        return [r for r in references if getattr(cluster._values[r], "key", None) != hanging][:1]
+
+    monkeypatch.setattr(cluster, "wait", wait)
+    monkeypatch.setattr("tta_bench.schedule.pool.GRACE_S", 0.0)
+    pool_of_one(ten, cluster, timeout=0.05).run(ten.trials, observer)
+    result = by_key(observer)[hanging]
+    assert (result.status, result.facts["failure"]) == ("failed", "timeout")
+    assert result.reason == "no result after 0.05 s (--timeout)"
+    assert cluster.killed >= 1

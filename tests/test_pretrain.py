@@ -97,7 +97,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     monkeypatch.setattr(MetaTrainer, "step", interrupted)
     stopped = pretrain(run_cli, file, epochs=4)
     assert stopped.code == 130
-    assert "interrupted; the same command goes on from the last whole epoch" in stopped.err
+    assert "interrupted; the same command resumes from the last complete epoch" in stopped.err
     outcome = pretrain(run_cli, file, epochs=4)
     assert "going on after epoch 2" in outcome.err
     assert "epoch 2 of 4" not in outcome.err
@@ -165,7 +165,7 @@ def test_a_bad_option_is_named_before_anything_runs(
 def test_what_cannot_be_pretrained_says_why(run_cli: Cli, suite_file: SuiteFile, digit_folder: pathlib.Path) -> None:
     outcome = run_cli("pretrain", "tent", suite_file())
     assert outcome.code == 2
-    assert "method 'tent' learns nothing before the test" in outcome.err
+    assert "method 'tent' has no pre-training" in outcome.err
     outcome = pretrain(run_cli, suite_file(("ROOT", str(digit_folder)), text=FOLDER_SUITE))
     assert outcome.code == 2
     assert "the suite names no source images" in outcome.err
@@ -221,7 +221,7 @@ def test_a_run_prepares_what_its_trials_need_once(run_cli: Cli, suite_file: Suit
     command = ["run", preparing(suite_file), "--executor", "local", "--out", "out"]
     planned = run_cli(*command, "--dry-run")
     assert (planned.code, planned.out) == (0, "")
-    assert "to be prepared before trials can be planned: mgg-resnet_bn" in planned.err
+    assert "preparations to run before trials can be planned: mgg-resnet_bn" in planned.err
     assert not pathlib.Path("out").exists()
 
     outcome = run_cli(*command)

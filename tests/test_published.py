@@ -14,7 +14,7 @@ from runs import verdicts, write_run
 
 from tta_bench.data.corrupt.corruptions import BENCHMARK
 from tta_bench.errors import UsageError
-from tta_bench.report import errors, evidence, published
+from tta_bench.report import error_tables, evidence, published
 from tta_bench.report.reference import Comparison, compare
 
 Cli = Callable[..., Outcome]
@@ -39,7 +39,7 @@ def eata_cells(model: str = "R50-BN") -> dict[Cell, np.ndarray | str]:
 
 def compared(run: pathlib.Path, file: pathlib.Path | None = None) -> dict[str, Comparison]:
     found = evidence.gather([run])
-    return {one.paper: one for one in compare(found, errors.tables(found), file or published.shipped())}
+    return {one.paper: one for one in compare(found, error_tables.tables(found), file or published.shipped())}
 
 
 def own(folder: pathlib.Path, *rows: Mapping[str, str]) -> pathlib.Path:

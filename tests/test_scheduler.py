@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import shutil
@@ -66,7 +67,7 @@ def test_finished_trials_are_not_run_again(run_cli: Cli, suite_file: SuiteFile, 
     outcome = run_cli("run", suite_file(), "--executor", "local", "--out", finished)
     assert "4 finished, 0 to run" in outcome.err
     assert {p: p.stat().st_mtime_ns for p in (finished / "trials").iterdir()} == before
-    assert len(results.json.loads((finished / "run.json").read_text())["sessions"]) == 2
+    assert len(json.loads((finished / "run.json").read_text())["sessions"]) == 2
 
 
 def test_a_torn_trial_file_is_run_again(run_cli: Cli, suite_file: SuiteFile, finished: pathlib.Path) -> None:

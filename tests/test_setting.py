@@ -14,7 +14,7 @@ from runs import write_run
 
 from tta_bench import load_results, suite
 from tta_bench.report import content
-from tta_bench.report.content import Options
+from tta_bench.report.content import ReportOptions
 from tta_bench.report.evidence import gather
 from tta_bench.setting import Setting
 from tta_bench.suite import plan
@@ -50,7 +50,7 @@ def test_without_an_axis_settings_that_differ_in_it_alone_are_one(axis: str) -> 
         assert (other.without(axis) == SETTING.without(axis)) is (name == axis)
     assert SETTING.without("rounds") == SETTING, "at its default"
     for name in ("dataset", "protocol", "parameters"):
-        with pytest.raises(KeyError, match="is no axis"):
+        with pytest.raises(KeyError, match="is not an axis"):
             SETTING.without(name)
 
 
@@ -84,7 +84,7 @@ def test_two_values_of_a_parameter_never_share_a_table(tmp_path: pathlib.Path) -
     cells = {("source", "m", f"{name}-5", 0): np.arange(100) >= 30 for name in ("fog", "snow")}
     write_run(tmp_path / "a", cells, parameters={"delta": 0.1})
     write_run(tmp_path / "b", {k: np.arange(100) >= 60 for k in cells}, parameters={"delta": 1.0})
-    report = content.make(gather([tmp_path / "a", tmp_path / "b"]), Options())
+    report = content.make(gather([tmp_path / "a", tmp_path / "b"]), ReportOptions())
     assert [[row.mean.mean for row in table.rows] for table in report.tables] == [[30.0], [60.0]]
     assert [("delta 0.1" in t.caption, "delta 1.0" in t.caption) for t in report.tables] == [
         (True, False),
@@ -129,7 +129,7 @@ def test_what_a_suite_varies_is_told_at_its_default_too(
         f"batch_size {b}, precision {p}, rounds {r}" for b in (20, 40) for p in ("float32", "float64") for r in (1, 2)
     ]
     assert sorted(line.split(" · ")[3] for line in lines) == sorted(asked)
-    report = content.make(gather([tmp_path / "run"]), Options())
+    report = content.make(gather([tmp_path / "run"]), ReportOptions())
     captions = [(t.caption, t.title) for t in (*report.tables, *report.costs)]
     told = [f"rounds {r}, batch size {b}, {p}" for b in (20, 40) for p in ("float32", "float64") for r in (1, 2)]
     for words in told:

@@ -81,4 +81,4 @@ def test_class_tokens_and_linear_heads_are_recognised() -> None:
     assert [Needs(class_token=True).lacking(m, 8) for m in (vit, resnet)] == [None, "the model has no class token"]
     vit.net.reset_classifier(0)  # type: ignore[operator]
     assert Needs(linear_head=True).lacking(resnet, 8) is None
-    assert Needs(linear_head=True).lacking(vit, 8) == "the model's classifier is no linear layer but Identity"
+    assert Needs(linear_head=True).lacking(vit, 8) == "the model's classifier is not a linear layer but Identity"

@@ -60,7 +60,7 @@ def test_a_network_that_ends_its_process_is_a_problem_with_its_place(strangers: 
     with pytest.raises(UsageError) as refused:
         plan.make(suite.load(str(strangers / "suite.yaml")))
     [problem] = refused.value.problems
-    assert "the process that builds it ends, with exit code 7" in problem.message
+    assert "the process that builds it exits with code 7" in problem.message
     assert "suite.yaml:" in problem.where
 
 

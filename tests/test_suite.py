@@ -14,6 +14,7 @@ from conftest import DIGITS_SUITE, Outcome
 from PIL import Image
 
 from tta_bench import suite
+from tta_bench.errors import UsageError
 from tta_bench.streams import CLEAN, Shift
 
 SuiteFile = Callable[..., pathlib.Path]
@@ -24,7 +25,7 @@ DIGITS = "data: {kind: digits, max_images: 100}"
 
 BAD = {
     "unknown key": ("severities: [5]", "severties: [5]", "unknown key 'severties' in suite", "did you mean 'severities'?"),
-    "duplicate key": ("seeds: [0]", "seeds: [0]\nseeds: [1]", "duplicate key 'seeds'", "already on line 15"),
+    "duplicate key": ("seeds: [0]", "seeds: [0]\nseeds: [1]", "duplicate key 'seeds'", "first given on line 15"),
     "wrong type": ("batch_size: 40", "batch_size: lots", "batch_size: Input should be a valid integer", ""),
     "bool for a number": ("batch_size: 40", "batch_size: true", "batch_size: Input should be a valid integer", ""),
     "unknown method": ("[source, tent]", "[source, tnet]", "unknown method 'tnet'", "did you mean 'tent'?"),
@@ -46,14 +47,14 @@ BAD = {
     "class count": ("num_classes: 10", "num_classes: 12", "weights do not fit the model", "number of classes"),
     "image size": ("stem: cifar", "stem: cifar\n    image_size: 224", "takes 224x224 images, digits-C has 32x32", "another model"),
     "missing weights": ("digits_resnet_bn.s", "digits_resnet.s", "no such weights file", ""),
-    "missing weights package": ("package:tta_bench.data.kinds/", "package:no_such_package/", "'no_such_package' that holds the weights", "pip install no-such-package"),
+    "missing weights package": ("package:tta_bench.data.kinds/", "package:no_such_package/", "'no_such_package' with the weights", "pip install no-such-package"),
     "unknown preset": ("stem: cifar", "stem: cifar\n    preset: cifar1O", "no method has a preset 'cifar1O'", "did you mean 'cifar10'?"),
     "data without kind": ("kind: digits, ", "", "missing key 'kind' in data", "one of: cifar_c, digits, folder, imagenet_c"),
     "a list is missing": ("severities: [5]", "severities: 5", "severities: Input should be a list", ""),
     "two means": ("mean: [0.3, 0.3, 0.3]", "mean: [0.3, 0.3]", "models.0.mean: item 3 of the list is missing", ""),
     "unknown architecture": ("architecture: resnet18", "architecture: resnet188", "Unknown model (resnet188)", "options"),
     "unknown option": ("layers: [1, 1, 1, 1]", "layerz: [1, 1, 1, 1]", "unexpected keyword argument 'layerz'", "options"),
-    "architecture without mean": ("    mean: [0.3, 0.3, 0.3]\n", "", "architecture: needs weights:, mean: and std:", ""),
+    "architecture without mean": ("    mean: [0.3, 0.3, 0.3]\n", "", "architecture: requires weights:, mean: and std:", ""),
 }  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def test_a_folder_without_images(suite_file: SuiteFile, run_cli: Cli, tmp_path: 
     (tmp_path / "empty" / "class").mkdir(parents=True)
     outcome = run_cli("run", suite_file((DIGITS, FOLDER.format(root=tmp_path / "empty"))))
     assert outcome.code == 2
-    assert "the folder holds no images" in outcome.err
+    assert "the folder has no images" in outcome.err
 
 
 def test_a_truncated_jpeg_is_named(suite_file: SuiteFile, run_cli: Cli, tmp_path: pathlib.Path) -> None:
@@ -197,3 +198,38 @@ def test_every_shipped_suite_is_valid(monkeypatch: pytest.MonkeyPatch, tmp_path:
     ]  # fmt: skip
     for name in suite.shipped():
         assert suite.load(name).suite.name == name
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [("seeds=x", "seeds: Input should be a list"), ("seeds=[0,x]", "seeds.1: Input should be a valid integer"),
+     ("sedes=[1]", "unknown key 'sedes' in suite"), ("extra.deep=1", "unknown key 'extra' in suite"),
+     ("data.max_images=0", "data.max_images: Input should be greater than or equal to 1"),
+     ("data.max_image=5", "unknown key 'max_image' in data"),
+     ("methods=[source, tnet]", "unknown method 'tnet'"), ("seeds.0=1", "'seeds' is not a mapping"),
+     ("models=[]", "models: List should have at least 1 item")],
+)  # fmt: skip
+def test_a_problem_of_a_set_pair_names_the_pair(
+    suite_file: Callable[..., pathlib.Path], pair: str, message: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        suite.load(str(suite_file()), sets=[pair])
+    [problem] = caught.value.problems
+    assert problem.where == f"--set {pair}"
+    assert problem.message.startswith(message)
+    assert not problem.source
+
+
+def test_a_problem_beside_a_set_pair_still_names_its_line(suite_file: Callable[..., pathlib.Path]) -> None:
+    file = suite_file(("kind: digits, max_images: 100", "kind: digits, max_image: 100"))
+    with pytest.raises(UsageError) as caught:
+        suite.load(str(file), sets=["data.seed=1", "seeds=[1]"])
+    [problem] = caught.value.problems
+    assert problem.where.startswith(f"{file}:2:")
+
+
+def test_a_set_pair_replaces_an_unset_variable(suite_file: Callable[..., pathlib.Path]) -> None:
+    file = suite_file(("max_images: 100", "max_images: '${NOT_SET_ANYWHERE}'"))
+    with pytest.raises(UsageError, match="NOT_SET_ANYWHERE is not set"):
+        suite.load(str(file), sets=["seeds=[1]"])
+    assert suite.load(str(file), sets=["data.max_images=5"]).suite.data.max_images == 5

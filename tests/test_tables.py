@@ -20,12 +20,12 @@ import tta_bench
 from tta_bench.errors import UsageError
 from tta_bench.protocols import Streams
 from tta_bench.report import content
-from tta_bench.report.content import Options
+from tta_bench.report.content import ReportOptions
 from tta_bench.report.evidence import gather
 from tta_bench.report.figures import online
 from tta_bench.report.figures.section import sections
 from tta_bench.report.images import ImageErrors
-from tta_bench.store import npz, results, schema
+from tta_bench.store import results, schema
 from tta_bench.streams import CLEAN, Segment, Shift, Stream, StreamSpec, subset
 
 FAILING = """\
@@ -181,7 +181,7 @@ def test_a_segment_that_mixes_shifts_has_one_curve(mixed: pathlib.Path) -> None:
     assert tent["adapted"].tolist() == [True] * 3 + [False] * 2
     correct = results.read_arrays(mixed, tent["key"].iloc[0], lambda name: name == "images/correct")["images/correct"]
     np.testing.assert_allclose(tent["running_error_pct"], [100 * (~correct[:n]).mean() for n in tent["images_seen"]])
-    [section] = sections(content.make(gather([mixed]), Options()))
+    [section] = sections(content.make(gather([mixed]), ReportOptions()))
     last = online.running(section).loc[[("resnet_bn", "tent")]].iloc[-1]
     assert (last["images_seen"], last["mean"]) == (200, pytest.approx(100 * (~correct).mean()))
     assert section.per_thousand("images_forwarded")["resnet_bn", "tent"] == 1000
@@ -207,7 +207,9 @@ def test_images_that_are_only_context_count_in_the_cost_alone(
     assert tent["images_graded"].tolist() == [0, 40, 40, 40, 40]
     assert tent["error_pct"].isna().tolist() == [True] + [False] * 4
     assert tent["running_error_pct"].iloc[-1] == pytest.approx(100 * (~correct[40:]).mean())
-    errors = ImageErrors(gather([run]), lambda _: True).matrix([("tent", "resnet_bn", "contrast-5")])
+    evidence = gather([run])
+    trials = set(zip(evidence.shifts["key"], evidence.shifts["setting"], strict=True))
+    errors = ImageErrors(evidence, trials).matrix([("tent", "resnet_bn", "contrast-5")])
     assert errors is not None
     assert (errors.shape, errors.sum()) == ((80, 1), (~correct[41::2]).sum()), "what intervals are drawn from"
     missing = loaded.shifts.query("label == 'failing'")
@@ -262,7 +264,7 @@ def test_a_fact_that_is_unknown_lacking_or_of_another_type_is_named(
     file.write_text(json.dumps(record))
     reseal(file)
     outcome = run_cli("report", run)
-    assert (outcome.code, f"{file}: not as schema version 4 has it: {says}" in outcome.err) == (2, True), outcome.err
+    assert (outcome.code, f"{file}: does not fit schema version 4: {says}" in outcome.err) == (2, True), outcome.err
 
 
 def test_a_statistic_of_the_methods_own_and_half_a_failed_trial_are_no_faults(tmp_path: pathlib.Path) -> None:
@@ -285,12 +287,11 @@ def test_an_array_that_is_unknown_lacking_or_of_another_type_is_named(
 ) -> None:
     run = write_run(tmp_path / "run", {("a", "m", "fog-5", 0): verdicts(10, 100)})
     [file] = (run / "trials").glob("*.npz")
-    arrays = npz.read(file)
+    arrays = dict(np.load(file))
     change(arrays)
-    with open(file, "wb") as stream:
-        npz.write(stream, arrays)
+    np.savez(file, **arrays)
     reseal(file.with_suffix(".json"))
-    with pytest.raises(UsageError, match=re.escape(f"{file}: not as schema version 4 has it: {says}")):
+    with pytest.raises(UsageError, match=re.escape(f"{file}: does not fit schema version 4: {says}")):
         results.load(run)
 
 

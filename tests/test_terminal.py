@@ -14,7 +14,7 @@ from runs import verdicts, write_run
 
 from tta_bench.data.corrupt.corruptions import BENCHMARK
 from tta_bench.report import content, evidence
-from tta_bench.report.content import Content, Options
+from tta_bench.report.content import Content, ReportOptions
 from tta_bench.report.render import grids, terminal
 
 WHOLE = ("clean", *BENCHMARK)
@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Content:
     cells["sar", "vit_b16", "fog-5", 0] = cells["sar", "vit_b16", "fog-5", 1] = "failed"
     cells["tent", "vit_b16", "snow-5", 1] = "missing"
     run = write_run(tmp_path_factory.mktemp("runs") / "run", cells, dataset="ImageNet-C", suite="imagenet_c")
-    return content.make(evidence.gather([run]), Options())
+    return content.make(evidence.gather([run]), ReportOptions())
 
 
 def shown(made: Content, width: int, *, colours: bool = False) -> str:
@@ -73,7 +73,7 @@ def test_what_has_no_result_is_shown_and_explained_what_failed_first(made: Conte
     assert sar.count("*") == 1, "its mean is over fewer cells"
     assert tent.count("*") == 2, "so are a cell without one of its seeds, and the mean"
     assert norm.split() == ["norm", *["–"] * 17]
-    assert "*: over fewer cells than were planned" in text
+    assert "*: mean over fewer trials than planned" in text
     failed, missing, skipped = (
         text.index(part) for part in ("sar on vit_b16: 2 cells failed (fog-5; seeds 0, 1): failed for a reason", "tent on vit_b16: 1 cell missing", "norm on vit_b16: 32 cells skipped (16 shifts")
     )  # fmt: skip
@@ -111,7 +111,7 @@ def test_costs_and_notes_are_there(made: Content) -> None:
 
 def test_one_seed_says_that_the_spread_is_not_known(tmp_path: pathlib.Path) -> None:
     cells: dict = {(label, "m", "fog-5", 0): verdicts(error) for label, error in (("source", 50), ("tent", 20))}
-    one = content.make(evidence.gather([write_run(tmp_path / "run", cells)]), Options(baseline="x"))
+    one = content.make(evidence.gather([write_run(tmp_path / "run", cells)]), ReportOptions(baseline="x"))
     [legend] = [grid.legend for grid in grids.grids(one) if grid.name == "errors-severity-5"]
-    assert "With one seed, the spread over seeds is not known, and tests leave it out." in legend
+    assert "With one seed, the spread over seeds is unknown and not part of the tests." in legend
     assert "No row has the label x: what would be relative to it is left out." in one.notes

@@ -16,8 +16,6 @@ import torch
 from runs import reseal
 from test_training_scripts import script
 
-from tta_bench.store import npz
-
 TRIALS = [(1000.0, 4.0, 7, [300]), (1001.0, 9.0, 8, [200, 100]), (1009.5, 2.0, 7, [])]  # end, seconds, process, images
 SPEEDS = [{1.0: 10.0, 0.5: 15.0, 0.25: 10.0}, {1.0: 20.0, 0.5: 60.0, 0.25: 10.0}, {1.0: 15.0, 0.5: 30.0, 0.25: 15.0}]
 
@@ -100,10 +98,9 @@ def test_differences_are_named(local_sweep: Callable[..., Any], tmp_path: pathli
     assert differences(one, two) == []
 
     file = next((two / "trials").glob("*.npz"))
-    arrays = {**npz.read(file)}
+    arrays = dict(np.load(file))
     arrays["images/confidence"] = np.nextafter(arrays["images/confidence"], np.float32(2))
-    with file.open("wb") as stream:
-        npz.write(stream, arrays)
+    np.savez(file, **arrays)
     reseal(file.with_suffix(".json"))
     assert differences(one, two) == ["predictions of 1 of 2 trials"]
 

@@ -1,9 +1,9 @@
-"""The contract that a method implements.
+"""The interface of a method.
 
 A method adapts a source model online, on unlabelled images, while it predicts. The harness calls, in this order:
-``declared`` and ``skip`` (class), the constructor, ``setup``, ``prepare`` (where ``source_request`` asks for images), then
-for each batch ``step`` or ``predict``, and ``reset`` where the stream says so. ``reset`` restores what is found on the
-adapter; a network that never changes is declared :func:`constant`, which saves the copy.
+``declared`` and ``skip`` (class methods), the constructor, ``setup``, ``prepare`` (if ``source_request`` asks for images),
+then for each batch ``step`` or ``predict``, and ``reset`` where the stream has one. ``reset`` restores the adapter's
+attributes; a network that never changes is declared :func:`constant`, which saves its copy.
 
 A method sees the image batch, its Config, the Context and unlabelled source batches; never labels, corruption names or
 data paths.
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tta_bench.code import file_sha256
 from tta_bench.models import PACKAGE_SCHEME, SourceModel
-from tta_bench.registry import Entry
+from tta_bench.registry import PluginEntry
 from tta_bench.snapshot import Snapshot, Untouched
 
 __all__ = [
@@ -64,42 +64,43 @@ def _existing_file(path: str) -> str:
 
 @dataclass(frozen=True)
 class _FileValued:
-    """Marks a field whose value names a file: a trial's key then holds the file's SHA-256, not its name."""
+    """Marks a field whose value is a file: a trial's key has the file's SHA-256 instead of its name."""
 
 
 FilePath = Annotated[str, AfterValidator(_existing_file), _FileValued()]
 
 
-def _is_file(annotation: Any, metadata: Iterable[Any] = ()) -> bool:
+def is_file(annotation: Any, metadata: Iterable[Any] = ()) -> bool:
+    """Whether a field with this annotation and metadata is declared as :data:`FilePath`, ``None`` allowed or not."""
     marks = (*metadata, *getattr(annotation, "__metadata__", ()))
     if any(isinstance(mark, _FileValued) for mark in marks):
         return True
-    return any(_is_file(inner) for inner in getattr(annotation, "__args__", ()))
+    return any(is_file(inner) for inner in getattr(annotation, "__args__", ()))
 
 
 class Config(BaseModel):
-    """Base of every method's hyperparameters. Unknown names are refused; values do not change after they are read."""
+    """Base of every method's hyperparameters. Unknown fields are refused; instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def files(self) -> dict[str, str]:
-        """Field name to located path, of every field declared as :data:`FilePath` that is set."""
-        named = [name for name, info in type(self).model_fields.items() if _is_file(info.annotation, info.metadata)]
+        """The path of each field declared as :data:`FilePath` that is set, by field name."""
+        named = [name for name, info in type(self).model_fields.items() if is_file(info.annotation, info.metadata)]
         return {name: str(locate_file(getattr(self, name))) for name in named if getattr(self, name) is not None}
 
-    def plugins(self) -> dict[str, Entry]:
-        """Other plugins that the values name, by role (``{"optimizer": …}``): their code is in a trial's key."""
+    def plugins(self) -> dict[str, PluginEntry]:
+        """Other plugins named by the values, by role (``{"optimizer": …}``); their code is part of a trial's key."""
         return {}
 
     def plugin_needs(self) -> Needs:
-        """What those plugins need (their class attribute ``needs``)."""
+        """The needs of those plugins (their class attribute ``needs``)."""
         own = (getattr(entry.load(), "needs", Needs()) for entry in self.plugins().values())
         return functools.reduce(operator.or_, own, Needs())
 
     def keyed(self) -> dict[str, Any]:
-        """The values as a trial's key has them: files by content, and no field at its default.
+        """The values in a trial's key: files by content, and no field at its default.
 
-        So a new field leaves old keys alone, and a changed default does not: it changes the code of the class.
+        A new field thus leaves existing keys unchanged; a changed default changes the class's code, and so the keys.
         """
         files, values = self.files(), self.model_dump(mode="json")
         return {
@@ -114,9 +115,9 @@ class Preset:
     """Published hyperparameters for one setting.
 
     Attributes:
-        values: fields of the method's Config that differ from its defaults; a function of the batch size stands for a
-            rule, such as a learning rate for small batches.
-        citation: where they were published (paper and table, or repository and file).
+        values: fields of the method's Config that differ from its defaults; a function of the batch size is a rule, such
+            as for the learning rate of small batches.
+        citation: their source (paper and table, or repository and file).
     """
 
     values: Mapping[str, Any | Callable[[int], Any]]
@@ -129,20 +130,20 @@ class Preset:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method cannot do without; each is a column of the results.
+    """Requirements of a method; each is a column of the results.
 
-    A class names the most that it can need; :meth:`Adapter.declared` narrows it to what the hyperparameters leave.
+    A class declares the most that it can need; :meth:`Adapter.declared` narrows it for given hyperparameters.
 
     Attributes:
         backward: it takes backward passes.
-        source_images: it sees clean unlabelled source images before adapting.
-        checkpoint: it needs a learned checkpoint of its own.
+        source_images: it uses clean unlabelled source images before adapting.
+        checkpoint: it needs a learned checkpoint.
         min_batch: the smallest batch it can adapt on; smaller ones are predicted with ``predict``.
-        norm_kinds: normalisation layers of which the model must have at least one ("batch", "group", "layer");
+        norm_kinds: kinds of normalisation layers, of which the model must have one ("batch", "group", "layer");
             empty: any model.
         class_token: the model must be a transformer with a class token.
         linear_head: the model's classifier must be a linear layer.
-        packages: distributions, as ``pip install`` names them, that must be installed.
+        packages: distributions (names as for ``pip install``) that must be installed.
     """
 
     backward: bool = False
@@ -155,13 +156,13 @@ class Needs:
     packages: tuple[str, ...] = ()
 
     def lacking(self, model: SourceModel, batch_size: int) -> str | None:
-        """What of it is not there, as a reason to skip; None where nothing lacks."""
+        """The first unmet requirement, as a reason to skip; None where all are met."""
         if self.norm_kinds and not any(model.norm_kind(module) in self.norm_kinds for module in model.net.modules()):
             return f"the model has no {' or '.join(self.norm_kinds)} normalisation layer"
         if self.class_token and not model.has_class_token:
             return "the model has no class token"
         if self.linear_head and (kinds := [type(part).__name__ for part in model.classifiers()]) != ["Linear"]:
-            return f"the model's classifier is no linear layer but {' and '.join(kinds)}"
+            return f"the model's classifier is not a linear layer but {' and '.join(kinds)}"
         if batch_size < self.min_batch:
             return f"batch size {batch_size} is below the {self.min_batch} that the method needs"
         if absent := [name for name in self.packages if not _installed(name)]:
@@ -169,11 +170,11 @@ class Needs:
         return None
 
     def __or__(self, other: Needs) -> Needs:
-        """What two parts need together, such as a method and its optimizer."""
+        """The combined requirements, such as of a method and its optimizer."""
         return Needs(**{f.name: _both(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)})
 
     def columns(self) -> dict[str, Any]:
-        """Each need as a column of the results, ``needs_<name>``; several words are one text."""
+        """Each need as a column of the results, ``needs_<name>``; tuples are joined by commas."""
         return {f"needs_{k}": ",".join(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
 
 
@@ -191,12 +192,12 @@ def _both(one: Any, other: Any) -> Any:
 
 @dataclass(frozen=True)
 class Declared:
-    """What a method says of itself with given hyperparameters.
+    """A method's declarations for given hyperparameters.
 
     Attributes:
-        needs: what it cannot do without; what its optimizer needs is added.
+        needs: its requirements; those of its optimizer are added.
         outputs: what ``step`` and ``predict`` return, "logits" or "probabilities".
-        reset_keeps: dotted paths of attributes that ``reset`` leaves alone.
+        reset_keeps: dotted paths of attributes that ``reset`` does not restore.
     """
 
     needs: Needs
@@ -206,7 +207,7 @@ class Declared:
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """How many clean, unlabelled source images ``prepare`` wants, in batches of how many."""
+    """Number of clean, unlabelled source images that ``prepare`` uses, and their batch size."""
 
     images: int
     batch_size: int
@@ -214,15 +215,15 @@ class SourceRequest:
 
 @dataclass(frozen=True)
 class Context:
-    """What a method may know about where it runs.
+    """What a method may know about its trial.
 
     Attributes:
         num_classes: number of classes C.
         batch_size: nominal batch size; a segment's last batch may be smaller.
         image_size: height and width of the images in pixels.
-        device: where images arrive and the model lives.
-        generator: a CPU generator, the method's only source of randomness. In ``setup`` and ``prepare`` its seed is that
-            of the trial alone, so that streams share what ``prepare`` returned; after that also that of the stream.
+        device: of the images and the model.
+        generator: a CPU generator, the method's only source of randomness. In ``setup`` and ``prepare`` its seed depends
+            on the trial's seed alone, so that streams share what ``prepare`` returned; afterwards on the stream, too.
     """
 
     num_classes: int
@@ -233,9 +234,9 @@ class Context:
 
 
 def constant(network: Network) -> Network:
-    """Declare that a network never changes, such as a frozen copy of the source model; returns it, in eval mode, frozen.
+    """Declare that a network never changes, such as a frozen copy of the source model; returns it frozen, in eval mode.
 
-    ``reset`` neither copies nor restores it; its passes are counted as any copy's. A deep copy of it may change again.
+    ``reset`` neither copies nor restores it; its passes are counted like any copy's. A deep copy of it is not constant.
     """
     network.eval().requires_grad_(False)
     network.survives_reset = Untouched()  # type: ignore[assignment]
@@ -248,11 +249,11 @@ _Config = Config  # inside Adapter, the name Config is the method's own
 class Adapter(abc.ABC):
     """Base class of every method. Subclass it, give it a Config, implement ``step``.
 
-    ``needs``, ``outputs`` and ``reset_keeps`` are constants of the class; where they depend on the hyperparameters, the
-    class names the most, and ``declared`` what is left. An adapter has its own three from there.
+    ``needs``, ``outputs`` and ``reset_keeps`` are class constants. Where they depend on hyperparameters, the class has the
+    most general values and ``declared`` returns the actual ones, which an instance has as attributes.
     """
 
-    name: ClassVar[str] = ""  # read from plugin files; an installed package's entry point gives the name instead
+    name: ClassVar[str] = ""  # used for plugin files; an installed package's entry point has the name
     Config: ClassVar[type[Config]] = Config
     presets: ClassVar[Mapping[str, Preset]] = {}
     needs: Needs = Needs()
@@ -272,79 +273,79 @@ class Adapter(abc.ABC):
 
     @classmethod
     def declared(cls, config: Any) -> Declared:
-        """``needs``, ``outputs`` and ``reset_keeps`` with these hyperparameters; asked before there is an adapter.
+        """``needs``, ``outputs`` and ``reset_keeps`` for these hyperparameters; called before there is an instance.
 
-        The default is the class's constants; ``dataclasses.replace(super().declared(config), …)`` changes some.
+        By default the class constants; override some with ``dataclasses.replace(super().declared(config), …)``.
         """
         return Declared(cls.needs, cls.outputs, cls.reset_keeps)
 
     @classmethod
     def skip(cls, model: SourceModel, config: _Config, context: Context) -> str | None:
-        """Why this method cannot run with this model here, or None. The default checks what is declared."""
+        """The reason why this method cannot run with this model, or None. The default checks the declared needs."""
         return (cls.declared(config).needs | config.plugin_needs()).lacking(model, context.batch_size)
 
     def setup(self) -> None:
-        """Choose what is adapted, set modes, build the optimizer. The model arrives in eval mode, all frozen."""
+        """Choose the adapted parameters, set modes, build the optimizer. The model is in eval mode, all frozen."""
 
     def source_request(self) -> SourceRequest | None:
-        """How many source images ``prepare`` wants; None where it wants none."""
+        """The source images that ``prepare`` uses; None where it uses none."""
         return None
 
     def prepare(self, source: Iterator[Tensor]) -> dict[str, Tensor]:
-        """Learn from clean unlabelled images, (B, 3, H, W) in [0, 1]; what is returned becomes ``self.prepared``."""
+        """Learn from clean unlabelled images, (B, 3, H, W) in [0, 1]; the result becomes ``self.prepared``."""
         return {}
 
     @abc.abstractmethod
     def step(self, x: Tensor) -> Tensor:
-        """Predict for a batch, and adapt on it.
+        """Predict a batch, and adapt on it.
 
         Args:
             x: images, (B, 3, H, W) in [0, 1].
 
         Returns:
-            The scores that are graded, (B, C): logits, or probabilities where ``outputs`` says so.
+            The graded scores, (B, C): logits, or probabilities if ``outputs`` is "probabilities".
         """
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
-        """Scores (B, C) for ``x`` (B, 3, H, W) in [0, 1] with the present state; changes nothing.
+        """Scores (B, C) for ``x`` (B, 3, H, W) in [0, 1] in the current state; changes nothing.
 
-        The default is the model's logits, or their softmax where ``outputs`` says "probabilities".
+        By default the model's logits, or their softmax if ``outputs`` is "probabilities".
         """
         logits: Tensor = self.model(x)
         return logits.softmax(1) if self.outputs == "probabilities" else logits
 
     def remember(self) -> None:
-        """Take the state that ``reset`` goes back to. The harness calls it once, between ``setup`` and ``prepare``."""
+        """Save the state that ``reset`` restores. The harness calls it once, between ``setup`` and ``prepare``."""
         self._initial = Snapshot.of(
             self, self.reset_keeps, leave=("_initial", "config", "prepared"), alone=[self.context.generator]
         )
 
     def reset(self) -> None:
-        """Go back, in place, to the state after ``setup``: model, optimizer, plain attributes; but for ``reset_keeps``.
+        """Restore, in place, the state after ``setup``: model, optimizer, plain attributes, except ``reset_keeps``.
 
-        What ``prepare`` returned stays in ``self.prepared``. ``context.generator`` goes on, under whatever name a method
-        has it: else every shift would meet the same draws. Generators of the method's own go back.
+        ``self.prepared`` keeps the result of ``prepare``. ``context.generator`` is not rewound, under any attribute name:
+        otherwise every shift would get the same draws. The method's own generators are restored.
 
         Raises:
             RuntimeError: ``remember`` was never called.
         """
         if self._initial is None:
-            raise RuntimeError("reset() before remember(): the harness takes the state after setup()")
+            raise RuntimeError("reset() before remember(): the harness saves the state after setup()")
         self._initial.restore()
 
     def checkpoint_origin(self) -> str:
-        """Where the method's checkpoint comes from, in a few words; a column of the results.
+        """Origin of the method's checkpoint, as a short text; a column of the results.
 
-        Empty: what its optimizer's checkpoint says of itself (see :mod:`tta_bench.optimizers`).
+        Empty: that of its optimizer's checkpoint (see :mod:`tta_bench.optimizers`).
         """
         return ""
 
     def stats(self) -> Mapping[str, float | Tensor]:
-        """Numbers about the last step, always under the same keys; they become columns ``stat_<key>``.
+        """Statistics of the last step, always with the same keys; they become columns ``stat_<key>``.
 
-        A 0-dim tensor is read at the segment's end, so that nothing waits for the device. What the method's optimizers
-        say of themselves is added by the harness.
+        A 0-dim tensor is read at the segment's end, so that nothing waits for the device. The harness adds the
+        statistics of the method's optimizers.
         """
         return {}
 

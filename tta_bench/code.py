@@ -1,9 +1,9 @@
-"""The import closure of a plugin: the files of its own package that its numbers depend on.
+"""The import closure of a plugin: the files of its own package that its results depend on.
 
-The closure holds the plugin's module, what that imports of its own package (for a plugin file: of the files beside it),
-what those import, and so on. It goes on into ``tta_bench.methods``, so that a plugin built on Tent follows Tent's code. It
-stops at the harness, which ``NUMERICS_VERSION`` stands for, and at other packages, whose versions are in ``run.json``.
-Imports are read from the source text, also those inside functions; a module named only at run time is not seen.
+The closure has the plugin's module and, recursively, the modules of the same package that it imports (for a plugin file:
+the files beside it). It extends into ``tta_bench.methods``, so that a plugin built on Tent depends on Tent's code. It ends
+at the harness, which ``NUMERICS_VERSION`` covers, and at other packages, whose versions are in ``run.json``. Imports are
+read from the source, including those inside functions; modules whose names are computed at run time are missed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def package_closure(modules: Iterable[str]) -> dict[str, pathlib.Path]:
     """The import closure of installed modules, by module name.
 
     Args:
-        modules: dotted names; the package of each is its top level, or ``tta_bench.methods`` for the built-in plugins.
+        modules: dotted names; a module's package is its top level, or ``tta_bench.methods`` for built-in plugins.
     """
     names = list(modules)
     packages = [BUILT_IN if name.startswith(f"{BUILT_IN}.") else name.partition(".")[0] for name in names]
@@ -51,24 +51,24 @@ def package_closure(modules: Iterable[str]) -> dict[str, pathlib.Path]:
 
 def plugin_closure(file: pathlib.Path) -> dict[str, pathlib.Path]:
     """The import closure of a plugin file, by module name; the file itself under the empty name."""
-    found = _closure(_imports(file, ""), [_Scope("", file.parent), _installed(BUILT_IN)])
-    return {"": file} | {name: path for name, path in found.items() if path != file}
+    files = _closure(_imports(file, ""), [_Scope("", file.parent), _installed(BUILT_IN)])
+    return {"": file} | {name: path for name, path in files.items() if path != file}
 
 
 def siblings(file: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Of a plugin file's import closure, the modules that lie beside it, by module name; without the file itself."""
+    """The modules beside a plugin file that are in its import closure, by module name; without the file itself."""
     return {name: path for name, path in plugin_closure(file).items() if name and name.partition(".")[0] != HARNESS}
 
 
 @dataclass(frozen=True)
 class _Scope:
-    """Modules that count: those of one package, or, where that is empty, those that lie in a folder."""
+    """The modules of one package, or, where ``package`` is empty, those in a folder."""
 
     package: str
     folder: pathlib.Path
 
     def file(self, module: str) -> pathlib.Path | None:
-        """The file of a module, or None where it is none of this scope's."""
+        """The file of a module; None where the module is outside this scope."""
         if not self.package and module.partition(".")[0] != HARNESS:
             parts = module.split(".")
         elif self.package and f"{module}.".startswith(f"{self.package}."):
@@ -77,7 +77,7 @@ class _Scope:
             return None
         path = self.folder.joinpath(*parts)
         modules = [path.with_name(f"{path.name}{suffix}") for suffix in _SUFFIXES] if parts else []
-        return next((place for place in [path / "__init__.py", *modules] if place.is_file()), None)
+        return next((file for file in [path / "__init__.py", *modules] if file.is_file()), None)
 
 
 def _installed(package: str) -> _Scope:
@@ -89,32 +89,32 @@ def _installed(package: str) -> _Scope:
 
 
 def _closure(modules: Iterable[str], scopes: list[_Scope]) -> dict[str, pathlib.Path]:
-    found: dict[str, pathlib.Path] = {}
-    waiting = list(modules)
-    while waiting:
-        module = waiting.pop()
+    closure: dict[str, pathlib.Path] = {}
+    pending = list(modules)
+    while pending:
+        module = pending.pop()
         file = next((file for scope in scopes if (file := scope.file(module))), None)
-        if file is not None and module not in found:
-            found[module] = file
+        if file is not None and module not in closure:
+            closure[module] = file
             package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-            waiting += _imports(file, package)
-    return found
+            pending += _imports(file, package)
+    return closure
 
 
 def _imports(file: pathlib.Path, package: str) -> Iterator[str]:
-    """Names that may be modules, of every import in a file."""
+    """Names in a file's imports that may be modules."""
     if file.suffix != ".py":
         return
     try:
         tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):  # a file that is not Python imports nothing; who runs it is told why
+    except (SyntaxError, ValueError):  # not Python: importing it reports the error
         return
     for node in ast.walk(tree):
         yield from _with_parents(_names(node, package))
 
 
 def _with_parents(modules: Iterable[str]) -> Iterator[str]:
-    """Importing ``a.b`` imports ``a``, too."""
+    """Each module with its parent packages: importing ``a.b`` imports ``a``."""
     for module in modules:
         parts = module.split(".")
         yield from (".".join(parts[:length]) for length in range(1, len(parts) + 1))

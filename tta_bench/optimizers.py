@@ -1,11 +1,11 @@
-"""Optimizers by name: any objective can be run with any registered optimizer.
+"""Optimizers by name: any method's objective can be run with any registered optimizer.
 
-An optimizer is a ``torch.optim.Optimizer`` with a ``Config`` (its hyperparameters, ``lr`` among them), registered under
-the entry points ``tta_bench.optimizers``; it is built as ``cls(parameters, **config)``.
+An optimizer is a ``torch.optim.Optimizer`` with a ``Config`` (its hyperparameters, including ``lr``), registered in the
+entry-point group ``tta_bench.optimizers``; it is built as ``cls(parameters, **config)``.
 
-It may also have ``needs`` (a class attribute, :class:`Needs`), a method ``stats()`` as an adapter has, and the attribute
-``provenance`` of a learned one: what its checkpoint says of its origin. The harness finds optimizers on an adapter by
-itself and records all three, so that no method has to pass them on.
+Optionally, it has a class attribute ``needs`` (:class:`Needs`), a method ``stats()`` like an adapter's, and, if it is
+learned, an attribute ``provenance`` (the origin of its checkpoint). The harness finds the optimizers on an adapter and
+records all three, so methods need not forward them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from tta_bench.adapter import Adapter, Config, Needs
 from tta_bench.errors import UsageError, refused
 from tta_bench.models import SourceModel
-from tta_bench.registry import OPTIMIZERS, Entry, Registry, installed
+from tta_bench.registry import OPTIMIZERS, PluginEntry, Registry, installed
 
 
 class OptimizerConfig(Config):
@@ -31,17 +31,16 @@ class OptimizerConfig(Config):
     Attributes:
         optimizer: a registered name ("sgd", "adam", …).
         lr: learning rate.
-        optimizer_options: further fields of that optimizer's Config; filled up with its defaults, so that what is
-            recorded is what ran.
+        optimizer_options: other fields of that optimizer's Config; recorded with its defaults filled in.
     """
 
     optimizer: str = "sgd"
     lr: float = Field(gt=0)
     optimizer_options: dict[str, Any] = {}
-    _entry: Entry = PrivateAttr()
+    _entry: PluginEntry = PrivateAttr()
 
     @model_validator(mode="after")
-    def _fill_up(self, info: ValidationInfo) -> OptimizerConfig:
+    def _fill_in(self, info: ValidationInfo) -> OptimizerConfig:
         registry: Registry = (info.context or {}).get("registry") or installed()
         try:
             self._entry = registry.entry(self.optimizer, OPTIMIZERS)
@@ -52,14 +51,14 @@ class OptimizerConfig(Config):
         try:
             options = self._full().model_dump(exclude=set(type(self).model_fields))
         except ValidationError as error:
-            said = ("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
+            text = ("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
                               for e in error.errors()))  # fmt: skip
-            raise ValueError(f"optimizer {self.optimizer}: {said}") from error
-        object.__setattr__(self, "optimizer_options", options)  # the model is frozen for everybody else
+            raise ValueError(f"optimizer {self.optimizer}: {text}") from error
+        object.__setattr__(self, "optimizer_options", options)  # the model is frozen
         return self
 
     def _full(self) -> Config:
-        """The optimizer's hyperparameters; those that the method's Config has too (``lr``) are the method's."""
+        """The optimizer's Config; fields that the method's Config also has (``lr``) take the method's values."""
         cls: type[Config] = self.optimizer_class().Config
         own = {name: getattr(self, name) for name in cls.model_fields if name in type(self).model_fields}
         return cls(**{**self.optimizer_options, **own})
@@ -68,11 +67,11 @@ class OptimizerConfig(Config):
         own = type(self).model_fields
         return super().files() | {f"optimizer_options.{k}": v for k, v in self._full().files().items() if k not in own}
 
-    def plugins(self) -> dict[str, Entry]:
+    def plugins(self) -> dict[str, PluginEntry]:
         return {"optimizer": self._entry}
 
     def optimizer_class(self) -> Any:
-        """The class that is registered as ``optimizer``."""
+        """The registered class of ``optimizer``."""
         return self._entry.load()
 
     def keyed(self) -> dict[str, Any]:
@@ -88,15 +87,15 @@ class OptimizerConfig(Config):
 
 
 def found_on(adapter: Adapter) -> dict[str, torch.optim.Optimizer]:
-    """Each optimizer that is an attribute of an adapter, or lies in a list, tuple or dict that is one, by its place.
+    """The optimizers among an adapter's attributes, and in lists, tuples and dicts among them, by attribute.
 
-    Places are ``optimizer``, ``optimizers_0``, ``by_name_student``; an optimizer in two of them counts in the first.
+    Names are ``optimizer``, ``optimizers_0``, ``by_name_student``; an optimizer with two names has the first.
     """
-    found: dict[int, tuple[str, torch.optim.Optimizer]] = {}
-    for place, item in _within(adapter):
+    by_id: dict[int, tuple[str, torch.optim.Optimizer]] = {}
+    for name, item in _within(adapter):
         if isinstance(item, torch.optim.Optimizer):
-            found.setdefault(id(item), (place, item))
-    return dict(found.values())
+            by_id.setdefault(id(item), (name, item))
+    return dict(by_id.values())
 
 
 def _within(adapter: Adapter) -> Iterator[tuple[str, Any]]:
@@ -115,29 +114,29 @@ def needs(adapter: Adapter) -> Needs:
 
 
 def stats(adapter: Adapter) -> dict[str, float | Tensor]:
-    """What an adapter says about its last step, and what its optimizers say; of several, under their places' names.
+    """Statistics of an adapter's last step and of its optimizers'; those of several have the optimizer's name as prefix.
 
     Raises:
-        ValueError: two of them say something under one name.
+        ValueError: two of them use the same key.
     """
-    said: dict[str, float | Tensor] = dict(adapter.stats())
-    speaking: dict[str, Any] = {place: o for place, o in found_on(adapter).items() if hasattr(o, "stats")}
-    for place, optimizer in speaking.items():
-        prefix = f"{place}_" if len(speaking) > 1 else ""
-        more = {f"{prefix}{name}": value for name, value in optimizer.stats().items()}
-        if both := sorted(said.keys() & more):
+    statistics: dict[str, float | Tensor] = dict(adapter.stats())
+    sources: dict[str, Any] = {name: o for name, o in found_on(adapter).items() if hasattr(o, "stats")}
+    for attribute, optimizer in sources.items():
+        prefix = f"{attribute}_" if len(sources) > 1 else ""
+        own = {f"{prefix}{name}": value for name, value in optimizer.stats().items()}
+        if both := sorted(statistics.keys() & own):
             which = f"{type(adapter).__name__}.stats() and its optimizer {type(optimizer).__name__}"
             raise ValueError(
-                f"{which} both say {both[0]!r}: the harness adds what an optimizer says; rename the method's"
+                f"{which} both return {both[0]!r}: the harness adds an optimizer's statistics; rename the method's"
             )
-        said |= more
-    return said
+        statistics |= own
+    return statistics
 
 
 def checkpoint_origin(adapter: Adapter) -> str:
-    """Where checkpoints come from: what the adapter says, or else what its optimizers' say of themselves."""
-    said = (_origin(optimizer, adapter.model) for optimizer in found_on(adapter).values())
-    return adapter.checkpoint_origin() or "; ".join(dict.fromkeys(filter(None, said)))
+    """The origin of an adapter's checkpoint, or else of its optimizers' checkpoints."""
+    origins = (_origin(optimizer, adapter.model) for optimizer in found_on(adapter).values())
+    return adapter.checkpoint_origin() or "; ".join(dict.fromkeys(filter(None, origins)))
 
 
 def _origin(optimizer: torch.optim.Optimizer, model: SourceModel) -> str:

@@ -1,7 +1,7 @@
-"""Preparations: jobs whose results are inputs of trials, done before the trials that need them are planned.
+"""Preparations: jobs that make inputs of trials, run before the trials that need them are planned.
 
-A preparation's result is a file. It is named after all that it depends on, so that it is made once, and stands in the keys
-of the trials that use it by its content.
+A preparation's result is a file whose name has a digest of everything it depends on, so that it is made once. The keys of
+the trials that use it have its content's digest.
 """
 
 from __future__ import annotations
@@ -15,24 +15,23 @@ from tta_bench.data.base import digest
 from tta_bench.errors import Problem, Stopped
 
 FOLDER = "prepared"  # in a run's folder
-_UNFINISHED = "unfinished"  # in that folder: what an interrupted preparation left, to go on from
+_UNFINISHED = "unfinished"  # in that folder: partial results, from which an interrupted preparation resumes
 
 
 class CannotGoOn(Exception):
-    """Raised by a preparation that cannot be finished; what it had is kept. The message says why."""
+    """A preparation cannot be finished; its partial result is kept. The message has the reason."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """A job, not begun.
+    """A job that has not started.
 
     Attributes:
-        name: in a few words that can be part of a file's name, such as ``mgg-resnet_bn``.
-        asked: all that the result depends on.
+        name: a short name that can be part of a file's name, such as ``mgg-resnet_bn``.
+        asked: everything that the result depends on.
         suffix: of the result's file.
-        make: writes the result to a path, which lies in a folder where a job that was interrupted finds what it left;
-            tells the user how far it is by the second argument, and returns a sentence on the result.
-
+        make: writes the result to the given path, in a folder that keeps partial results of an interrupted job; reports
+            progress through its second argument, and returns a sentence on the result.
     """
 
     name: str
@@ -47,30 +46,30 @@ class Preparation:
 
 
 def waiting(preparations: Sequence[Preparation], run: pathlib.Path) -> list[Preparation]:
-    """Those whose result is not in a run's folder; each once."""
+    """The preparations, each once, whose result is not in a run's folder."""
     unique = {preparation.file: preparation for preparation in preparations}
     return [p for file, p in unique.items() if not (run / FOLDER / file).is_file()]
 
 
 def finish(preparations: Sequence[Preparation], run: pathlib.Path, say: Callable[[str], None]) -> None:
-    """Do what is waiting, one after another; a result appears under its name once it is whole.
+    """Run the waiting preparations in turn; a result gets its final name when it is complete.
 
     Raises:
-        Stopped: one cannot be finished; the results of those before it are kept.
+        Stopped: one cannot be finished; earlier results are kept.
     """
     for preparation in waiting(preparations, run):
         unfinished = run / FOLDER / _UNFINISHED / preparation.file
         unfinished.parent.mkdir(parents=True, exist_ok=True)
         say(f"preparing {preparation.name}")
         try:
-            said = preparation.make(unfinished, lambda text, name=preparation.name: say(f"  {name}: {text}"))  # type: ignore[misc]
+            summary = preparation.make(unfinished, lambda text, name=preparation.name: say(f"  {name}: {text}"))  # type: ignore[misc]
         except CannotGoOn as error:
             raise Stopped(Problem(f"{preparation.name} cannot be prepared: {error}", where=str(unfinished))) from error
-        say(f"  {preparation.name}: {said}")
+        say(f"  {preparation.name}: {summary}")
         unfinished.rename(run / FOLDER / preparation.file)
 
 
 def results(preparations: Mapping[Any, Preparation], run: pathlib.Path) -> dict[Any, pathlib.Path]:
-    """The file of each preparation that is done, by the same keys."""
-    files = {place: run / FOLDER / preparation.file for place, preparation in preparations.items()}
-    return {place: file for place, file in files.items() if file.is_file()}
+    """The files of the finished preparations, by the same keys."""
+    files = {key: run / FOLDER / preparation.file for key, preparation in preparations.items()}
+    return {key: file for key, file in files.items() if file.is_file()}

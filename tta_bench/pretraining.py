@@ -1,6 +1,6 @@
-"""What a method that is pre-trained gets: source models and source images, never a test image.
+"""Pre-training of methods that learn before the test, on source models and source images, never on test images.
 
-Such a method has a class ``Pretraining`` (a :class:`tta_bench.adapter.Config`: its options) and a class method
+Such a method has a class ``Pretraining`` (a :class:`tta_bench.adapter.Config` with its options) and a class method
 ``pretrain(job)``, which ``tta-bench pretrain`` calls for each source model.
 """
 
@@ -25,25 +25,25 @@ from tta_bench.data.cache import ImageCache, entry_of
 from tta_bench.data.digests import Digests
 from tta_bench.models import Network, SourceModel
 from tta_bench.preparation import Preparation
-from tta_bench.registry import Entry, code_sha256
+from tta_bench.registry import PluginEntry, code_sha256
 from tta_bench.run.loading import to_tensor
 from tta_bench.streams import Shift
 
 
 @dataclass(frozen=True)
 class PretrainJob:
-    """What a method's ``pretrain`` gets, for one source model.
+    """The argument of a method's ``pretrain``: one source model and its source images.
 
     Attributes:
         options: the method's ``Pretraining``.
-        out: the checkpoint to write; files beside it that begin with its name are the method's, too.
-        device: where to work.
+        out: the checkpoint to write; the method may also write files beside it whose names begin with its name.
+        device: to train on.
         image_size: height and width of the images in pixels.
         seed: of every draw.
-        labels: (N,) classes of the source images. Only a published procedure that selects by them may look, and its
-            checkpoint says so.
-        provenance: texts by name, to be kept in the checkpoint; ``asked`` digests all that the result depends on.
-        say: tells the user how far it is.
+        labels: (N,) classes of the source images, only for a published procedure that selects by accuracy; its checkpoint
+            records that.
+        provenance: texts by name, to store in the checkpoint; ``asked`` is a digest of everything the result depends on.
+        say: reports progress to the user.
     """
 
     options: Config
@@ -59,18 +59,18 @@ class PretrainJob:
     _cache: ImageCache = field(repr=False)
 
     def model(self) -> SourceModel:
-        """A fresh copy of the source model, on the device, in eval mode, all frozen."""
+        """A fresh copy of the source model, on the device, in eval mode, with all parameters frozen."""
         return copy.deepcopy(self._pristine)
 
     def images(self, shift: Shift, rows: np.ndarray) -> Callable[[np.ndarray], Tensor]:
         """Source images ``rows`` under ``shift``: a function from image indices (B,) to (B, 3, H, W) in [0, 1]."""
-        held = self._cache.images(entry_of(self._source, shift, np.unique(rows).astype(np.int32), Digests()))
-        return lambda index: to_tensor(held.take(index), self.device, torch.float32)
+        images = self._cache.images(entry_of(self._source, shift, np.unique(rows).astype(np.int32), Digests()))
+        return lambda index: to_tensor(images.take(index), self.device, torch.float32)
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """The pre-training of a method for one source model, not begun.
+    """The pre-training of a method for one source model, not started.
 
     Attributes:
         entry: of the method.
@@ -78,11 +78,11 @@ class Pretraining:
         suite: name of the suite.
         data_seed: seeds the corruptions of the source images.
         network, dataset: the source model and its data.
-        asked: what a trial's key says of the source model.
+        asked: the source model's part of a trial's key.
         seed: of every draw.
     """
 
-    entry: Entry
+    entry: PluginEntry
     settings: Config
     suite: str
     data_seed: int
@@ -107,7 +107,7 @@ class Pretraining:
         return self.dataset.source
 
     def about(self) -> dict[str, str]:
-        """What a checkpoint says of its origin that its content depends on; texts by name."""
+        """The provenance that a checkpoint's content depends on; texts by name."""
         source, note = self.source(), self.dataset.source_note
         return {
             "method": self.entry.name,
@@ -122,7 +122,7 @@ class Pretraining:
         }
 
     def provenance(self, device: torch.device) -> dict[str, str]:
-        """What a checkpoint says of its origin; ``asked`` digests all that its content depends on."""
+        """The provenance stored in a checkpoint; ``asked`` is a digest of everything that its content depends on."""
         about = self.about()
         return {
             **about,
@@ -141,10 +141,10 @@ class Pretraining:
         }
 
     def run(self, out: pathlib.Path, cache: ImageCache, device: torch.device, say: Callable[[str], None]) -> str:
-        """Pre-train, going on from what an interrupted run left beside ``out``; returns a sentence on the result.
+        """Pre-train, resuming from partial results beside ``out``; returns a sentence on the result.
 
         Raises:
-            CannotGoOn: it cannot be finished; what it had is kept.
+            CannotGoOn: it cannot be finished; partial results are kept.
         """
         cls: Any = self.entry.load()
         pristine = self.network.load().to(device)
@@ -153,11 +153,11 @@ class Pretraining:
         images = corrupted_source(self.dataset, self.data_seed)
         job = PretrainJob(self.settings, out, device, self.dataset.side, self.seed, self.source().labels,
                           self.provenance(device), say, pristine, images, cache)  # fmt: skip
-        said: str = cls.pretrain(job)
-        return said
+        summary: str = cls.pretrain(job)
+        return summary
 
     def preparation(self, cache: ImageCache, device: torch.device) -> Preparation:
-        """The same as a preparation of a run."""
+        """This pre-training as a preparation of a run."""
         make = functools.partial(self._make, cache, device)
         return Preparation(self.name, {"shape": self._shape(), "about": self.about()}, ".safetensors", make)
 

@@ -1,8 +1,8 @@
-"""Names to classes: built-in plugins, installed ones and plugin files, loaded only when asked for.
+"""The plugin registry: names to classes, from entry points and plugin files, imported on first use.
 
-There are five kinds: methods, optimizers, protocols, data sets and source models. Built-in ones stand in the same
-entry-point groups as a stranger's package does. Listing names imports nothing, and a plugin that cannot be imported breaks
-only the run that asks for it.
+There are five kinds: methods, optimizers, protocols, data sets and source models. Built-in plugins are registered in the
+same entry-point groups as third-party ones. Listing names imports nothing, and a plugin that cannot be imported breaks
+only the runs that use it.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from typing import Any
 from tta_bench.code import closure_sha256, file_sha256, package_closure, plugin_closure, siblings
 from tta_bench.errors import Problem, UsageError, near_miss, text_of
 
-SLOW_IMPORT_S = 30  # after which a plugin that is being imported is named
-_PREFIX = "tta_bench_plugin_"  # of the names of modules that are plugin files
+SLOW_IMPORT_S = 30  # a notice names a plugin whose import takes longer
+_PREFIX = "tta_bench_plugin_"  # of the module names of plugin files
 
 
 @dataclass(frozen=True)
-class Kind:
+class PluginKind:
     """A kind of plugin.
 
     Attributes:
         group: its entry-point group.
-        noun: how messages call one.
-        base: ``module:Class`` that its classes inherit from.
-        config: ``module:Class`` that their Configs inherit from.
+        noun: its name in messages.
+        base: base class of the plugins, as ``module:Class``.
+        config: base class of their Configs, as ``module:Class``.
     """
 
     group: str
@@ -48,32 +48,34 @@ class Kind:
 
 
 _CONFIG = "tta_bench.adapter:Config"
-METHODS = Kind("tta_bench.methods", "method", "tta_bench.adapter:Adapter", _CONFIG)
-OPTIMIZERS = Kind("tta_bench.optimizers", "optimizer", "torch.optim:Optimizer", _CONFIG)
-PROTOCOLS = Kind("tta_bench.protocols", "protocol", "tta_bench.protocols.base:Protocol",
+METHODS = PluginKind("tta_bench.methods", "method", "tta_bench.adapter:Adapter", _CONFIG)
+OPTIMIZERS = PluginKind("tta_bench.optimizers", "optimizer", "torch.optim:Optimizer", _CONFIG)
+PROTOCOLS = PluginKind("tta_bench.protocols", "protocol", "tta_bench.protocols.base:Protocol",
                  "tta_bench.protocols.config:ProtocolConfig")  # fmt: skip
-DATASETS = Kind("tta_bench.datasets", "kind of data", "tta_bench.data.base:Dataset", "tta_bench.data.base:DataConfig")
-MODELS = Kind("tta_bench.models", "kind of model", "tta_bench.models:Network", "tta_bench.models:ModelConfig")
+DATASETS = PluginKind(
+    "tta_bench.datasets", "kind of data", "tta_bench.data.base:Dataset", "tta_bench.data.base:DataConfig"
+)
+MODELS = PluginKind("tta_bench.models", "kind of model", "tta_bench.models:Network", "tta_bench.models:ModelConfig")
 KINDS = (METHODS, OPTIMIZERS, PROTOCOLS, DATASETS, MODELS)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A registered name.
+class PluginEntry:
+    """A registered plugin, not imported yet.
 
     Attributes:
-        name: what a suite calls it.
+        name: its name in a suite.
         origin: the distribution with its version, or the plugin file's name.
         target: ``module:Class`` of an installed package, or the class name in a plugin file.
         file: the plugin file's path, or None.
-        kind: what the class is.
+        kind: its kind.
     """
 
     name: str
     origin: str
     target: str
     file: pathlib.Path | None = None
-    kind: Kind = METHODS
+    kind: PluginKind = METHODS
 
     def __reduce__(self) -> Any:
         contents = _contents(self.file) if self.file else ()
@@ -83,7 +85,7 @@ class Entry:
         """Import the class.
 
         Raises:
-            UsageError: it cannot be imported; the message ends with the plugin's own error.
+            UsageError: it cannot be imported; the message ends with the original error.
         """
         try:
             return _load(self)
@@ -96,14 +98,12 @@ class Entry:
                 Problem(
                     f"{self.name!r} ({self.origin}) cannot be loaded: {type(error).__name__}: {error}",
                     where=f"{last.filename}:{last.lineno}",
-                    hint=f"mend or uninstall the plugin; 'tta-bench {command}' shows the same",
+                    hint=f"fix or uninstall the plugin; 'tta-bench {command}' shows the same error",
                 )
             ) from error
 
 
-_Contents = tuple[
-    tuple[str, bytes], ...
-]  # of a plugin file, which comes first, and of the modules beside it: path, bytes
+_Contents = tuple[tuple[str, bytes], ...]  # (path, bytes) of a plugin file, and of the modules beside it
 
 
 def _contents(file: pathlib.Path) -> _Contents:
@@ -111,13 +111,15 @@ def _contents(file: pathlib.Path) -> _Contents:
     return tuple((path.relative_to(file.parent).as_posix(), path.read_bytes()) for path in files)
 
 
-def _received(name: str, origin: str, target: str, file: pathlib.Path | None, kind: Kind, contents: _Contents) -> Entry:
-    """An entry in the process that it was sent to: a plugin's files travel with it, for machines without them."""
-    return Entry(name, origin, target, _here(file, contents) if file else None, kind)
+def _received(
+    name: str, origin: str, target: str, file: pathlib.Path | None, kind: PluginKind, contents: _Contents
+) -> PluginEntry:
+    """Unpickle an entry; plugin files are pickled with it, for machines that lack them."""
+    return PluginEntry(name, origin, target, _here(file, contents) if file else None, kind)
 
 
 def _here(file: pathlib.Path, contents: _Contents) -> pathlib.Path:
-    """A plugin's file on this machine, written out where it is not there or is another one."""
+    """A plugin file on this machine; unpacked to a temporary folder where it is missing or differs."""
     differs = any(_differs(file.parent / path, content) for path, content in contents)
     return _unpacked(contents) if differs else file
 
@@ -137,7 +139,7 @@ def _unpacked(contents: _Contents) -> pathlib.Path:
 
 
 class Portable:
-    """Base of what is sent to other processes and may be of a class in a plugin file, which then travels with it."""
+    """Base of objects that are pickled and whose class may be in a plugin file: the file is pickled with them."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(2)
@@ -154,28 +156,28 @@ def _revived(file: pathlib.Path, contents: _Contents, name: str, arguments: list
     return cls.__new__(cls, *arguments)
 
 
-def _load(entry: Entry) -> type:
+def _load(entry: PluginEntry) -> type:
     if entry.file is not None:
         return getattr(_plugin_module(entry.file), entry.target)  # type: ignore[no-any-return]
     import tta_bench.torchvision_repair  # noqa: F401  (the plugin may import timm next)
 
     module, _, attribute = entry.target.partition(":")
     with _importing(entry.target):
-        found = getattr(importlib.import_module(module), attribute)
-    if not isinstance(found, type):
+        cls = getattr(importlib.import_module(module), attribute)
+    if not isinstance(cls, type):
         raise TypeError(f"{entry.target} is not a class")
-    _check_config(entry.kind, found, entry.origin)
-    return found
+    _check_config(entry.kind, cls, entry.origin)
+    return cls
 
 
 @contextlib.contextmanager
-def _importing(what: str) -> Iterator[None]:
-    """While a plugin is imported: it does not see our command line, cannot end the process, and is named if it is slow.
+def _importing(plugin: str) -> Iterator[None]:
+    """Guard the import of a plugin: hide the command line from it, catch SystemExit, print a notice if it is slow.
 
     Raises:
-        ImportError: it would end the process.
+        ImportError: the plugin raises SystemExit.
     """
-    notice = f"{what} is still being imported after {SLOW_IMPORT_S} s"
+    notice = f"{plugin} is still being imported after {SLOW_IMPORT_S} s"
     slow = threading.Timer(SLOW_IMPORT_S, lambda: print(notice, file=sys.stderr, flush=True))
     slow.daemon = True
     arguments, sys.argv = sys.argv, sys.argv[:1]
@@ -183,7 +185,7 @@ def _importing(what: str) -> Iterator[None]:
     try:
         yield
     except SystemExit as ended:
-        raise ImportError(f"it ends the program when it is imported (SystemExit: {ended})") from ended
+        raise ImportError(f"importing it exits the program (SystemExit: {ended})") from ended
     finally:
         slow.cancel()
         slow.join()
@@ -192,11 +194,10 @@ def _importing(what: str) -> Iterator[None]:
 
 @functools.cache
 def _plugin_module(file: pathlib.Path) -> Any:
-    """Import a plugin file once a process, under a name that no other file can have; it may import modules beside it.
+    """Import a plugin file once in each process, under a unique module name; it may import modules beside it.
 
     Raises:
-        UsageError: the file is missing, is not Python, raises while it is imported, or gets another module than the one
-            beside it.
+        UsageError: the file is missing, is not Python, raises on import, or imports another module than the one beside it.
     """
     import tta_bench.torchvision_repair  # noqa: F401  (the plugin may import timm next)
 
@@ -205,12 +206,12 @@ def _plugin_module(file: pathlib.Path) -> Any:
     name = f"{_PREFIX}{file_sha256(file)[:16]}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise UsageError(Problem("a plugin must be a Python file, its name ending in .py", where=str(file)))
+        raise UsageError(Problem("a plugin must be a Python file with a name ending in .py", where=str(file)))
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up by name
-    beside = siblings(file)
-    if beside and str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))  # last, so that no file there takes the place of an installed package
+    sys.modules[name] = module  # dataclasses and pickle look up modules by name
+    helpers = siblings(file)
+    if helpers and str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))  # last, so that no file there shadows an installed package
     try:
         with _importing(str(file)):
             spec.loader.exec_module(module)
@@ -224,49 +225,49 @@ def _plugin_module(file: pathlib.Path) -> Any:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
         where = f"{file}:{frames[-1].lineno}" if frames else str(file)
         raise UsageError(Problem(f"plugin cannot be imported: {type(error).__name__}: {error}", where)) from error
-    _check_siblings(file, beside)
+    _check_siblings(file, helpers)
     return module
 
 
-def _check_siblings(file: pathlib.Path, beside: Mapping[str, pathlib.Path]) -> None:
-    for name, path in beside.items():
+def _check_siblings(file: pathlib.Path, helpers: Mapping[str, pathlib.Path]) -> None:
+    for name, path in helpers.items():
         imported = getattr(sys.modules.get(name), "__file__", None)
         if imported is not None and pathlib.Path(imported).resolve() != path.resolve():
-            what = f"the plugin imports {name!r} and gets {imported}, not the file beside it"
-            raise UsageError(Problem(what, where=str(file), hint=f"give {path.name} another name"))
+            message = f"the plugin imports {name!r} and gets {imported}, not the file beside it"
+            raise UsageError(Problem(message, where=str(file), hint=f"rename {path.name}"))
 
 
-def _named(place: str) -> type:
+def _class_at(path: str) -> type:
     """The class at ``module:Class``."""
-    module, _, name = place.partition(":")
+    module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
 
 
-def _check_config(kind: Kind, cls: type, where: str) -> None:
-    """Refuse a plugin whose Config lacks what the harness reads of every Config of its kind.
+def _check_config(kind: PluginKind, cls: type, where: str) -> None:
+    """Check that a plugin's Config inherits from its kind's.
 
     Raises:
-        UsageError: it does not inherit from the kind's.
+        UsageError: it does not.
     """
     config = getattr(cls, "Config", None)
-    if not (isinstance(config, type) and issubclass(config, _named(kind.config))):
+    if not (isinstance(config, type) and issubclass(config, _class_at(kind.config))):
         base = kind.config.replace(":", ".")
-        what = f"the Config of {kind.noun} {cls.__name__} does not inherit from {base}"
-        raise UsageError(Problem(what, where, hint=f"write: class Config({base.rpartition('.')[2]}): …"))
+        message = f"the Config of {kind.noun} {cls.__name__} does not inherit from {base}"
+        raise UsageError(Problem(message, where, hint=f"write: class Config({base.rpartition('.')[2]}): …"))
 
 
 @contextlib.contextmanager
-def blamed(kind: Kind, name: str, cls: type, doing: str) -> Iterator[None]:
-    """While a plugin's own code runs: what it raises is said to be its own.
+def attributed(kind: PluginKind, name: str, cls: type, action: str) -> Iterator[None]:
+    """Attribute exceptions of a plugin's code to the plugin.
 
     Args:
         kind: of the plugin.
-        name: that a suite calls it.
+        name: its name in the suite.
         cls: the plugin.
-        doing: what it cannot do then.
+        action: completes "cannot …" in the message.
 
     Raises:
-        UsageError: with the plugin, its origin, and the place in its code; its own UsageErrors are left alone.
+        UsageError: names the plugin, its origin and the line that raised; its own UsageErrors pass unchanged.
     """
     try:
         yield
@@ -277,13 +278,13 @@ def blamed(kind: Kind, name: str, cls: type, doing: str) -> Iterator[None]:
         origin = f"file {pathlib.Path(file).name}" if file and cls.__module__.startswith(_PREFIX) else cls.__module__
         frames = traceback.extract_tb(error.__traceback__)
         frame = next((f for f in reversed(frames) if f.filename == file), frames[-1])
-        what = f"{type(error).__name__}: {text_of(error)} ({frame.filename}:{frame.lineno})"
-        hint = "mend the plugin: it may raise UsageError for what a suite does wrong"
-        raise UsageError(Problem(f"{kind.noun} {name!r} ({origin}) cannot {doing}: {what}", hint=hint)) from error
+        cause = f"{type(error).__name__}: {text_of(error)} ({frame.filename}:{frame.lineno})"
+        hint = "fix the plugin; for errors in the suite it should raise UsageError"
+        raise UsageError(Problem(f"{kind.noun} {name!r} ({origin}) cannot {action}: {cause}", hint=hint)) from error
 
 
-def plugin_entries(file: pathlib.Path) -> list[Entry]:
-    """The plugins that a file defines: every concrete subclass in it of a kind's base, under its ``name``.
+def plugin_entries(file: pathlib.Path) -> list[PluginEntry]:
+    """The plugins that a file defines: every concrete subclass of a kind's base, under its ``name``.
 
     Raises:
         UsageError: the file cannot be imported, defines no plugin, or one without ``name`` or ``Config``.
@@ -296,79 +297,79 @@ def plugin_entries(file: pathlib.Path) -> list[Entry]:
         if isinstance(value, type) and value.__module__ == module.__name__
         and not getattr(value, "__abstractmethods__", None)
     ]  # fmt: skip
-    found = [(kind, cls) for cls in classes for kind in KINDS if issubclass(cls, _named(kind.base))]
-    if not found:
+    plugins = [(kind, cls) for cls in classes for kind in KINDS if issubclass(cls, _class_at(kind.base))]
+    if not plugins:
         bases = ", ".join(kind.base.replace(":", ".") for kind in KINDS)
-        raise UsageError(Problem("the file defines no plugin", str(file), hint=f"subclass one of {bases} in it"))
-    for kind, cls in found:
+        raise UsageError(Problem("the file defines no plugin", str(file), hint=f"subclass one of {bases}"))
+    for kind, cls in plugins:
         for attribute, example in (("name", f"name = {cls.__name__.lower()!r}"), ("Config", "class Config(…): …")):
             if not getattr(cls, attribute, None):
-                what = f"class {cls.__name__} has no {attribute!r} attribute"
-                raise UsageError(Problem(what, str(file), hint=f"write: {example}"))
+                message = f"class {cls.__name__} has no {attribute!r} attribute"
+                raise UsageError(Problem(message, str(file), hint=f"write: {example}"))
         _check_config(kind, cls, str(file))
-    return [Entry(cls.name, f"file {file.name}", cls.__name__, file, kind) for kind, cls in found]  # type: ignore[attr-defined]
+    return [PluginEntry(cls.name, f"file {file.name}", cls.__name__, file, kind) for kind, cls in plugins]  # type: ignore[attr-defined]
 
 
 class Registry:
-    """The names of all kinds of plugins. Looking a name up is cheap; loading its class is left to :meth:`load`.
+    """All registered plugins. Looking up a name is cheap; :meth:`load` imports its class.
 
     Args:
-        plugins: plugin files, besides what is installed.
+        plugins: plugin files, in addition to installed plugins.
     """
 
     def __init__(self, plugins: Iterable[pathlib.Path] = ()):
-        self._entries: dict[tuple[str, str], list[Entry]] = {}  # by group and name
+        self._entries: dict[tuple[str, str], list[PluginEntry]] = {}  # by group and name
         points = metadata.entry_points()
         for kind in KINDS:
             for point in points.select(group=kind.group):
                 dist = point.dist
                 origin = f"{dist.name} {dist.version}" if dist else "unknown distribution"
-                self._add(Entry(point.name, origin, point.value, kind=kind))
+                self._add(PluginEntry(point.name, origin, point.value, kind=kind))
         for file in dict.fromkeys(pathlib.Path(p).resolve() for p in plugins):
             for entry in plugin_entries(file):
                 self._add(entry)
 
-    def _add(self, entry: Entry) -> None:
-        found = self._entries.setdefault((entry.kind.group, entry.name), [])
-        if entry not in found:  # an editable install can list its own entry points twice
-            found.append(entry)
+    def _add(self, entry: PluginEntry) -> None:
+        namesakes = self._entries.setdefault((entry.kind.group, entry.name), [])
+        if entry not in namesakes:  # an editable install can list its own entry points twice
+            namesakes.append(entry)
 
-    def names(self, kind: Kind = METHODS) -> list[str]:
+    def names(self, kind: PluginKind = METHODS) -> list[str]:
         """All names of a kind, sorted; imports nothing."""
         return sorted(name for group, name in self._entries if group == kind.group)
 
-    def entries(self, kind: Kind = METHODS) -> list[Entry]:
+    def entries(self, kind: PluginKind = METHODS) -> list[PluginEntry]:
         """All entries of a kind, colliding ones included, sorted by name."""
         return [entry for name in self.names(kind) for entry in self._entries[kind.group, name]]
 
-    def entry(self, name: str, kind: Kind = METHODS) -> Entry:
+    def entry(self, name: str, kind: PluginKind = METHODS) -> PluginEntry:
         """The entry of a name.
 
         Raises:
-            UsageError: the name is unknown (with the nearest known one), or two plugins have it (both are named).
+            UsageError: the name is unknown (the hint has the closest), or two plugins have it (the message names both).
         """
-        found = self._entries.get((kind.group, name), [])
-        if not found:
+        namesakes = self._entries.get((kind.group, name), [])
+        if not namesakes:
             raise UsageError(Problem(f"unknown {kind.noun} {name!r}", hint=near_miss(name, self.names(kind))))
-        if len(found) > 1:
-            both = " and ".join(f"{e.origin} ({e.file or e.target})" for e in found)
-            hint = f"uninstall one of them, or give the {kind.noun} in the plugin file another name"
+        if len(namesakes) > 1:
+            both = " and ".join(f"{e.origin} ({e.file or e.target})" for e in namesakes)
+            hint = f"uninstall one of them, or rename the {kind.noun} in the plugin file"
             raise UsageError(Problem(f"two plugins have the name {name!r}: {both}", hint=hint))
-        return found[0]
+        return namesakes[0]
 
-    def load(self, name: str, kind: Kind = METHODS) -> Any:
-        """The class of a name; see :meth:`entry` and :meth:`Entry.load` for what is raised."""
+    def load(self, name: str, kind: PluginKind = METHODS) -> Any:
+        """The class of a name; raises what :meth:`entry` and :meth:`PluginEntry.load` raise."""
         return self.entry(name, kind).load()
 
 
 @functools.cache
 def installed() -> Registry:
-    """What is installed, without any plugin file; read once a process."""
+    """The installed plugins, without plugin files; read once in each process."""
     return Registry()
 
 
-def code_sha256(entry: Entry) -> str:
-    """SHA-256 of the code that a plugin's numbers depend on: its import closure, see :mod:`tta_bench.code`.
+def code_sha256(entry: PluginEntry) -> str:
+    """SHA-256 of the code that a plugin's results depend on: its import closure, see :mod:`tta_bench.code`.
 
     Raises:
         UsageError: the plugin cannot be loaded.
@@ -379,7 +380,7 @@ def code_sha256(entry: Entry) -> str:
     return closure_sha256(package_closure([entry.target.partition(":")[0], cls.__module__]))
 
 
-def foreign_code(entry: Entry) -> str:
-    """``code_sha256`` of a plugin that is no part of the harness, and is therefore in keys; empty for one that is."""
+def foreign_code(entry: PluginEntry) -> str:
+    """``code_sha256`` of a third-party plugin, which is part of trial keys; empty for one of the harness."""
     own = entry.file is None and entry.target.startswith("tta_bench.")
     return "" if own else code_sha256(entry)

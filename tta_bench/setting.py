@@ -1,4 +1,4 @@
-"""The setting of a trial: what must agree for two numbers to stand in one table."""
+"""The setting of a trial: what must agree for two numbers to share a table."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from tta_bench.streams import StreamSpec
 
 @dataclass(frozen=True)
 class Setting:
-    """What must agree for two numbers to stand in one table; everything that compares numbers groups them by it.
+    """What must agree for two numbers to share a table; all comparisons are grouped by it.
 
     Attributes:
-        dataset: how tables call the data set.
+        dataset: the data set's name in tables.
         protocol: the registered name.
         parameters: the protocol's parameters that are not at their default, as (name, value in JSON), by name.
-        severities: those that occur in the stream, ascending; none where it has clean images alone, which then stand
-            beside every severity.
+        severities: those in the stream, ascending; none for clean images alone, which are shown with every severity.
         batch_size: images in a batch.
-        precision: in which the network computes.
-        varied: what the suite varies on purpose, as (name, value in JSON): told in captions also where it is at its
-            default. No part of what settings are compared by: another suite may have fixed it.
+        precision: of the network.
+        varied: axes that the suite varies on purpose, as (name, value in JSON); captions show them even at their default.
+            Not part of the comparison of settings: another suite may have fixed them.
     """
 
     dataset: str
@@ -41,41 +40,41 @@ class Setting:
         return digest(replace(self, varied=()).values())[:12]
 
     def values(self) -> dict[str, Any]:
-        """All values by name, parameters under ``parameters``; as plan and records hold them."""
+        """All values by name, parameters under ``parameters``; as in the plan and in records."""
         varied = {"varied": _read(self.varied)} if self.varied else {}
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "varied"}
         return plain | {"parameters": _read(self.parameters), "severities": list(self.severities)} | varied
 
     @property
     def text(self) -> str:
-        """All values in words."""
+        """All values as text."""
         severities = [f"severity {', '.join(f'{s:g}' for s in self.severities)}"] if self.severities else []
         parts = [self.dataset, *severities, f"protocol {self.protocol}", self.caption, f"batch size {self.batch_size}"]
         return ", ".join(part for part in [*parts, self.precision] if part)
 
     @property
     def precision_told(self) -> str:
-        """The precision where captions tell it; else empty."""
+        """The precision where captions show it; else empty."""
         return self.precision if self.precision != "float32" or "precision" in dict(self.varied) else ""
 
     @property
     def caption(self) -> str:
-        """The parameters in words, with those at their default that the suite varies."""
+        """The parameters as text, with those at their default that the suite varies."""
         own = {name: value for name, value in self.varied if name not in _FIELDS}
-        return _words(sorted({**own, **dict(self.parameters)}.items()))
+        return _text(sorted({**own, **dict(self.parameters)}.items()))
 
     @property
     def varied_told(self) -> str:
-        """All that the suite varies, in words: ``batch_size 20, rounds 2``."""
-        return _words(self.varied)
+        """The axes that the suite varies: ``batch_size 20, rounds 2``."""
+        return _text(self.varied)
 
     @property
     def told(self) -> str:
-        """The parameters in words: ``rounds 3, delta 0.1``; empty where all are at their default."""
-        return _words(self.parameters)
+        """The parameters: ``rounds 3, delta 0.1``; empty where all are at their default."""
+        return _text(self.parameters)
 
     def columns(self) -> dict[str, object]:
-        """The values, but for severities, as columns of a table."""
+        """The values, except severities, as columns of a table."""
         return {
             "dataset": self.dataset,
             "protocol": self.protocol,
@@ -86,24 +85,24 @@ class Setting:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Setting:
-        """The setting that :meth:`values` gave."""
+        """The setting with these :meth:`values`."""
         items = {name: _items(values.get(name, {})) for name in ("parameters", "varied")}
         return cls(**{**values, **items, "severities": tuple(values["severities"])})
 
     def without(self, axis: str) -> Setting:
-        """The same without one value, a parameter or a field: settings that differ in it alone become equal.
+        """The setting without one parameter or field: settings that differ only in it become equal.
 
-        Any other name counts as a parameter at its default: a setting does not know which parameters its protocol has.
+        An unknown name counts as a parameter at its default, since a setting does not know its protocol's parameters.
 
         Raises:
-            KeyError: a field that is no axis.
+            KeyError: the field is not an axis.
         """
         blank: dict[str, Any] = {"severities": (), "batch_size": 0, "precision": ""}
         varied = _without(self.varied, axis)
         if axis in blank:
             return replace(self, varied=varied, **{axis: blank[axis]})
         if axis in _FIELDS:
-            raise KeyError(f"{axis} is no axis")
+            raise KeyError(f"{axis} is not an axis")
         return replace(self, varied=varied, parameters=_without(self.parameters, axis))
 
 
@@ -114,11 +113,11 @@ def setting_of(dataset: str, protocol: Any, spec: StreamSpec, precision: str, ax
     """The setting of a trial.
 
     Args:
-        dataset: how tables call it.
+        dataset: its name in tables.
         protocol: the protocol's Config, with single values.
         spec: of its stream.
-        precision: in which the network computes.
-        axes: what the suite varies on purpose.
+        precision: of the network.
+        axes: parameters and fields that the suite varies on purpose.
     """
     severities = tuple(sorted({shift.severity for shift in spec.shifts if shift.severity is not None}))
     chosen = {**protocol.values(), "batch_size": spec.batch_size, "precision": precision}
@@ -127,10 +126,10 @@ def setting_of(dataset: str, protocol: Any, spec: StreamSpec, precision: str, ax
     return Setting(dataset, protocol.kind, parameters, severities, spec.batch_size, precision, varied)
 
 
-def _words(items: Iterable[tuple[str, str]]) -> str:
-    """Parameters as a suite spells them; without a number of images adapted on there is no limit to it."""
-    known = ((name, json.loads(value)) for name, value in items)
-    return ", ".join(f"{name} {'all' if (name, value) == ('adapt_images', None) else value}" for name, value in known)
+def _text(items: Iterable[tuple[str, str]]) -> str:
+    """Parameters as a suite spells them."""
+    values = ((name, json.loads(value)) for name, value in items)
+    return ", ".join(f"{name} {'all' if (name, value) == ('adapt_images', None) else value}" for name, value in values)
 
 
 def _without(items: tuple[tuple[str, str], ...], axis: str) -> tuple[tuple[str, str], ...]:

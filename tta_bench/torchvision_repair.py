@@ -1,9 +1,9 @@
-"""Make ``import timm`` work where torchvision's compiled half cannot load.
+"""Make ``import timm`` work where torchvision's compiled extension cannot load.
 
-torchvision's compiled operators are linked against one build of torch. Beside a CPU-only torch they do not load, and
-``import torchvision`` (so ``import timm``) dies with ``operator torchvision::nms does not exist``: torchvision
-registers meta kernels for two operators whose schemas only the compiled half defines. Defining the two schemas first
-is enough, because no classifier ever calls them. Every module that imports timm imports this one before it.
+torchvision's compiled operators are linked against one build of torch. With a CPU-only torch they do not load, and
+``import torchvision`` (so ``import timm``) fails with ``operator torchvision::nms does not exist``: torchvision
+registers meta kernels for two operators whose schemas only the compiled extension defines. Defining the two schemas
+first is enough, because no classifier calls them. Every module that imports timm imports this one before it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _SCHEMAS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-_library: torch.library.Library | None = None  # the definitions live as long as this object
+_library: torch.library.Library | None = None  # keeps the definitions alive
 
 
-def _compiled_half_loads() -> bool:
-    """Whether torchvision's shared library can be loaded into this torch (true, too, where torchvision is absent)."""
+def _extension_loads() -> bool:
+    """Whether torchvision's extension loads into this torch; true also where torchvision is not installed."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return True
@@ -39,9 +39,9 @@ def _compiled_half_loads() -> bool:
 
 
 def repair() -> None:
-    """Define the missing operator schemas, once, and only where the compiled half is absent."""
+    """Define the missing operator schemas, once, and only where the compiled extension does not load."""
     global _library
-    if _library is not None or hasattr(torch.ops.torchvision, "nms") or _compiled_half_loads():
+    if _library is not None or hasattr(torch.ops.torchvision, "nms") or _extension_loads():
         return
     _library = torch.library.Library("torchvision", "DEF")
     for name, schema in _SCHEMAS.items():

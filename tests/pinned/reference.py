@@ -97,7 +97,8 @@ def make(runs: list[str], scratch: pathlib.Path) -> Reference:
         out, cache = str(scratch / run), str(scratch / "cache")
         with contextlib.chdir(FOLDER):
             sweep.run(
-                sweep.Options("suite.yaml", executor="local", cpus_per_trial=1, out=out, cache=cache, **RUNS[run]), ""
+                sweep.RunOptions("suite.yaml", executor="local", cpus_per_trial=1, out=out, cache=cache, **RUNS[run]),
+                "",
             )
         parts.append(_rows(results.load(scratch / run)).assign(run=run))
     made = pd.concat(parts, ignore_index=True)
@@ -119,7 +120,7 @@ def _read_rows(text: str) -> pd.DataFrame:
 
 
 def _images(run: pathlib.Path, key: str, position: int) -> dict[str, np.ndarray]:
-    record = records.read(run, key)
+    record = records.read_trial(run, key).record
     if record is None or record["status"] != "ok":
         return {name: np.zeros(IMAGES, dtype) for name, dtype in DTYPES.items()}
     arrays = results.read_arrays(run, key, lambda name: name.startswith("images/"))

@@ -1,1 +1,1 @@
-"""One module for each subcommand of ``tta-bench``."""
+"""One module for each subcommand of ``tta-bench``; ``prose`` and ``hyperparameters`` format what they print."""

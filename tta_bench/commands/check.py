@@ -1,4 +1,4 @@
-"""``tta-bench check``: the rules that every method keeps, on small networks."""
+"""``tta-bench check``: the conformance suite for methods, on small networks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tta_bench.run.server import own_server
 from tta_bench.suite.document import parse
 
 if TYPE_CHECKING:
-    from tta_bench.testing.conformance import Report
+    from tta_bench.testing.conformance import ConformanceReport
 
 
 def check(name: str, plugins: Iterable[str], values: Iterable[str]) -> int:
-    """Run the conformance suite and print a line for each rule; 3 where one is broken, else 0.
+    """Run the conformance suite and print a line for each rule; returns 3 if one is broken, else 0.
 
-    It runs in a process of its own: a method may end it.
+    It runs in its own process, which the method may crash.
 
     Raises:
         UsageError: the method is unknown or cannot be loaded, or a value is not of the form key=value.
@@ -35,9 +35,9 @@ def check(name: str, plugins: Iterable[str], values: Iterable[str]) -> int:
     console = Console(highlight=False)
     process = own_server().fork(_check, name, list(plugins), config)
     try:
-        report: Report | UsageError = process.connection.recv()
+        report: ConformanceReport | UsageError = process.connection.recv()
     except EOFError:
-        console.print(f"[red]broken[/red]  {name} ends its process, with exit code {process.end(kill=False)}")
+        console.print(f"[red]broken[/red]  {name} ends its process, exit code {process.end(kill=False)}")
         return 3
     process.end()
     if isinstance(report, UsageError):
@@ -55,7 +55,7 @@ def _check(connection: Connection, name: str, plugins: list[str], config: Mappin
         connection.send(error)
 
 
-def _show(name: str, report: Report, console: Console) -> int:
+def _show(name: str, report: ConformanceReport, console: Console) -> int:
     for network, reason in report.skipped.items():
         console.print(f"[yellow]skipped[/yellow] on the {network}-norm network: {reason}")
     broken = {finding.rule for finding in report.findings}
@@ -63,6 +63,6 @@ def _show(name: str, report: Report, console: Console) -> int:
         console.print(f"[red]broken[/red]  {rule}" if rule in broken else f"[green]kept[/green]    {rule}")
         for finding in (f for f in report.findings if f.rule == rule):
             console.print(f"          {finding.network}: {finding.message}", markup=False, soft_wrap=True)
-    ran = len(report.networks) - len(report.skipped)
-    console.print(f"{name}: {len(broken)} of {len(report.rules)} rules broken, on {ran} networks")
+    checked = len(report.networks) - len(report.skipped)
+    console.print(f"{name}: {len(broken)} of {len(report.rules)} rules broken, on {checked} networks")
     return 3 if broken else 0

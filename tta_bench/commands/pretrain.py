@@ -1,4 +1,4 @@
-"""``tta-bench pretrain``: hands a method what it may learn from before any test; the harness names no method."""
+"""``tta-bench pretrain``: pre-train a method on a suite's source images; the harness names no method."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tta_bench.suite.document import parse
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line says; each field is the option of that name."""
+class PretrainOptions:
+    """Options of the command; ``method_options`` are those of the method, unparsed."""
 
     name: str
     suite: str
-    further: Sequence[str] = ()
+    method_options: Sequence[str] = ()
     models: Sequence[str] = ()
     sets: Sequence[str] = ()
     seed: int = 0
@@ -37,20 +37,18 @@ class Options:
     plugins: Sequence[str] = ()
 
 
-def run(options: Options) -> int:
-    """Pre-train for each source model in turn; 3 where one had to stop, 130 when interrupted, else 0.
+def run(options: PretrainOptions) -> int:
+    """Pre-train for each source model in turn; returns 3 if one stopped early, else 0.
 
     Raises:
-        UsageError: nothing was done.
+        UsageError: invalid input; nothing was run.
     """
     console = Console(stderr=True, highlight=False)
     loaded = suite.load(options.suite, sets=options.sets, plugins=options.plugins)
     cls: Any = loaded.registry.load(options.name)
     if not hasattr(cls, "pretrain"):
-        raise UsageError(
-            Problem(f"method {options.name!r} learns nothing before the test", hint="it needs no pretrain")
-        )
-    settings = _settings(cls.Pretraining, options.further)
+        raise UsageError(Problem(f"method {options.name!r} has no pre-training", hint="run it without"))
+    settings = _settings(cls.Pretraining, options.method_options)
     sources = plan.sources(loaded)
     chosen = _chosen(options.models, sources)
     entry, data_seed = loaded.registry.entry(options.name), loaded.suite.data.seed
@@ -61,7 +59,7 @@ def run(options: Options) -> int:
     return max([_one(name, job, options, console) for name, job in jobs.items()])
 
 
-def _one(name: str, job: Pretraining, options: Options, console: Console) -> int:
+def _one(name: str, job: Pretraining, options: PretrainOptions, console: Console) -> int:
     def say(text: str) -> None:
         console.print(f"{name}: {text}", markup=False, soft_wrap=True)
 
@@ -74,16 +72,16 @@ def _one(name: str, job: Pretraining, options: Options, console: Console) -> int
         say(f"stopped: {error}")
         return 3
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on from the last whole epoch")
+        say("interrupted; the same command resumes from the last complete epoch")
         raise
     print(out, flush=True)
     return 0
 
 
-def _settings(cls: type[Config], further: Sequence[str]) -> Config:
-    """The method's options from ``--option value`` pairs."""
+def _settings(cls: type[Config], arguments: Sequence[str]) -> Config:
+    """The method's options, parsed from ``--option value`` pairs."""
     values: dict[str, Any] = {}
-    for flag, value in zip(further[::2], [*further[1::2], ""], strict=False):
+    for flag, value in zip(arguments[::2], [*arguments[1::2], ""], strict=False):
         name = flag.removeprefix("--").replace("-", "_")
         if not flag.startswith("--") or name not in cls.model_fields:
             known = [f"--{field.replace('_', '-')}" for field in cls.model_fields]

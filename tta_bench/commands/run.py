@@ -1,4 +1,4 @@
-"""One ``tta-bench run``: suite, plan, images, trials, tables; the straight line that the other modules are stages of."""
+"""``tta-bench run``: load the suite, plan, build the image cache, run trials, write tables."""
 
 from __future__ import annotations
 
@@ -13,149 +13,150 @@ import torch
 from rich.console import Console
 
 from tta_bench import preparation, suite
-from tta_bench.data.cache import Entry, ImageCache
+from tta_bench.data.cache import CacheEntry, ImageCache
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, Stopped, UsageError
 from tta_bench.run.faults import Fault
 from tta_bench.run.runner import TrialResult
 from tta_bench.schedule import preflight, scheduler
-from tta_bench.schedule.forecast import forecast
+from tta_bench.schedule.estimates import Estimates, forecast
 from tta_bench.schedule.interrupts import EXIT_CODE, Interrupts
-from tta_bench.schedule.options import Options, available_cpus
+from tta_bench.schedule.options import RunOptions, available_cpus
 from tta_bench.schedule.progress import ImageProgress, ReadingProgress, TrialProgress, own_console
-from tta_bench.schedule.queue import Estimates
-from tta_bench.schedule.status_file import StatusFile
-from tta_bench.schedule.tally import Tally
-from tta_bench.store import conclusion, records, rundir, runlog
+from tta_bench.schedule.status import StatusFile, Tally
+from tta_bench.store import records, rundir, runlog
 from tta_bench.suite import plan as planning
 from tta_bench.suite.plan import Plan, Trial
 from tta_bench.suite.prepare import pretrainings
 from tta_bench.suite.select import Filter
 
-Connect = Callable[[], Any]  # to Ray; see scheduler.ray_connection
+Connect = Callable[[], Any]  # connects to Ray; see scheduler.ray_connection
 
 
-class _Past(NamedTuple):
-    """What earlier sessions have left: trials that wait, what the others came to, and what trials are expected to take.
+class ResumeState(NamedTuple):
+    """Where earlier sessions of a run stopped.
 
-    ``damaged`` says what is wrong with the files of trials that are run again for it.
+    Attributes:
+        pending: trials to run.
+        tally: of the finished trials.
+        estimates: durations of trials.
+        damaged: messages about damaged files, whose trials are pending again.
     """
 
-    waiting: list[Trial]
+    pending: list[Trial]
     tally: Tally
     estimates: Estimates
     damaged: list[str]
 
 
-def run(options: Options, resume: str) -> int:
-    """Run a suite to its end; returns the exit code.
+def run(options: RunOptions, resume: str) -> int:
+    """Run a suite; returns the exit code.
 
     Args:
-        options: see :class:`Options`.
-        resume: the command that goes on where this one is interrupted.
+        options: of the command line.
+        resume: the command that resumes this run after an interruption, for messages.
 
     Raises:
-        UsageError: nothing was run, and no result was written.
+        UsageError: nothing was run and no result was written.
     """
     console = own_console()
     _check(options)
     loaded = suite.load(options.suite, sets=options.sets, plugins=options.plugins)
     options = options.resolved(loaded.suite.cache)
-    out = _out(options, loaded.suite.name)
+    out = _output_folder(options, loaded.suite.name)
     records.check_version(out)
     try:
         with Interrupts() as interrupts, scheduler.ray_connection(options) as connect:
             if options.executor == "ray" and not options.dry_run and not out.exists():
-                connect()  # meanwhile the fork server imports what planning needs
-            code = _from_suite_to_tables(options, loaded, out, console, interrupts, connect)
+                connect()  # while the fork server imports what planning needs
+            code = _run_suite(options, loaded, out, console, interrupts, connect)
     except KeyboardInterrupt:
-        _say(console, f"interrupted; what had finished is kept. To go on:\n  {resume}")
+        _print(console, f"interrupted; finished trials are kept. To resume:\n  {resume}")
         return EXIT_CODE
     except Stopped as stopped:
-        _say(console, f"{stopped}\nstopped; what had finished is kept. To go on:\n  {resume}")
+        _print(console, f"{stopped}\nstopped; finished trials are kept. To resume:\n  {resume}")
         return 3
     if not options.dry_run:
         print(out)
     return code
 
 
-def _from_suite_to_tables(
-    options: Options, loaded: suite.LoadedSuite, out: pathlib.Path, console: Console, interrupts: Interrupts,
+def _run_suite(
+    options: RunOptions, loaded: suite.LoadedSuite, out: pathlib.Path, console: Console, interrupts: Interrupts,
     connect: Connect,
 ) -> int:  # fmt: skip
     only, digests = Filter(options.only), Digests(progress=ReadingProgress(console))
-    prepared = _prepared(loaded, only, options, out, console)
-    if prepared is None:
+    artefacts = _prepare(loaded, only, options, out, console)
+    if artefacts is None:
         return 0
-    plan = planning.make(loaded, options.limit, only, digests, prepared)
-    _say_cost(console, digests)
+    plan = planning.make(loaded, options.limit, only, digests, artefacts)
+    _print_reading_cost(console, digests)
     selected = only.select(plan.trials)
     cache = options.image_cache()
-    past = _recall(out, plan, selected, options.retry_failed)
-    missing = cache.to_build(plan.cache_entries(past.waiting))
-    if problem := preflight.no_room(cache, missing):
+    state = _resume_state(out, plan, selected, options.retry_failed)
+    missing = cache.to_build(plan.cache_entries(state.pending))
+    if problem := preflight.cache_space_problem(cache, missing):
         raise UsageError(problem)
-    for damage in past.damaged:
-        _say(console, f"damaged, and counted as not run: {damage}")
-    _say(console, _summary(plan, selected, past.waiting, cache, missing, options, out))
+    for damage in state.damaged:
+        _print(console, f"damaged, counted as not run: {damage}")
+    _print(console, _summary(plan, selected, state.pending, cache, missing, options, out))
     if options.dry_run:
-        if past.waiting:
-            _say(console, _forecast(plan, past, options))
+        if state.pending:
+            slots = scheduler.slots(options)
+            _print(console, forecast(plan, state.pending, state.estimates, options.threads, slots))
         return 0
-    _fill(cache, missing, console)
+    _build_cache(cache, missing, console)
     with rundir.locked(out):
-        _run(options, loaded, plan, past, out, console, interrupts, connect)
+        _run_trials(options, loaded, plan, state, out, console, interrupts, connect)
         return _conclude(plan, selected, out, console, interrupts)
 
 
-def _prepared(
-    loaded: suite.LoadedSuite, only: Filter, options: Options, out: pathlib.Path, console: Console
+def _prepare(
+    loaded: suite.LoadedSuite, only: Filter, options: RunOptions, out: pathlib.Path, console: Console
 ) -> dict[Any, pathlib.Path] | None:
-    """The files of all preparations that the trials need, made where they are not there; None if ``--dry-run`` forbids."""
+    """Run the preparations that trials need and that are not finished; returns the files of all of them.
+
+    None under ``--dry-run`` if one is not finished: trials cannot be planned then.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     jobs = pretrainings(loaded, only.allows)
-    preparations = {place: job.preparation(options.image_cache(), device) for place, job in jobs.items()}
-    if waiting := preparation.waiting(list(preparations.values()), out):
+    preparations = {key: job.preparation(options.image_cache(), device) for key, job in jobs.items()}
+    if pending := preparation.waiting(list(preparations.values()), out):
         if options.dry_run:
-            names = ", ".join(p.name for p in waiting)
-            _say(console, f"{loaded.suite.name}: to be prepared before trials can be planned: {names}")
+            names = ", ".join(p.name for p in pending)
+            _print(console, f"{loaded.suite.name}: preparations to run before trials can be planned: {names}")
             return None
         with rundir.locked(out):
-            preparation.finish(waiting, out, functools.partial(_say, console))
+            preparation.finish(pending, out, functools.partial(_print, console))
     return preparation.results(preparations, out)
 
 
-def _say_cost(console: Console, digests: Digests) -> None:
-    """What reading image files took; next time only those that changed are read."""
+def _print_reading_cost(console: Console, digests: Digests) -> None:
+    """Print how long reading image files took; the next run reads only changed ones."""
     cost = digests.cost
     if cost.files:
         size = f"{cost.bytes / 2**30:.1f} GiB" if cost.bytes >= 2**30 else f"{cost.bytes / 2**20:.0f} MiB"
-        remembered = "their digests are remembered" if not digests.trouble else f"not remembered: {digests.trouble}"
-        _say(console, f"read {cost.files:,} image files ({size}) in {cost.seconds:.1f} s; {remembered}")
+        cached = "digests cached" if not digests.trouble else f"digests not cached: {digests.trouble}"
+        _print(console, f"read {cost.files:,} image files ({size}) in {cost.seconds:.1f} s; {cached}")
 
 
-def _forecast(plan: Plan, past: _Past, options: Options) -> str:
-    return forecast(plan, past.waiting, past.estimates, options.threads, scheduler.slots(options))
-
-
-def _say(console: Console, text: str) -> None:
+def _print(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _check(options: Options) -> None:
+def _check(options: RunOptions) -> None:
+    """Refuse options that contradict each other and an unusable cluster address."""
     if options.executor == "local":
         for name in ("address", "workers"):
             if getattr(options, name) is not None:
-                raise UsageError(
-                    Problem(f"--{name} needs --executor ray", hint="leave it out, or choose --executor ray")
-                )
+                raise UsageError(Problem(f"--{name} needs --executor ray", hint="omit it, or use --executor ray"))
     if options.address is not None:
         from tta_bench.schedule.cluster import check_address
 
         check_address(options.address)
 
 
-def _out(options: Options, name: str) -> pathlib.Path:
+def _output_folder(options: RunOptions, name: str) -> pathlib.Path:
     if options.out:
         return pathlib.Path(options.out).absolute()
     suffix = f"-limit{options.limit}" if options.limit else ""
@@ -163,52 +164,56 @@ def _out(options: Options, name: str) -> pathlib.Path:
 
 
 def _distinct(trials: Sequence[Trial]) -> list[Trial]:
-    """Each key once: two rows that ask for the same thing share one trial."""
+    """One trial per key: rows of the suite with the same content share a trial."""
     return list({trial.key: trial for trial in reversed(trials)}.values())[::-1]
 
 
 def _finished(record: dict[str, Any], retry_failed: bool) -> bool:
-    """Whether a trial on disk is not to be run again: infrastructure failures always are, others on request."""
+    """Whether a recorded trial is kept: infrastructure failures are always rerun, other failures on request."""
     if record["status"] != "failed":
         return True
     return record["facts"].get("failure") != "infrastructure" and not retry_failed
 
 
-def _recall(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retry_failed: bool) -> _Past:
-    """Take in the trials of earlier sessions, one after another: thousands of records take much memory."""
+def _resume_state(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retry_failed: bool) -> ResumeState:
+    """Read the records of earlier sessions, one at a time: thousands of them would take much memory.
+
+    Raises:
+        UsageError: the folder holds records of something else.
+    """
     tally = Tally((t.label, t.model, [s.name for s in t.stream.shifts]) for t in plan.trials)
-    estimates, finished, chosen = Estimates(plan.materials), set[str](), {trial.key for trial in selected}
+    estimates, finished, selected_keys = Estimates(plan.materials), set[str](), {trial.key for trial in selected}
     damaged: dict[str, None] = {}
     for trial in plan.trials:
-        stored = records.look(out, trial.key)
+        stored = records.read_trial(out, trial.key)
         record = stored.record
         if stored.foreign:
             raise UsageError(stored.foreign)
         if stored.damage:
             damaged[stored.damage] = None
-        if record is None or (trial.key in chosen and not _finished(record, retry_failed)):
+        if record is None or (trial.key in selected_keys and not _finished(record, retry_failed)):
             continue
         finished.add(trial.key)
         tally.add(trial.label, trial.model, record["status"], record["shifts"])
         if record["status"] == "ok":
             estimates.learn(trial, record["facts"]["trial_s"])
-    waiting = [trial for trial in _distinct(selected) if trial.key not in finished]
-    return _Past(waiting, tally, estimates, list(damaged))
+    pending = [trial for trial in _distinct(selected) if trial.key not in finished]
+    return ResumeState(pending, tally, estimates, list(damaged))
 
 
 def _summary(
-    plan: Plan, selected: Sequence[Trial], waiting: Sequence[Trial], cache: ImageCache, missing: Sequence[Entry],
-    options: Options, out: pathlib.Path,
+    plan: Plan, selected: Sequence[Trial], pending: Sequence[Trial], cache: ImageCache, missing: Sequence[CacheEntry],
+    options: RunOptions, out: pathlib.Path,
 ) -> str:  # fmt: skip
     distinct = len(_distinct(selected))
     first = next(iter(plan.materials.datasets.values()))
     images = " or ".join(map(str, sorted({plan.materials.images_a_shift(trial) for trial in plan.trials})))
     methods = len({t.label for t in plan.trials})
     lines = [
-        f"{plan.name}: {first.title}, {images} images a shift",
+        f"{plan.name}: {first.title}, {images} images per shift",
         f"  {distinct} trials of {methods} methods × {len(plan.materials.models)} models: "
-        f"{distinct - len(waiting)} finished, {len(waiting)} to run",
-        f"  {scheduler.describe(options, len(waiting))}",
+        f"{distinct - len(pending)} finished, {len(pending)} to run",
+        f"  {scheduler.describe(options, len(pending))}",
         f"  results in {out}",
         *_missing_presets(selected),
     ]
@@ -217,89 +222,90 @@ def _summary(
     elif missing:
         needed, free = cache.space(missing)
         lines.append(
-            f"  image cache {cache.root}: {len(missing)} shifts to make, "
+            f"  image cache {cache.root}: {len(missing)} shifts to build, "
             f"{needed / 2**20:,.0f} MiB ({free / 2**20:,.0f} MiB free)"
         )
     return "\n".join(lines)
 
 
 def _missing_presets(trials: Sequence[Trial]) -> list[str]:
-    """One line for each method and model whose published hyperparameters are not known."""
-    lacking = dict.fromkeys((t.method, t.preset_missing, t.model) for t in trials if t.preset_missing)
+    """One line per method and model without published hyperparameters."""
+    missing = dict.fromkeys((t.method, t.preset_missing, t.model) for t in trials if t.preset_missing)
     return [
         f"  {method} has no preset {preset!r} for model {model!r}: its defaults are used"
-        for method, preset, model in lacking
+        for method, preset, model in missing
     ]
 
 
-def _fill(cache: ImageCache, missing: Sequence[Entry], console: Console) -> None:
+def _build_cache(cache: ImageCache, missing: Sequence[CacheEntry], console: Console) -> None:
     if missing:
         with ImageProgress(console, sum(len(e.rows) for e in missing)) as progress:
             cache.build(missing, available_cpus(), progress)
 
 
-def _run(
-    options: Options, loaded: suite.LoadedSuite, plan: Plan, past: _Past,
+def _run_trials(
+    options: RunOptions, loaded: suite.LoadedSuite, plan: Plan, state: ResumeState,
     out: pathlib.Path, console: Console, interrupts: Interrupts, connect: Connect,
 ) -> None:  # fmt: skip
     with _writing(out):
         records.write_plan(out, plan)
         session = rundir.begin_session(out, loaded.suite.model_dump(mode="json"))
-    if not past.waiting:
+    if not state.pending:
         return
-    with TrialProgress(console, past.tally, len(past.waiting)) as progress:
-        keeper = _Keeper(out, session, progress, interrupts)
+    with TrialProgress(console, state.tally, len(state.pending)) as progress:
+        recorder = _Recorder(out, session, progress, interrupts)
         try:
-            scheduler.run(plan.materials, past.waiting, options, connect, past.estimates, keeper)
-            keeper.status.update(state="finished", now=True)
+            scheduler.run(plan.materials, state.pending, options, connect, state.estimates, recorder)
+            recorder.status.update(state="finished", now=True)
         except KeyboardInterrupt:
-            keeper.status.update(state="interrupted", now=True)
+            recorder.status.update(state="interrupted", now=True)
             raise
         except Stopped as stopped:
-            with contextlib.suppress(OSError):  # the disk may be what stopped it
-                keeper.status.update(state=f"stopped: {stopped.problem.message}", now=True)
+            with contextlib.suppress(OSError):  # the disk may be why it stopped
+                recorder.status.update(state=f"stopped: {stopped.problem.message}", now=True)
             raise
 
 
 @contextlib.contextmanager
 def _writing(out: pathlib.Path) -> Iterator[None]:
-    """A disk that takes no more ends the run; nothing on it is torn, for files are renamed into place."""
+    """Stop the run if the disk is full or fails; no file is torn, since files are renamed into place.
+
+    Raises:
+        Stopped: a write failed.
+    """
     try:
         yield
     except OSError as error:
-        hint = "free some space or mend the disk"
-        raise Stopped(Problem(f"a result cannot be written: {error.strerror}", str(out), hint=hint)) from error
+        problem = Problem(f"cannot write results: {error.strerror}", str(out), hint="free some space or fix the disk")
+        raise Stopped(problem) from error
 
 
-class _Keeper:
-    """Keeps what the scheduler reports, and shows it; see :class:`tta_bench.schedule.observer.Observer`."""
+class _Recorder:
+    """The scheduler's :class:`tta_bench.schedule.observer.Observer`: stores results, updates progress and status."""
 
     def __init__(self, out: pathlib.Path, session: int, progress: TrialProgress, interrupts: Interrupts):
         self._out, self._session, self._progress, self._interrupts = out, session, progress, interrupts
         self.status = StatusFile(out, progress)
 
-    def finished(self, ended: Sequence[tuple[Trial, TrialResult]]) -> None:
-        named = [(t, dataclasses.replace(r, facts={**r.facts, "log": runlog.name(t.key)})) for t, r in ended]
-        with self._interrupts.held(), _writing(self._out):
-            for trial, result in named:
-                runlog.write(self._out, trial, result)
-            pairs = [(result, trial.asked) for trial, result in named]
-            written = records.write_all(self._out, pairs, self._session)
-        for (trial, _), result in zip(named, written, strict=True):
-            self._progress.finished(trial, result)
-        self._update()
+    def finished(self, trial: Trial, result: TrialResult) -> None:
+        result = dataclasses.replace(result, facts={**result.facts, "log": runlog.name(trial.key)})
+        with self._interrupts.deferred(), _writing(self._out):
+            runlog.write(self._out, trial, result)
+            written = records.write(self._out, result, trial.asked, self._session)
+        self._progress.finished(trial, written)
+        self._update_status()
 
-    def retried(self, trials: Sequence[Trial], fault: Fault) -> None:
-        self._progress.retried(trials, fault)
+    def retried(self, trial: Trial, fault: Fault) -> None:
+        self._progress.retried(trial, fault)
 
     def note(self, text: str) -> None:
         self._progress.note(text)
 
     def tick(self, running: int, workers: Sequence[str], seconds_left: float | None) -> None:
         self._progress.tick(running, workers, seconds_left)
-        self._update()
+        self._update_status()
 
-    def _update(self) -> None:
+    def _update_status(self) -> None:
         with _writing(self._out):
             self.status.update()
 
@@ -307,23 +313,28 @@ class _Keeper:
 def _conclude(
     plan: Plan, selected: Sequence[Trial], out: pathlib.Path, console: Console, interrupts: Interrupts
 ) -> int:
-    """Rebuild the tables, say what came out; the exit code is 3 where a selected trial failed or one is damaged."""
-    with interrupts.held(), _writing(out):
-        came = conclusion.conclude(out, len(plan.trials))
-    counts = ", ".join(f"{count} {status}" for status, count in came.counts.items())
-    stale = f"; {came.stale} stale trial files are left out" if came.stale else ""
-    console.print(f"{plan.name}: {counts}{stale}", markup=False, highlight=False)
-    for damage in came.damaged:
-        _say(console, f"damaged, and counted as not run: {damage}")
-    chosen = {trial.key for trial in selected}
-    failed = [(key, reason) for key, reason in came.failed if key in chosen]
+    """Write the tables and print a summary; returns exit code 3 if a selected trial failed or a file is damaged."""
+    from tta_bench.store import results  # pandas, which the driver needs for nothing else
+
+    with interrupts.deferred(), _writing(out):
+        try:
+            tables = results.load(out)
+        except UsageError as error:  # in a trial's files, not in the command: trials were run
+            raise Stopped(error.problems[0]) from error
+    counts = ", ".join(f"{count} {status}" for status, count in tables.counts.items())
+    stale = f"; {tables.stale} stale trial files ignored" if tables.stale else ""
+    _print(console, f"{plan.name}: {counts}{stale}")
+    for damage in tables.damaged:
+        _print(console, f"damaged, counted as not run: {damage}")
+    selected_keys = {trial.key for trial in selected}
+    failed = [(key, reason) for key, reason in tables.failed.items() if key in selected_keys]
     for line in _failures(failed, out):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return 3 if failed or came.damaged else 0
+        _print(console, line)
+    return 3 if failed or tables.damaged else 0
 
 
 def _failures(failed: Sequence[tuple[str, str]], out: pathlib.Path) -> list[str]:
-    """One line for each different reason, with where one of its tracebacks is."""
+    """One line per reason, with the record of one trial that has its traceback."""
     by_reason: dict[str, list[str]] = {}
     for key, reason in failed:
         by_reason.setdefault(reason, []).append(key)
@@ -331,4 +342,4 @@ def _failures(failed: Sequence[tuple[str, str]], out: pathlib.Path) -> list[str]
         f"  failed {len(keys)} times: {reason}\n    traceback in {out / 'trials' / f'{keys[0]}.json'}"
         for reason, keys in by_reason.items()
     ]
-    return [*lines, "  run again with --retry-failed once the cause is mended"] if lines else []
+    return [*lines, "  run again with --retry-failed once the cause is fixed"] if lines else []

@@ -1,4 +1,4 @@
-"""``tta-bench status``: what a run is doing, asked in another terminal or on another day."""
+"""``tta-bench status``: the progress of a run, for another terminal or another day."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from tta_bench.errors import Problem, UsageError
-from tta_bench.schedule.status_file import FILE
-from tta_bench.schedule.tally import Tally, duration
+from tta_bench.schedule.status import STATUS_FILE, Tally, duration
 from tta_bench.store import records
 
 _SHOWN = 10  # failures
@@ -25,7 +24,7 @@ def show(run: pathlib.Path) -> None:
     """Print a run's state, counts, workers, errors so far and failures.
 
     Raises:
-        UsageError: it is no run.
+        UsageError: the folder is not a run.
     """
     plan = _read(run / "plan.json")
     if plan is None:
@@ -34,7 +33,7 @@ def show(run: pathlib.Path) -> None:
     tally = Tally((t["label"], t["model"], [shift[0] for shift in t["shifts"]]) for t in plan["trials"])
     failed: Counter[str] = Counter()
     for trial in plan["trials"]:
-        if record := records.read(run, trial["key"]):
+        if record := records.read_trial(run, trial["key"]).record:
             tally.add(trial["label"], trial["model"], record["status"], record["shifts"])
             failed[record["reason"]] += record["status"] == "failed"
     _print(run, plan["suite"], tally, failed)
@@ -42,12 +41,12 @@ def show(run: pathlib.Path) -> None:
 
 def _print(run: pathlib.Path, suite: str, tally: Tally, failed: Mapping[str, int]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    said = _read(run / FILE) or {}
-    console.print(f"{suite}: {_state(run, said)}", markup=False)
+    status = _read(run / STATUS_FILE) or {}
+    console.print(f"{suite}: {_state(run, status)}", markup=False)
     console.print(f"  {tally.counts()}", markup=False)
-    if said.get("state") == "running":
-        console.print(f"  {said['session']}", markup=False)
-        _lines(console, [f"  {line}" for line in said["workers"]], "workers")
+    if status.get("state") == "running":
+        console.print(f"  {status['session']}", markup=False)
+        _lines(console, [f"  {line}" for line in status["workers"]], "workers")
     console.print(tally.table())
     lines = [f"failed {count} times: {reason.splitlines()[0]}" for reason, count in failed.items() if count]
     _lines(console, lines, "reasons")
@@ -62,19 +61,19 @@ def _lines(console: Console, lines: Sequence[str], noun: str) -> None:
         console.print(f"  … and {len(lines) - _SHOWN} more {noun}")
 
 
-def _state(run: pathlib.Path, said: Mapping[str, Any]) -> str:
-    if not said:
+def _state(run: pathlib.Path, status: Mapping[str, Any]) -> str:
+    if not status:
         return "has not run a trial yet"
-    where = f"process {said['pid']} on {said['host']}"
-    if said["state"] != "running":
-        return f"{said['state']}, {_ago(said)} ago"
-    if said["host"] == socket.gethostname() and not _locked(run):
-        return f"killed: {where} is gone since {_ago(said)}; run it again to go on"
-    return f"running, {where}, as of {_ago(said)} ago"
+    where = f"process {status['pid']} on {status['host']}"
+    if status["state"] != "running":
+        return f"{status['state']}, {_ago(status)} ago"
+    if status["host"] == socket.gethostname() and not _locked(run):
+        return f"killed: {where} has been gone for {_ago(status)}; run it again to resume"
+    return f"running, {where}, as of {_ago(status)} ago"
 
 
-def _ago(said: Mapping[str, Any]) -> str:
-    return duration(max(0.0, time.time() - said["updated"]))
+def _ago(status: Mapping[str, Any]) -> str:
+    return duration(max(0.0, time.time() - status["updated"]))
 
 
 def _locked(run: pathlib.Path) -> bool:

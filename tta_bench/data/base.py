@@ -1,4 +1,4 @@
-"""What a data set offers the harness. Nothing here imports torch: worker processes that decode start quickly."""
+"""The interface of a data set. Nothing here imports torch, so that processes that decode images start quickly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tta_bench.streams import Shift
 
 
 def _existing_folder(path: str) -> str:
-    if path and not pathlib.Path(path).expanduser().is_dir():  # an empty path is an unset variable, reported as such
+    if path and not pathlib.Path(path).expanduser().is_dir():  # empty: an unset variable, reported separately
         raise ValueError(f"no such folder: {path}")
     return path
 
@@ -31,12 +31,12 @@ FolderPath = Annotated[str, AfterValidator(_existing_folder)]
 
 
 class DataConfig(Portable, BaseModel):
-    """What a suite says of its data; every kind of data adds what it needs.
+    """The ``data`` of a suite; each kind of data adds its own fields.
 
     Attributes:
         kind: the registered name.
-        max_images: size of the seeded subset that is used of each shift's images, or None for all.
-        seed: draws the subset and seeds every generated corruption; a trial's seed never does.
+        max_images: size of the seeded subset of each shift's images, or None for all.
+        seed: draws the subset and seeds generated corruptions; independent of the trials' seeds.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,15 +46,15 @@ class DataConfig(Portable, BaseModel):
 
     @property
     def by_weights(self) -> bool:
-        """Whether images are made in the size and crop that are published with a model's weights."""
+        """Whether images get the size and crop published with a model's weights."""
         return False
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a clean image becomes a square: shorter side to ``resize``, then the centre ``crop``, in pixels.
+    """How a clean image becomes square: resize the shorter side to ``resize``, then take the centre ``crop``, in pixels.
 
-    None leaves that step out. ``interpolation`` is Pillow's name for it.
+    None skips that step. ``interpolation`` is Pillow's name for it.
     """
 
     resize: int | None = None
@@ -62,7 +62,7 @@ class Geometry:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """The square image (as torchvision's Resize and CenterCrop make it)."""
+        """The square image, equal to that of torchvision's Resize and CenterCrop."""
         if self.resize is not None:
             short = min(image.size)
             width, height = (int(self.resize * side / short) if side != short else self.resize for side in image.size)
@@ -78,10 +78,10 @@ IMAGENET_GEOMETRY = Geometry(resize=256, crop=224)
 
 
 class CleanImages(Portable, abc.ABC):
-    """A list of labelled images without any corruption, all of one size.
+    """A list of labelled, uncorrupted images of one size.
 
     Attributes:
-        ids: (N,) names that do not depend on where the data lies.
+        ids: (N,) names that do not depend on the data's location.
         labels: (N,) int64 class indices.
         num_classes: number of classes.
         side: height and width in pixels.
@@ -97,12 +97,12 @@ class CleanImages(Portable, abc.ABC):
         """Image ``index``: uint8 (side, side, 3).
 
         Raises:
-            UsageError: the file is damaged or of another size; it is named.
+            UsageError: the file is damaged or of another size; the message names it.
         """
 
     @abc.abstractmethod
     def fingerprint(self, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
-        """What identifies images ``rows`` (n,): their ids, contents and labels, without any absolute path.
+        """The identity of images ``rows`` (n,): ids, contents and labels; no absolute path.
 
         Raises:
             UsageError: a file cannot be read.
@@ -113,12 +113,12 @@ class CleanImages(Portable, abc.ABC):
         return np.arange(len(self.ids), dtype=np.int32)
 
 
-class SomeImages(CleanImages):
-    """A part of some clean images.
+class ImageSubset(CleanImages):
+    """A subset of clean images.
 
     Args:
         clean: the images.
-        rows: (n,) which of them.
+        rows: (n,) indices of the subset.
     """
 
     def __init__(self, clean: CleanImages, rows: np.ndarray):
@@ -136,11 +136,11 @@ class SomeImages(CleanImages):
 
 @dataclass(frozen=True)
 class DataRequest:
-    """What a kind of data is opened for.
+    """What a data set is opened for.
 
     Attributes:
-        shifts: those that will be asked for.
-        geometry: size and crop published with a model's weights, where ``Config.by_weights`` asks for them.
+        shifts: the shifts it will be read under.
+        geometry: size and crop published with a model's weights, where ``Config.by_weights`` is set.
     """
 
     shifts: tuple[Shift, ...]
@@ -148,23 +148,23 @@ class DataRequest:
 
 
 class Dataset(Portable, abc.ABC):
-    """Labelled images under every shift that a suite may ask for; opening one lists files and decodes nothing.
+    """Labelled images under the shifts of a suite; opening one lists files and decodes nothing.
 
     Subclass it with a ``name``, a ``Config`` and ``__init__(self, config, request)``, which raises UsageError where the
-    data are not there or not of the expected form.
+    data are missing or malformed.
 
     Attributes:
         name: the registered name, which a suite gives as ``kind``.
-        title: how tables call it.
-        source_note: how its source images were set apart, in words, or empty.
-        note: what a reader of the table must know ("generated, not ImageNet-C"), or empty.
-        source: clean unlabelled images for methods that ask for some, or None.
+        title: its name in tables.
+        source_note: how its source images were held out, or empty.
+        note: a remark shown with the table ("generated, not ImageNet-C"), or empty.
+        source: clean unlabelled images for methods that use source images, or None.
     """
 
     name: ClassVar[str] = ""
     Config: ClassVar[type[DataConfig]] = DataConfig
     title: str
-    strengths: Literal["imagenet", "cifar"] = "imagenet"  # of corruptions made of its source images
+    strengths: Literal["imagenet", "cifar"] = "imagenet"  # of corruptions generated from its source images
     note: str = ""
     source_note: str = ""
     ids: Sequence[str]
@@ -179,13 +179,13 @@ class Dataset(Portable, abc.ABC):
 
     @abc.abstractmethod
     def missing(self, shift: Shift) -> Problem | None:
-        """Why ``shift`` cannot be had, or None."""
+        """Why ``shift`` is not available, or None."""
 
     @abc.abstractmethod
     def fingerprint(self, shift: Shift, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
-        """What identifies images ``rows`` (n,) under ``shift``: ids, contents, labels, generator settings, libraries.
+        """The identity of images ``rows`` (n,) under ``shift``: ids, contents, labels, generator settings, libraries.
 
-        A setting at its default is left out, so that a new one leaves old trials' keys alone.
+        Settings at their default are left out, so that a new setting does not change existing keys.
 
         Raises:
             UsageError: a file cannot be read.
@@ -193,10 +193,10 @@ class Dataset(Portable, abc.ABC):
 
     @abc.abstractmethod
     def read(self, shift: Shift, index: np.ndarray) -> np.ndarray:
-        """Images ``index`` under ``shift``: uint8 (B, side, side, 3), decoded and corrupted now."""
+        """Decode and corrupt images ``index`` under ``shift``: uint8 (B, side, side, 3)."""
 
     def array(self, shift: Shift) -> np.ndarray | None:
-        """All images under ``shift`` where they already lie on disk as one array, else None: then they are cached."""
+        """All images under ``shift`` where they are on disk as one array; None: they go through the cache."""
         return None
 
 
@@ -207,7 +207,7 @@ def digest(value: Any) -> str:
 
 
 def named_contents(ids: Sequence[str], sha256: Sequence[str], labels: np.ndarray) -> dict[str, str]:
-    """The part of a fingerprint that identifies images (n,) by their ids, contents and labels."""
+    """The part of a fingerprint with the ids, contents and labels of images (n,)."""
     return {"images": digest(list(zip(ids, sha256, strict=True))), "labels": digest(labels.tolist())}
 
 
@@ -215,18 +215,18 @@ def decode_file(path: pathlib.Path, geometry: Geometry, side: int | None) -> np.
     """Decode one image file to uint8 (H, W, 3).
 
     Raises:
-        UsageError: the file is missing, damaged, or not ``side`` pixels square after the geometry; it is named.
+        UsageError: the file is missing, damaged, or not ``side`` pixels square after the geometry; the message names it.
     """
     try:
         with Image.open(path) as image:
             pixels = np.asarray(geometry.apply(image.convert("RGB")))
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's names for a truncated or foreign file
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises these for truncated and unknown files
         hint = "replace or remove the file"
         raise UsageError(Problem(f"cannot decode image: {error}", where=str(path), hint=hint)) from error
     if side is not None and pixels.shape != (side, side, 3):
-        hint = "resize or remove it, or choose a preprocess that makes all images one size"
-        what = f"image is {pixels.shape[1]}x{pixels.shape[0]} pixels, the others are {side}x{side}"
-        raise UsageError(Problem(what, where=str(path), hint=hint))
+        hint = "resize or remove it, or choose a preprocess that gives all images one size"
+        message = f"image is {pixels.shape[1]}x{pixels.shape[0]} pixels, expected {side}x{side}"
+        raise UsageError(Problem(message, where=str(path), hint=hint))
     return pixels
 
 

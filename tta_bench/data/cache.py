@@ -1,8 +1,8 @@
-"""The image cache: decoded, resized and corrupted once for each (data, shift), then mapped by every process.
+"""The image cache: images are decoded, resized and corrupted once for each (data set, shift), then memory-mapped.
 
 An entry is a folder ``<cache>/<key>/`` with ``images.npy`` (uint8, (n, side, side, 3), only the images that a suite
-uses) and ``meta.json``. It is written under another name and renamed when it is whole; its checksum is verified before
-a run uses it, and an entry that does not verify is made again.
+uses) and ``meta.json``. It is written under a temporary name and renamed when complete; its checksum is verified before a
+run uses it, and a corrupt entry is rebuilt.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tta_bench.streams import Shift
 
 FORMAT = 1
 CHUNK = 50  # images made by one call in a worker process
-IMAGES_PER_PROCESS = 1000  # fewer, and starting a process costs more than it saves
+IMAGES_PER_PROCESS = 1000  # below this, starting a process costs more than it saves
 _BLOCK = 1 << 24
 
 
@@ -46,7 +46,7 @@ class Images:
     """Images of one shift, addressed by their index in the data set.
 
     Attributes:
-        rows: sorted image indices that are held.
+        rows: (n,) sorted indices of the images held.
         pixels: uint8 (len(rows), side, side, 3), mapped from disk.
     """
 
@@ -59,12 +59,12 @@ class Images:
 
     def fill(self, out: np.ndarray, index: np.ndarray) -> None:
         """Copy images ``index`` into ``out``, uint8 (B, side, side, 3)."""
-        np.take(self.pixels, np.searchsorted(self.rows, index), axis=0, out=out, mode="clip")  # else it copies twice
+        np.take(self.pixels, np.searchsorted(self.rows, index), axis=0, out=out, mode="clip")  # other modes copy twice
 
 
 @dataclass(frozen=True)
 class Direct:
-    """Images decoded whenever they are asked for (``cache: off``)."""
+    """Images decoded on demand (``cache: off``)."""
 
     dataset: Dataset
     shift: Shift
@@ -79,7 +79,7 @@ class Direct:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """One (data, shift) that a suite uses: the images ``rows`` of ``dataset`` under ``shift``.
 
     ``content`` is the digest of their fingerprint.
@@ -92,7 +92,7 @@ class Entry:
 
     @property
     def key(self) -> str:
-        """What the entry is called in the cache: a digest of all that made it."""
+        """The name of the entry's folder: a digest of everything that determines its pixels."""
         return digest([FORMAT, NUMERICS_VERSION, self.content])[:32]
 
     @property
@@ -101,13 +101,13 @@ class Entry:
         return (len(self.rows), self.dataset.side, self.dataset.side, 3)
 
 
-def entry_of(dataset: Dataset, shift: Shift, rows: np.ndarray, digests: Digests) -> Entry:
-    """The entry of images ``rows`` (n,) int32, sorted, whose content is read where it is not known.
+def entry_of(dataset: Dataset, shift: Shift, rows: np.ndarray, digests: Digests) -> CacheEntry:
+    """The entry of images ``rows`` (n,) int32, sorted; computes the digest of their content.
 
     Raises:
         UsageError: a file cannot be read.
     """
-    return Entry(dataset, shift, rows, digest(dataset.fingerprint(shift, rows, digests)))
+    return CacheEntry(dataset, shift, rows, digest(dataset.fingerprint(shift, rows, digests)))
 
 
 def checksum(array: np.ndarray) -> int:
@@ -119,20 +119,22 @@ def checksum(array: np.ndarray) -> int:
 
 
 class ImageCache:
-    """Entries below one folder, shared by all processes of a machine.
+    """Entries in one folder, shared by all processes of a machine.
 
     Args:
-        root: the folder, or None: nothing is cached, images are decoded whenever they are asked for.
+        root: the folder; None: no cache, images are decoded on demand.
     """
 
     def __init__(self, root: pathlib.Path | None):
         self.root = root
-        self._verified: dict[str, tuple[int, int]] = {}  # entry to its file's time and size when its checksum was right
+        self._verified: dict[
+            str, tuple[int, int]
+        ] = {}  # key to the file's time and size when its checksum was verified
 
-    def images(self, entry: Entry) -> Images | Direct:
-        """The images of an entry; one that is not whole in the cache is made first, in this process.
+    def images(self, entry: CacheEntry) -> Images | Direct:
+        """The images of an entry; a missing or corrupt entry is built first, in this process.
 
-        An entry's checksum is verified when this object first meets it, and again when its file has changed.
+        The checksum is verified on first use, and again whenever the file has changed.
 
         Raises:
             UsageError: an image cannot be decoded; it is named.
@@ -150,8 +152,8 @@ class ImageCache:
             raise UsageError(Problem(f"the cache entry for {entry.shift.id} vanished", where=str(self.root)))
         return Images(entry.rows, pixels)
 
-    def _map(self, entry: Entry, *, verify: bool = False) -> np.ndarray | None:
-        """The entry's pixels, or None where it is absent, torn or stale."""
+    def _map(self, entry: CacheEntry, *, verify: bool = False) -> np.ndarray | None:
+        """The entry's pixels, memory-mapped; None where the entry is absent, incomplete or outdated."""
         assert self.root is not None
         folder = self.root / entry.key
         try:
@@ -163,7 +165,7 @@ class ImageCache:
             return None
         return None if verify and checksum(pixels) != meta["crc32"] else pixels
 
-    def _verified_map(self, entry: Entry) -> np.ndarray | None:
+    def _verified_map(self, entry: CacheEntry) -> np.ndarray | None:
         assert self.root is not None
         try:
             stat = (self.root / entry.key / "images.npy").stat()
@@ -175,29 +177,32 @@ class ImageCache:
             self._verified[entry.key] = state
         return pixels
 
-    # -- making entries ----------------------------------------------------------------------------------------------
+    # -- building entries --------------------------------------------------------------------------------------------
 
-    def to_build(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Those entries that the cache does not hold whole; the others' checksums were verified."""
+    def to_build(self, entries: Sequence[CacheEntry]) -> list[CacheEntry]:
+        """The entries that are missing or fail their checksum."""
         if self.root is None:
             return []
         return [e for e in entries if e.dataset.array(e.shift) is None and self._map(e, verify=True) is None]
 
-    def space(self, entries: Sequence[Entry]) -> tuple[int, int]:
-        """(bytes that making ``entries`` needs, bytes free)."""
+    def space(self, entries: Sequence[CacheEntry]) -> tuple[int, int]:
+        """(bytes needed to build ``entries``, bytes free)."""
         assert self.root is not None
-        there = next(p for p in (self.root.absolute(), *self.root.absolute().parents) if p.exists())
-        return sum(int(np.prod(e.shape)) for e in entries), shutil.disk_usage(there).free
+        existing = next(p for p in (self.root.absolute(), *self.root.absolute().parents) if p.exists())
+        return sum(int(np.prod(e.shape)) for e in entries), shutil.disk_usage(existing).free
 
     def build(
-        self, entries: Sequence[Entry], processes: int, progress: Callable[[Entry, int], None] = lambda _e, _n: None
+        self,
+        entries: Sequence[CacheEntry],
+        processes: int,
+        progress: Callable[[CacheEntry, int], None] = lambda _e, _n: None,
     ) -> None:
-        """Make ``entries``, a chunk of images at a time, in up to ``processes`` processes.
+        """Build ``entries``, in chunks of images.
 
         Args:
-            entries: what to make.
-            processes: at most so many; with one, everything happens in this process.
-            progress: called with the entry and a number of images whenever so many more are done.
+            entries: the entries.
+            processes: maximum number of processes; with one, all work is done in this process.
+            progress: called after each chunk with the entry and the number of images in the chunk.
 
         Raises:
             UsageError: an image cannot be decoded (it is named), or the folder cannot be written.
@@ -215,7 +220,11 @@ class ImageCache:
                 self._build_one(entry, number, pool, progress)
 
     def _build_one(
-        self, entry: Entry, number: int, pool: ProcessPoolExecutor | None, progress: Callable[[Entry, int], None]
+        self,
+        entry: CacheEntry,
+        number: int,
+        pool: ProcessPoolExecutor | None,
+        progress: Callable[[CacheEntry, int], None],
     ) -> None:
         assert self.root is not None
         scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{entry.key}-", dir=self.root))
@@ -236,19 +245,19 @@ class ImageCache:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _publish(self, scratch: pathlib.Path, entry: Entry) -> None:
-        """Rename the finished folder into place; an entry that does not verify makes way, a whole one stays."""
+    def _publish(self, scratch: pathlib.Path, entry: CacheEntry) -> None:
+        """Rename the finished folder into place; replaces a corrupt entry, keeps a valid one."""
         assert self.root is not None
         final = self.root / entry.key
         if final.exists() and self._map(entry, verify=True) is None:
             final.rename(scratch / "torn")
-        with contextlib.suppress(OSError):  # another process was quicker: its entry has the same content
+        with contextlib.suppress(OSError):  # another process was faster; its entry has the same content
             scratch.chmod(0o755)
             scratch.rename(final)
 
 
-def _fill(file: pathlib.Path, entry: Entry, start: int) -> int:
-    """Decode and corrupt one chunk of an entry into its array on disk; returns the number of images."""
+def _fill(file: pathlib.Path, entry: CacheEntry, start: int) -> int:
+    """Decode and corrupt one chunk of an entry into its array on disk; returns the number of images in it."""
     pixels = np.load(file, mmap_mode="r+")
     rows = entry.rows[start : start + CHUNK]
     pixels[start : start + CHUNK] = entry.dataset.read(entry.shift, rows)
@@ -256,27 +265,27 @@ def _fill(file: pathlib.Path, entry: Entry, start: int) -> int:
     return len(rows)
 
 
-_adopted: Sequence[Entry] = ()  # in a pool's process: the entries being made, sent once and not with every chunk
+_pool_entries: Sequence[CacheEntry] = ()  # in a pool's process: sent once, not with every chunk
 
 
-def _adopt(entries: Sequence[Entry]) -> None:
-    global _adopted
-    _adopted = entries
+def _set_pool_entries(entries: Sequence[CacheEntry]) -> None:
+    global _pool_entries
+    _pool_entries = entries
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
 
 
 def _fill_number(file: pathlib.Path, number: int, start: int) -> int:
-    return _fill(file, _adopted[number], start)
+    return _fill(file, _pool_entries[number], start)
 
 
 @contextlib.contextmanager
-def _pool(processes: int, entries: Sequence[Entry]) -> Iterator[ProcessPoolExecutor | None]:
-    """Fresh processes (corruptions draw from a process's global state), or None for fewer than two."""
+def _pool(processes: int, entries: Sequence[CacheEntry]) -> Iterator[ProcessPoolExecutor | None]:
+    """Spawned processes, since corruptions draw from a process's global generator; None for fewer than two."""
     if processes < 2:
         yield None
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_adopt, initargs=(entries,))
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_set_pool_entries, initargs=(entries,))
     try:
         yield pool
     finally:

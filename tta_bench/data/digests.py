@@ -1,7 +1,7 @@
-"""Digests of image files: each file is read once, in parallel, and remembered until its size, times or inode change.
+"""SHA-256 digests of image files, computed in parallel and remembered until a file's size, times or inode change.
 
-The memory is one SQLite file in the user's cache folder, outside every run, so that planning over files that were read
-before only looks at their directory entries. Losing it costs a second reading and nothing else.
+They are kept in an SQLite file in the user's cache folder, outside any run, so planning over known files only needs to
+stat them. If that file is lost, the images are read again.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 
 from tta_bench.errors import Problem, UsageError
 
-SETTLED_S = 2.0  # a file that changed more recently may change again within one tick of its clock: it is not remembered
-CHUNK = 1000  # files between two reports of progress
+SETTLED_S = 2.0  # digests of files modified more recently are not stored: a second change could carry the same time
+CHUNK = 1000  # files between two progress reports
 _BLOCK = 1 << 20
 _TABLE = """CREATE TABLE IF NOT EXISTS digests (
     path BLOB, start INTEGER, bytes INTEGER, state TEXT, sha256 BLOB, PRIMARY KEY (path, start, bytes)) WITHOUT ROWID"""
 
 
 class Extent(NamedTuple):
-    """A file, or the ``bytes`` of it that begin at ``start``; −1: all that follow."""
+    """``bytes`` of a file from offset ``start``; −1: to the end of the file."""
 
     path: str
     start: int = 0
@@ -36,7 +36,7 @@ class Extent(NamedTuple):
 
 @dataclass
 class Cost:
-    """What reading files took: their number, their bytes, and seconds."""
+    """Files read, their bytes, and the seconds it took."""
 
     files: int = 0
     bytes: int = 0
@@ -54,12 +54,12 @@ class Digests:
     """SHA-256 of file contents.
 
     Args:
-        memory: the file to remember digests in; :func:`default_memory` by default.
-        progress: called with the number of files read so far and their total, now and then.
+        memory: the SQLite file; :func:`default_memory` by default.
+        progress: called after each chunk with the number of files read and their total.
 
     Attributes:
         cost: of the files that had to be read.
-        trouble: why digests cannot be remembered, or empty.
+        trouble: why digests cannot be stored, or empty.
     """
 
     def __init__(
@@ -87,27 +87,27 @@ class Digests:
         return [(fresh[n] if n in fresh else known[extent][1]).hex() for n, extent in enumerate(extents)]
 
     def _read(self, extents: Sequence[Extent]) -> list[bytes]:
-        start, found = time.perf_counter(), list[bytes]()
-        pool = ThreadPoolExecutor(os.cpu_count() or 1)  # hashlib and reading let other threads run
+        start, digests = time.perf_counter(), list[bytes]()
+        pool = ThreadPoolExecutor(os.cpu_count() or 1)  # hashlib and file reads release the GIL
         try:
             for first in range(0, len(extents), CHUNK):
                 for sha256, size in pool.map(_hashed, extents[first : first + CHUNK]):
-                    found.append(sha256)
+                    digests.append(sha256)
                     self.cost.bytes += size
-                self._progress(len(found), len(extents))
+                self._progress(len(digests), len(extents))
         finally:
             pool.shutdown(cancel_futures=True)
-            self.cost.files += len(found)
+            self.cost.files += len(digests)
             self.cost.seconds += time.perf_counter() - start
-        return found
+        return digests
 
     # -- the memory ----------------------------------------------------------------------------------------------------
 
     def _recall(self, extents: Sequence[Extent]) -> dict[Extent, tuple[str, bytes]]:
-        """(state, digest) of each extent that is remembered; one query for all whose paths begin alike."""
+        """(state, digest) of each stored extent; one query over the paths' common prefix."""
         first = os.fsencode(os.path.commonprefix([extent.path for extent in extents]))  # noqa: RUF071  (any prefix)
         query = "SELECT path, start, bytes, state, sha256 FROM digests WHERE path >= ? AND path < ?"
-        rows = self._ask(lambda memory: memory.execute(query, (first, first + b"\xff")).fetchall()) or []
+        rows = self._query(lambda memory: memory.execute(query, (first, first + b"\xff")).fetchall()) or []
         return {Extent(os.fsdecode(path), start, size): (state, sha256) for path, start, size, state, sha256 in rows}
 
     def _remember(self, rows: Sequence[tuple[Extent, _State, bytes]]) -> None:
@@ -118,26 +118,26 @@ class Digests:
             if state.changed_ns < settled
         ]
         if values:
-            self._ask(
+            self._query(
                 lambda memory: memory.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", values)
             )
 
-    def _ask(self, question: Callable[[sqlite3.Connection], Any]) -> Any:
-        """The memory's answer, committed; None where it cannot be used, and ``trouble`` says why."""
+    def _query(self, statement: Callable[[sqlite3.Connection], Any]) -> Any:
+        """The result of a query, committed; None where the file is unusable, with the reason in ``trouble``."""
         try:
             self._memory.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.closing(sqlite3.connect(self._memory, timeout=30)) as memory, memory:
                 memory.execute(_TABLE)
-                return question(memory)
+                return statement(memory)
         except (OSError, sqlite3.Error) as error:
             self.trouble = f"{self._memory}: {error}"
-            if type(error) is sqlite3.DatabaseError:  # it is damaged, not just busy or out of reach
+            if type(error) is sqlite3.DatabaseError:  # corrupt, not merely busy or unreachable
                 self._memory.unlink(missing_ok=True)
             return None
 
 
 class _State(NamedTuple):
-    """What changes with a file's content: as text, and the later of its times, ns since 1970."""
+    """A file's size, times and inode as text, and the later of its two times in ns since 1970."""
 
     text: str
     changed_ns: int

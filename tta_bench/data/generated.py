@@ -1,4 +1,4 @@
-"""Clean images corrupted on the fly, each seeded from its own identity."""
+"""Clean images corrupted on the fly, each with a seed derived from its id."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Generated(Dataset):
 
     Args:
         clean: the images.
-        source: clean images for methods that ask for some, or None.
+        source: clean images for methods that use source images, or None.
         strengths: "imagenet" or "cifar".
         seed: the data seed.
-        title: how tables call the data set.
+        title: the data set's name in tables.
         recompress_jpeg: JPEG quality of a round trip after the corruption, or None.
     """
 
@@ -43,11 +43,11 @@ class Generated(Dataset):
         self.note = f"generated, not {'ImageNet-C' if strengths == 'imagenet' else 'CIFAR-10-C'}"
 
     def missing(self, shift: Shift) -> Problem | None:
-        if problem := corruption_known(shift):
+        if problem := unknown_corruption(shift):
             return problem
         if shift != CLEAN and self.strengths == "cifar" and self.side != 32:
-            what = f"strengths: cifar is for 32x32 images, these are {self.side}x{self.side}"
-            return Problem(what, hint="choose strengths: imagenet")
+            message = f"strengths: cifar is for 32x32 images, these are {self.side}x{self.side}"
+            return Problem(message, hint="choose strengths: imagenet")
         return None
 
     def fingerprint(self, shift: Shift, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
@@ -74,8 +74,8 @@ class Generated(Dataset):
         return recompress(pixels, self.recompress_jpeg) if self.recompress_jpeg else pixels
 
 
-def corruption_known(shift: Shift) -> Problem | None:
-    """A problem where ``shift`` is none of the 19 corruptions, nor clean."""
+def unknown_corruption(shift: Shift) -> Problem | None:
+    """A problem where ``shift`` is neither clean nor one of the 19 corruptions; else None."""
     if shift == CLEAN or shift.name in corruptions.NAMES:
         return None
     return Problem(f"unknown corruption {shift.name!r}", hint=near_miss(shift.name, ["clean", *corruptions.NAMES]))

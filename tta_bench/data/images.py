@@ -1,4 +1,4 @@
-"""Clean images: of a folder (``<root>/<class>/<image>``), or held as an array."""
+"""Clean images in a folder (``<root>/<class>/<image>``) or in an array."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 
 @functools.lru_cache(maxsize=256)
 def listing(root: pathlib.Path) -> tuple[str, ...]:
-    """The images below ``root``'s class folders: relative paths, sorted; read once a process.
+    """The images in ``root``'s class folders: sorted relative paths; listed once in each process.
 
     Raises:
         UsageError: there are none.
     """
-    found = []
+    paths = []
     for group in sorted(entry.name for entry in os.scandir(root) if entry.is_dir()):
         for entry in os.scandir(root / group):
             if pathlib.PurePath(entry.name).suffix.lower() in SUFFIXES and entry.is_file():
-                found.append(f"{group}/{entry.name}")
-    if not found:
+                paths.append(f"{group}/{entry.name}")
+    if not paths:
         hint = "expected <root>/<class>/<image>, with images ending in " + ", ".join(sorted(SUFFIXES))
-        raise UsageError(Problem("the folder holds no images", where=str(root), hint=hint))
-    return tuple(sorted(found))
+        raise UsageError(Problem("the folder has no images", where=str(root), hint=hint))
+    return tuple(sorted(paths))
 
 
 class FolderImages(CleanImages):
-    """A clean image folder. Classes are the sorted folder names.
+    """A folder of clean images; classes are its sorted subfolders.
 
     Raises:
-        UsageError: the folder holds no images, or its first image is not square after the geometry.
+        UsageError: the folder has no images, or its first image is not square after the geometry.
     """
 
     def __init__(self, root: str, geometry: Geometry):
@@ -85,7 +85,7 @@ def file_contents(
 
 
 class ArrayImages(CleanImages):
-    """Clean images held as one uint8 array (N, side, side, 3)."""
+    """Clean images in one uint8 array (N, side, side, 3)."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, ids: Sequence[str], num_classes: int):
         self.images, self.ids = images, ids

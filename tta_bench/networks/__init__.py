@@ -1,1 +1,1 @@
-"""Built-in kinds of networks, one a file; each is a plugin like a stranger's."""
+"""Built-in kinds of source models, one in each module."""

@@ -1,4 +1,4 @@
-"""Networks of timm: by full tag with timm's weights, or an architecture with weights of one's own."""
+"""timm networks: a full tag with timm's weights, or an architecture with the user's own weights."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class ModelSpec(ModelConfig):
 
     Attributes:
         timm: full timm name with its tag, whose published weights and normalisation are used.
-        architecture: timm architecture without weights, for weights of one's own (then ``mean`` and ``std`` are given).
+        architecture: timm architecture, for the user's own ``weights``; ``mean`` and ``std`` are then required.
         weights: None (timm's hub), a file, or ``package:<installed package>/<file inside it>``.
-        options: further keyword arguments of ``timm.create_model``.
+        options: additional keyword arguments of ``timm.create_model``.
         stem: "cifar": a 3×3 stride-1 first convolution and no max-pooling, as ResNets for 32×32 images have.
-        mean, std: per-channel normalisation where the weights' own configuration does not say it.
-        image_size: side in pixels that the network needs, or None where any will do.
+        mean, std: per-channel normalisation, where it differs from that of the weights' configuration.
+        image_size: required image size in pixels, or None for any.
     """
 
     kind: str = "timm"
@@ -45,20 +45,20 @@ class ModelSpec(ModelConfig):
 
 
 class Timm(Network):
-    """Networks of timm."""
+    """Networks from timm, with its weights or the user's own."""
 
     name = "timm"
-    place = ("timm", "architecture")
+    suite_keys = ("timm", "architecture")
 
     class Config(ModelSpec):
-        """See :class:`ModelSpec`; here it is complete."""
+        """See :class:`ModelSpec`; checked for completeness."""
 
         @model_validator(mode="after")
         def _one_origin(self) -> Timm.Config:
             if (self.timm is None) == (self.architecture is None):
                 raise PydanticCustomError("origin", "give either timm: (a full tag) or architecture: (with weights:)")
             if self.architecture and None in (self.weights, self.mean, self.std):
-                raise PydanticCustomError("origin", "architecture: needs weights:, mean: and std: beside it")
+                raise PydanticCustomError("origin", "architecture: requires weights:, mean: and std:")
             return self
 
     @property
@@ -67,8 +67,8 @@ class Timm(Network):
 
     def build(self) -> nn.Module:
         spec: ModelSpec = self.config
-        if spec.timm is not None and (wrong := check_timm_name(spec.timm)):
-            raise UsageError(Problem(wrong[0], hint=wrong[1]))
+        if spec.timm is not None and (error := check_timm_name(spec.timm)):
+            raise UsageError(Problem(error[0], hint=error[1]))
         net = build_network(spec, pretrained=spec.weights is None and spec.timm is not None)
         if spec.weights is not None:
             path = locate_weights(spec.weights)
@@ -101,7 +101,7 @@ def load(spec: ModelSpec) -> SourceModel:
 
 
 def check_timm_name(name: str) -> tuple[str, str] | None:
-    """(message, hint) where ``name`` is no full timm tag, None where it is one."""
+    """(message, hint) where ``name`` is not a full timm tag; None where it is."""
     import timm
 
     architecture, _, tag = name.partition(".")
@@ -110,7 +110,7 @@ def check_timm_name(name: str) -> tuple[str, str] | None:
     tags = timm.list_pretrained(f"{architecture}.*")
     if not tag:
         return (
-            f"{name!r} does not name its weights: timm moves such aliases from one release to the next",
+            f"{name!r} does not name its weights: timm changes what such aliases mean between releases",
             f"write the full tag, one of: {', '.join(tags) or 'none (use architecture: and weights:)'}",
         )
     if name not in tags:
@@ -133,11 +133,11 @@ def build_network(spec: ModelSpec, *, pretrained: bool = False) -> nn.Module:
     try:
         options = {key: _tuples(value) for key, value in spec.options.items()}
         net: nn.Module = timm.create_model(spec.tag, pretrained=pretrained, **options)
-    except Exception as error:  # timm raises whatever the architecture's constructor or the hub's client raises
-        what = "its weights cannot be fetched" if pretrained else "timm cannot build it"
-        hint = "with no network, give a local file: weights: PATH" if pretrained else "look at its options"
+    except Exception as error:  # whatever the architecture's constructor or the hub's client raises
+        action = "its weights cannot be fetched" if pretrained else "timm cannot build it"
+        hint = "offline, give a local file: weights: PATH" if pretrained else "check its options"
         raise UsageError(
-            Problem(f"{what}: {type(error).__name__}: {error}", f"model {spec.name!r}", hint=hint)
+            Problem(f"{action}: {type(error).__name__}: {error}", f"model {spec.name!r}", hint=hint)
         ) from error
     if spec.stem == "cifar":
         first = net.conv1
@@ -147,13 +147,13 @@ def build_network(spec: ModelSpec, *, pretrained: bool = False) -> nn.Module:
 
 
 def normalisation(spec: ModelSpec, net: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std): the suite's where it gives them, else those of the weights' own configuration."""
+    """(mean, std) from the suite, else from the weights' configuration."""
     published = _published(net)
     return tuple(spec.mean or published["mean"]), tuple(spec.std or published["std"])
 
 
 def needed_image_size(spec: ModelSpec, net: nn.Module) -> int | None:
-    """Side in pixels that the network's weights were made for, or None where the suite leaves it open."""
+    """Image size in pixels that the weights require, or None where the suite does not set it."""
     if spec.image_size is not None:
         return spec.image_size
     if "img_size" in spec.options:
@@ -165,5 +165,5 @@ def needed_image_size(spec: ModelSpec, net: nn.Module) -> int | None:
 
 
 def _published(net: nn.Module) -> Mapping[str, Any]:
-    """What timm says of the weights that it published."""
+    """timm's configuration of its published weights."""
     return getattr(net, "pretrained_cfg", None) or {}

@@ -11,7 +11,7 @@ import numpy as np
 from tta_bench.protocols.base import Batches, Part, Protocol, Source, refusal
 from tta_bench.protocols.checks import check_parts, check_source
 from tta_bench.protocols.config import AdaptRule, ProtocolConfig, ResetEvery
-from tta_bench.registry import PROTOCOLS, blamed
+from tta_bench.registry import PROTOCOLS, attributed
 from tta_bench.streams import Segment, Stream
 
 _PROBE = "probe"
@@ -86,7 +86,7 @@ def _parts(protocol: Protocol, source: Source) -> Iterator[tuple[Part, str]]:
         labels=[source.labels[number] for number in order],
         probe=None if probe is None else source.labels[probe],
     )
-    with blamed(PROTOCOLS, kind, type(protocol), "make its stream"):
+    with attributed(PROTOCOLS, kind, type(protocol), "make its stream"):
         parts = list(protocol.parts(own))
     check_parts(protocol, parts, own)
     for visit, part in enumerate(parts):

@@ -1,4 +1,4 @@
-"""Whether a run reproduces published numbers: what ``tta-bench report --check`` decides."""
+"""``tta-bench report --check``: whether a run reproduces published numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNFINISHED = ("failed", "missing")  # a cell that should have a number; one tha
 
 @dataclass(frozen=True)
 class Check:
-    """What to check against.
+    """Published numbers to check against.
 
     Attributes:
         file: of published numbers.
@@ -26,20 +26,20 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Attributes: passed: whether the run agrees; lines: what to tell."""
+    """Attributes: passed: whether the run agrees; lines: to print."""
 
     passed: bool
     lines: list[str]
 
 
 def judge(comparisons: Sequence[Comparison], check: Check) -> Verdict:
-    """Only rows whose settings are the same count; where there is none, nothing was checked, and that does not pass."""
+    """Compare the rows whose settings are the same; a check without such rows does not pass."""
     rows = [(comparison.paper, row) for comparison in comparisons for row in comparison.rows]
     counted = [(paper, row) for paper, row in rows if row.same and row.state != "skipped"]
     wrong = [(paper, row) for paper, row in counted if _differs(row, check.tolerance)]
-    others = [(paper, row) for paper, row in rows if not row.same and _differs(row, check.tolerance)]
-    lines = [f"  {_told(paper, row)}" for paper, row in wrong]
-    lines += [f"  {_told(paper, row)} (not counted: {row.reason})" for paper, row in others]
+    uncounted = [(paper, row) for paper, row in rows if not row.same and _differs(row, check.tolerance)]
+    lines = [f"  {_described(paper, row)}" for paper, row in wrong]
+    lines += [f"  {_described(paper, row)} (not counted: {row.reason})" for paper, row in uncounted]
     if not counted:
         lines = [*_why_nothing(comparisons), *lines]
     summary = (
@@ -56,13 +56,13 @@ def _differs(row: ComparedRow, tolerance: float) -> bool:
     return row.gap is not None and not row.gap <= tolerance  # nothing is within a tolerance that is not a number
 
 
-def _told(paper: str, row: ComparedRow) -> str:
-    place = f"{paper}: {row.method} ({row.label} on {row.model}), {row.corruption}"
+def _described(paper: str, row: ComparedRow) -> str:
+    cell = f"{paper}: {row.method} ({row.label} on {row.model}), {row.corruption}"
     published = f"published {row.published:.{row.decimals}f}"
     if row.measured is None or row.difference is None:
-        return f"{place}: {published}, {row.state}"
-    over = "" if row.state == "ok" else f", over fewer cells than planned ({row.state})"
-    return f"{place}: {published}, measured {row.measured:.2f}, difference {row.difference:+.2f}{over}"
+        return f"{cell}: {published}, {row.state}"
+    over = "" if row.state == "ok" else f", mean over fewer trials than planned ({row.state})"
+    return f"{cell}: {published}, measured {row.measured:.2f}, difference {row.difference:+.2f}{over}"
 
 
 def _why_nothing(comparisons: Sequence[Comparison]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""All that a report says, as data: made once, then written as page, LaTeX, Markdown, tables and figures."""
+"""The content of a report, as data; every format renders it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from tta_bench.report.cost import CostTable, costs
-from tta_bench.report.errors import curves, tables
+from tta_bench.report.error_tables import curves, tables
 from tta_bench.report.evidence import Evidence
 from tta_bench.report.mce import MceTable, mce_tables
 from tta_bench.report.reference import Comparison, compare
-from tta_bench.report.table import ErrorTable
+from tta_bench.report.table import ErrorTable, warnings
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the suite with one source model.
+    """A row of the suite on one source model.
 
     Attributes:
         config: resolved hyperparameters.
-        preset: published hyperparameters that it started from; empty: the Config's defaults.
+        preset: of published hyperparameters; empty: the Config's defaults.
     """
 
     label: str
@@ -35,13 +35,13 @@ class Method:
 
 @dataclass(frozen=True)
 class Gap:
-    """Cells of one method and source model that have no result, for one reason.
+    """Cells of one method and source model without a result, for one reason.
 
     Attributes:
         status: "failed", "skipped" or "missing".
         shifts, seeds: of the cells.
         cells: how many.
-        log: a log that says more, or empty.
+        log: of the first, or empty.
     """
 
     label: str
@@ -55,13 +55,13 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a report is asked for.
+class ReportOptions:
+    """Options of a report.
 
     Attributes:
-        baseline: label that errors and step times are shown relative to.
+        baseline: label of the method that errors and step times are relative to.
         reference: file of published numbers to compare with, or None.
-        shared_timings: show times taken on a shared device, too, in tables of their own.
+        shared_timings: also show times taken on a shared device, in separate tables.
     """
 
     baseline: str = "source"
@@ -75,16 +75,16 @@ class Content:
 
     Attributes:
         title: names of the suites.
-        evidence: the rows it is made from.
-        baseline: label that errors and step times are shown relative to; it may have no rows.
-        tables: of errors, one for each data set, protocol, batch size and severity; a data set's last is the most severe.
-        curves: of errors by number of images adapted on.
+        evidence: the tables of the runs.
+        baseline: label of the method that errors and step times are relative to; it need not have rows.
+        tables: of errors, one for each setting and severity, by severity.
+        curves: errors by number of images adapted on.
         costs: by hardware.
-        comparisons: with published numbers, one for each paper; empty where none were asked for.
+        comparisons: with published numbers, one for each paper; empty unless asked for.
         mce: mean corruption errors, where the run has ImageNet-C's whole grid.
         methods: with hyperparameters.
         gaps: cells without a result.
-        notes: what a reader must know, in sentences; how runs differ that were put together comes first.
+        notes: sentences for the reader; those on mixed runs come first.
     """
 
     title: str
@@ -101,58 +101,62 @@ class Content:
 
     @property
     def labels(self) -> list[str]:
-        """All methods, in the order of the suites: a method's colour goes by its place here."""
+        """All methods, in the order of the suites; the position here decides a method's colour."""
         return self.evidence.labels
 
     @property
     def partial(self) -> bool:
-        """Whether some rows used only a part of the images."""
+        """Whether only a part of the images was used."""
         return any(table.partial for table in self.tables)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the report is no result, for every table and figure."""
+        return warnings(self.partial, self.evidence.mixed)
+
+    @property
     def warning(self) -> str:
-        """What every table and figure must say; empty where all images were used and runs agree."""
-        parts = ["SUBSET of the images, not a result"] if self.partial else []
-        return "; ".join(parts + (["MIXED: " + "; ".join(self.evidence.mixed)] if self.evidence.mixed else []))
+        """All warnings in a line."""
+        return "; ".join(self.warnings)
 
 
-def make(evidence: Evidence, options: Options) -> Content:
-    """Everything that a report says of ``evidence``.
+def make(evidence: Evidence, options: ReportOptions) -> Content:
+    """The report on ``evidence``.
 
     Raises:
         UsageError: the file of published numbers, or a trial's arrays, cannot be read.
     """
-    made = tables(evidence)
-    mixed = [f"These runs differ and were put together on request: {text}." for text in evidence.mixed]
+    error_tables = tables(evidence)
+    mixed = [f"The runs differ (--mix): {text}." for text in evidence.mixed]
     return Content(
         title=evidence.title,
         evidence=evidence,
         baseline=options.baseline,
-        tables=made,
+        tables=error_tables,
         curves=curves(evidence),
         costs=costs(evidence, options.baseline, shared=options.shared_timings),
-        comparisons=compare(evidence, made, options.reference) if options.reference else [],
-        mce=mce_tables(evidence, made),
+        comparisons=compare(evidence, error_tables, options.reference) if options.reference else [],
+        mce=mce_tables(error_tables),
         methods=list(_methods(evidence)),
         gaps=list(_gaps(evidence)),
-        notes=[*mixed, *evidence.notes, *_without(evidence, options.baseline), *_cautions(made)],
+        notes=[*mixed, *evidence.notes, *_without(evidence, options.baseline), *_cautions(error_tables)],
     )
 
 
 def _methods(evidence: Evidence) -> Iterator[Method]:
     seen = set()
     for _, t in evidence.trials():
-        place = (t["label"], t["model"], json.dumps(t["config"], sort_keys=True))
-        if place not in seen:
-            seen.add(place)
+        method = (t["label"], t["model"], json.dumps(t["config"], sort_keys=True))
+        if method not in seen:
+            seen.add(method)
             yield Method(t["label"], t["model"], t["method"], t["variant"], t["preset"], t["config"])
 
 
 def _gaps(evidence: Evidence) -> Iterator[Gap]:
     frame = evidence.shifts[evidence.shifts["status"] != "ok"]
-    known = evidence.segments.drop_duplicates("key").set_index("key")["log"]
+    log_of = evidence.segments.drop_duplicates("key").set_index("key")["log"]
     for (label, model, status, reason), part in frame.groupby(["label", "model", "status", "reason"], sort=False):
-        logs = part["key"].map(known).dropna()
+        logs = part["key"].map(log_of).dropna()
         shifts, seeds = tuple(dict.fromkeys(part["shift"])), tuple(sorted({int(s) for s in part["seed"]}))
         log = str(logs.iloc[0]) if len(logs) else ""
         yield Gap(str(label), str(model), str(status), str(reason), shifts, seeds, len(part), log)
@@ -160,12 +164,12 @@ def _gaps(evidence: Evidence) -> Iterator[Gap]:
 
 def _without(evidence: Evidence, baseline: str) -> Iterator[str]:
     if baseline not in evidence.labels:
-        yield f"No row has the label {baseline}: what would be relative to it is left out."
+        yield f"No row has the label {baseline}: numbers relative to it are left out."
 
 
-def _cautions(made: list[ErrorTable]) -> Iterator[str]:
-    if any(table.seeds == 1 for table in made):
-        yield "One seed: how much another order of the images would change an error is not known, and tests leave it out."
-    for table in made:
+def _cautions(error_tables: list[ErrorTable]) -> Iterator[str]:
+    if any(table.seeds == 1 for table in error_tables):
+        yield "One seed: how much errors vary with the order of the images is unknown and not part of the tests."
+    for table in error_tables:
         if table.untested:
-            yield f"{table.setting.text}: nothing was tested, for {table.untested}."
+            yield f"{table.setting.text}: nothing was tested: {table.untested}."

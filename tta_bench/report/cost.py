@@ -13,7 +13,7 @@ from tta_bench.setting import Setting
 
 @dataclass(frozen=True)
 class CostRow:
-    """A method with one source model on one kind of hardware. None: not known, or not to be had there.
+    """A method on one source model and one kind of hardware. None: unknown, or not measurable there.
 
     Attributes:
         images_per_s: images per second of step time, median over trials.
@@ -21,7 +21,7 @@ class CostRow:
         slowdown: step time over the baseline's, median over the segments and seeds that both have.
         forwards, backwards, updates: images forwarded, images backwarded and optimizer steps for each 1,000 images.
         peak_memory_mib: largest peak of device memory, MiB.
-        prepare_s: of ``prepare()``, in the trial that ran it, s.
+        prepare_s: time of ``prepare()``, in the trial that ran it, s.
         trials: number of trials timed.
     """
 
@@ -41,14 +41,14 @@ class CostRow:
 
 @dataclass(frozen=True)
 class CostTable:
-    """Methods on one kind of hardware, with one batch size: only such times may stand in one column.
+    """Methods on one kind of hardware, with one batch size: only such times are comparable.
 
     Attributes:
-        hardware: in words; empty for methods of which no time is known that was theirs alone.
+        hardware: its name; empty for methods that were timed only on shared devices.
         caption: conditions in a sentence.
-        baseline: the method that ``slowdown`` is over.
-        shared: times were taken on a device that other trials used.
-        section: the setting of all rows, but for severity and number of images adapted on.
+        baseline: the method that ``slowdown`` is relative to.
+        shared: whether times were taken on a device that other trials used.
+        section: the setting of all rows, without severity and number of images adapted on.
     """
 
     hardware: str
@@ -64,9 +64,9 @@ class CostTable:
 
     @property
     def title(self) -> str:
-        """The hardware, and the precision where it must be told; empty where ``hardware`` is."""
-        told = self.section.precision_told if self.section else ""
-        return ", ".join(filter(None, [self.hardware, self.hardware and told]))
+        """The hardware, and the precision unless it is the default; empty where ``hardware`` is."""
+        precision = self.section.precision_told if self.section else ""
+        return ", ".join(filter(None, [self.hardware, self.hardware and precision]))
 
     @property
     def models(self) -> list[str]:
@@ -79,28 +79,28 @@ def costs(evidence: Evidence, baseline: str, *, shared: bool = False) -> list[Co
 
     Args:
         evidence: the rows.
-        baseline: label of the method that slow-downs are over.
-        shared: also make tables of the times that were taken on a shared device, apart from the others.
+        baseline: label of the method that slow-downs are relative to.
+        shared: also make separate tables of the times that were taken on a shared device.
     """
     frame = evidence.segments[evidence.segments["status"] == "ok"]
-    made: list[CostTable] = []
+    cost_tables: list[CostTable] = []
     sections = [(evidence.sections[str(section)], part) for section, part in frame.groupby("section", sort=False)]
     short = [_about(section) for section, _ in sections]
     for (section, part), name in zip(sections, short, strict=True):
-        about, first = section.text if short.count(name) > 1 else name, len(made)
-        _, part = adapting_most(part)  # the others predict most batches: their median step is no step of the method
+        about, first = section.text if short.count(name) > 1 else name, len(cost_tables)
+        _, part = adapting_most(part)  # other trials predict most batches: their median step is a prediction
         alone = part["device_share"].fillna(1.0) >= 1.0
         own, others = part[alone], part[~alone]
-        made += list(_by_hardware(own, part, about, baseline, shared=False))
+        cost_tables += list(_by_hardware(own, part, about, baseline, shared=False))
         if shared:
-            made += list(_by_hardware(others, part, about, baseline, shared=True))
+            cost_tables += list(_by_hardware(others, part, about, baseline, shared=True))
         elif len(others):
             timed = set(zip(own["model"], own["label"], strict=True))
-            untimed = [place for place in zip(part["model"], part["label"], strict=True) if place not in timed]
+            untimed = [row for row in zip(part["model"], part["label"], strict=True) if row not in timed]
             if untimed:
-                made.append(_untimed(part, list(dict.fromkeys(untimed)), about, baseline))
-        made[first:] = [replace(table, section=section) for table in made[first:]]
-    return made
+                cost_tables.append(_untimed(part, list(dict.fromkeys(untimed)), about, baseline))
+        cost_tables[first:] = [replace(table, section=section) for table in cost_tables[first:]]
+    return cost_tables
 
 
 def _about(section: Setting) -> str:
@@ -110,7 +110,7 @@ def _about(section: Setting) -> str:
 def _by_hardware(
     timed: pd.DataFrame, counted: pd.DataFrame, about: str, baseline: str, *, shared: bool
 ) -> Iterator[CostTable]:
-    machine = timed["host"].where(timed["device"] == "cpu", "")  # a processor's name does not tell machines apart
+    machine = timed["host"].where(timed["device"] == "cpu", "")  # two machines can have processors of one name
     threads = timed["threads"].where(timed["device"] == "cpu", 0)
     places = [timed["device_name"].fillna(""), machine, threads, timed["torch"]]
     for (device, host, count, torch), part in timed.groupby(places, sort=False):
@@ -131,7 +131,7 @@ def _untimed(part: pd.DataFrame, places: Sequence[tuple[str, str]], about: str, 
     for model, label in places:
         mine = part[(part["model"] == model) & (part["label"] == label)]
         rows.append(_row(label, model, mine.iloc[:0], _counts(part, label, model), None))
-    caption = f"Counts on {about}; timed on a device that other trials used: times are left out."
+    caption = f"Counts on {about}; timed on a shared device: times are left out."
     return CostTable("", caption, baseline, rows)
 
 
@@ -142,7 +142,7 @@ def _steps(frame: pd.DataFrame) -> pd.Series:
 
 
 def _counts(frame: pd.DataFrame, label: str, model: str) -> pd.DataFrame:
-    """All rows of a method: counts do not depend on the hardware."""
+    """All rows of a method: counts are the same on any hardware."""
     return frame[(frame["label"] == label) & (frame["model"] == model)]
 
 

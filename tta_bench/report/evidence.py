@@ -1,7 +1,7 @@
-"""One or more runs to one body of rows, and whether they may stand in one table.
+"""The evidence of a report: the tables of one or more runs, and whether they can share a table.
 
-Runs are read as they are. What would make a table lie is refused here: images, versions or precision that differ between
-runs, and one label for two sets of hyperparameters. With ``mix`` the first kind is let through, and every table says so.
+Refused are runs whose images, versions or precision differ (unless with ``mix``: then every table is labelled MIXED), one
+label for two sets of hyperparameters, and cells that two runs fill.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from tta_bench.setting import Setting
 from tta_bench.store import results
 from tta_bench.store.results import Results
 
-_CELL = ["label", "model", "setting", "seed", "segment", "shift", "visit"]
-TRIAL = ["run", "label", "model", "setting", "key"]  # names a trial in the tables; labels and settings may share a key
+_CELL_KEY = ["label", "model", "setting", "seed", "segment", "shift", "visit"]
+TRIAL = ["run", "label", "model", "setting", "key"]  # identifies a trial: several labels and settings can share a key
 _PACKAGES = ("torch", "timm")
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a report is made from.
+    """The tables of all runs of a report.
 
     Attributes:
         runs: in the order given.
-        segments, shifts: the tables of all runs (:mod:`tta_bench.store.schema`), with ``run`` (number of the run),
-            ``images_planned`` (images a shift), ``partial`` (only a part of the data set was used), ``section`` (id of the
-            setting without severities and number of images adapted on) and ``of_severity`` (of the table in which a row
-            stands; 0: in that of every severity).
-        batches: the online curves of all runs, with ``run``.
-        mixed: in words, how the runs differ that the user asked to put together; empty where they do not.
-        notes: what a reader must know of the rows, in sentences.
+        segments, shifts: as in :mod:`tta_bench.store.schema`, with ``run`` (its number), ``images_planned`` (images per
+            shift), ``partial`` (whether only a part of the data set was used), ``section`` (id of the setting without
+            severities and number of images adapted on) and ``of_severity`` (of the error table that a row belongs to; 0:
+            to those of every severity).
+        batches: the online curves, with ``run``.
+        mixed: how the runs differ, a sentence each; only with ``mix``.
+        notes: sentences for the reader.
     """
 
     runs: tuple[Results, ...]
@@ -51,8 +51,8 @@ class Evidence:
     @functools.cached_property
     def sections(self) -> dict[str, Setting]:
         """Settings without severities and number of images adapted on, by id."""
-        found = (section_of(trial) for _, trial in self.trials())
-        return {section.id: section for section in found}
+        sections = (section_of(trial) for _, trial in self.trials())
+        return {section.id: section for section in sections}
 
     @property
     def title(self) -> str:
@@ -76,7 +76,7 @@ class Evidence:
                 yield run, trial
 
     def sessions(self) -> list[list[dict[str, Any]]]:
-        """For each run what ``run.json`` says of its sessions."""
+        """The sessions of each run, as in ``run.json``."""
         return [_sessions(run.path) for run in self.runs]
 
 
@@ -85,43 +85,41 @@ def gather(folders: Sequence[pathlib.Path], *, mix: bool = False) -> Evidence:
 
     Args:
         folders: of the runs, each once.
-        mix: put runs together whose images, versions or precision differ.
+        mix: allow runs that differ in images, versions or precision.
 
     Raises:
-        UsageError: a folder is no run, or the runs must not stand in one table.
+        UsageError: a folder is no run, or the runs cannot share a table.
     """
-    places = [folder.resolve() for folder in folders]
-    if twice := [str(f) for f, place in zip(folders, places, strict=True) if places.count(place) > 1]:
+    resolved = [folder.resolve() for folder in folders]
+    if twice := [str(folder) for folder, path in zip(folders, resolved, strict=True) if resolved.count(path) > 1]:
         raise UsageError(Problem("the run is given twice", twice[0], hint="give each run once"))
     runs = tuple(results.load(folder) for folder in folders)
     segments, shifts, batches = (_joined(runs, name) for name in ("segments", "shifts", "batches"))
     problems = [*_doubled(runs, shifts), *_relabelled(runs)]
     differences = list(_differences(runs, segments))
     if not mix:
-        problems += [
-            Problem(text, hint="make a report of each, or put them together with --mix") for text in differences
-        ]
+        problems += [Problem(text, hint="report each separately, or allow it with --mix") for text in differences]
     if problems:
         raise UsageError(problems)
     return Evidence(runs, segments, shifts, batches, tuple(differences), tuple(_notes(runs, segments)))
 
 
 def of_shifts(table: pd.DataFrame, shifts: pd.DataFrame) -> pd.DataFrame:
-    """The rows of ``table``, segments or batches, that are of the segments which ``shifts`` are rows of."""
-    place = [*TRIAL, "position"]
-    places = pd.MultiIndex.from_frame(table[place])
-    return table[places.isin(pd.MultiIndex.from_frame(shifts[place].drop_duplicates()))]
+    """The rows of ``table`` (segments or batches) that belong to the segments of ``shifts``."""
+    segment = [*TRIAL, "position"]
+    wanted = pd.MultiIndex.from_frame(shifts[segment].drop_duplicates())
+    return table[pd.MultiIndex.from_frame(table[segment]).isin(wanted)]
 
 
 def adapting_most(rows: pd.DataFrame) -> tuple[int, pd.DataFrame]:
-    """(images of each segment that were adapted on, 0 for all; their rows), of the trials that adapt on most."""
+    """(images of each segment adapted on, 0 for all; rows), of the trials that adapt on most."""
     adapted = rows["adapt_images"].fillna(0).astype(int)
     most = 0 if (adapted == 0).any() else int(adapted.max())
     return most, rows[adapted == most]
 
 
 def _joined(runs: Sequence[Results], name: str) -> pd.DataFrame:
-    """A table of all runs, one below the other."""
+    """A table of all runs, concatenated."""
     return pd.concat([_numbered(run, number, name) for number, run in enumerate(runs)], ignore_index=True)
 
 
@@ -146,66 +144,66 @@ def section_of(trial: Mapping[str, Any]) -> Setting:
 
 
 def _of_severity(shifts: pd.DataFrame, severities: Mapping[str, Sequence[float]]) -> list[int]:
-    """Of the table in which each row stands: that of the only severity in its stream; of several its own."""
-    only = {setting: int(found[0]) if len(found) == 1 else None for setting, found in severities.items()}
+    """The severity of each row's error table: the only one of its stream, or, of several, its own."""
+    only = {setting: int(several[0]) if len(several) == 1 else None for setting, several in severities.items()}
     rows = zip(shifts["setting"], shifts["severity"], strict=True)
     return [int(severity) if (one := only[setting]) is None else one for setting, severity in rows]
 
 
 def _sessions(folder: pathlib.Path) -> list[dict[str, Any]]:
     try:
-        found: list[dict[str, Any]] = json.loads((folder / "run.json").read_text())["sessions"]
+        sessions: list[dict[str, Any]] = json.loads((folder / "run.json").read_text())["sessions"]
     except (OSError, ValueError, KeyError) as error:
         hint = "give a run's whole folder"
         raise UsageError(Problem(f"run.json cannot be read: {error}", str(folder), hint=hint)) from error
-    return found
+    return sessions
 
 
-# -- what must not stand in one table ----------------------------------------------------------------------------------
+# -- refusals ---------------------------------------------------------------------------------------------------------
 
 
 def _doubled(runs: Sequence[Results], shifts: pd.DataFrame) -> Iterator[Problem]:
-    """Cells that two runs fill: averaging them would count one of them as a further seed."""
+    """Cells that two runs fill: their mean would count one as a further seed."""
     if len(runs) < 2:
         return
-    places = shifts.groupby(_CELL, dropna=False, sort=False)["run"].agg(["nunique", "min", "max"])
-    for (first, last), group in places[places["nunique"] > 1].groupby(["min", "max"]):
+    cells = shifts.groupby(_CELL_KEY, dropna=False, sort=False)["run"].agg(["nunique", "min", "max"])
+    for (first, last), group in cells[cells["nunique"] > 1].groupby(["min", "max"]):
         label, model, *_ = group.index[0]
-        what = f"{len(group)} cells are also in {runs[first].path}, the first is {label} on {model}"
-        hint = "join parts of one suite with tta-bench merge; tell other settings apart by label:"
-        yield Problem(what, str(runs[last].path), hint=hint)
+        cause = f"{len(group)} cells are also in {runs[first].path}, the first is {label} on {model}"
+        hint = "join parts of one suite with tta-bench merge; give rows of other settings their own label:"
+        yield Problem(cause, str(runs[last].path), hint=hint)
 
 
 def _relabelled(runs: Sequence[Results]) -> Iterator[Problem]:
-    """Labels that stand for other hyperparameters in another run."""
+    """Labels whose hyperparameters differ between runs."""
     configs: dict[tuple[Any, ...], tuple[int, Mapping[str, Any]]] = {}
-    said = set()
+    reported = set()
     for number, run in enumerate(runs):
         for trial in run.plan["trials"]:
-            place = (trial["label"], trial["model"], section_of(trial))
-            first, before = configs.setdefault(place, (number, trial))
-            if place not in said and _hyperparameters(trial, before) != _hyperparameters(before, trial):
-                said.add(place)
-                what = f"{place[0]} on {place[1]} has other hyperparameters than in {runs[first].path}"
-                yield Problem(what, str(run.path), hint="give one of the two another label: in its suite")
+            row = (trial["label"], trial["model"], section_of(trial))
+            first, before = configs.setdefault(row, (number, trial))
+            if row not in reported and _hyperparameters(trial, before) != _hyperparameters(before, trial):
+                reported.add(row)
+                cause = f"{row[0]} on {row[1]} has other hyperparameters than in {runs[first].path}"
+                yield Problem(cause, str(run.path), hint="give one of the two another label: in its suite")
 
 
 def _hyperparameters(trial: Mapping[str, Any], beside: Mapping[str, Any]) -> list[Any]:
-    """What is compared with ``beside``: files by content, where the plans of both say it; else by name."""
+    """Hyperparameters to compare with those of ``beside``: files by content where both plans have it, else by name."""
     both = "config_keyed" in trial and "config_keyed" in beside
     config = _overlaid(trial["config"], trial["config_keyed"]) if both else trial["config"]
     return [trial["method"], trial["variant"], config]
 
 
 def _overlaid(values: Any, by_content: Any) -> Any:
-    """``values`` with what ``by_content`` has in their place, also within options."""
+    """``values`` replaced by those of ``by_content``, options one by one."""
     if not (isinstance(values, Mapping) and isinstance(by_content, Mapping)):
         return by_content
     return {**values, **{name: _overlaid(values.get(name), value) for name, value in by_content.items()}}
 
 
 def _differences(runs: Sequence[Results], segments: pd.DataFrame) -> Iterator[str]:
-    """How runs differ that share a data set, in sentences."""
+    """How runs of one data set differ, a sentence each."""
     for one, other in itertools.combinations(range(len(runs)), 2):
         shared = {t["dataset"] for t in runs[one].plan["trials"]} & {t["dataset"] for t in runs[other].plan["trials"]}
         if not shared:
@@ -220,7 +218,7 @@ def _differences(runs: Sequence[Results], segments: pd.DataFrame) -> Iterator[st
 
 
 def _other_images(one: Results, other: Results) -> str:
-    """The shifts whose images have other fingerprints, for a source model that both runs have."""
+    """The shifts whose images differ between two runs, for source models that both have."""
     prints = [
         {(t["model"], t["dataset"], _listed(shift[2] for shift in t["shifts"])): t["data"] for t in run.plan["trials"]}
         for run in (one, other)
@@ -240,7 +238,7 @@ def _conditions(run: Results, rows: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def _used_sessions(run: Results, rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """The sessions that made rows."""
+    """The sessions that produced rows."""
     numbers = set(rows["session"].dropna().astype(int))
     return [session for session in _sessions(run.path) if session["session"] in numbers]
 
@@ -249,7 +247,7 @@ def _listed(values: Iterable[str]) -> str:
     return ", ".join(values)
 
 
-# -- what a reader must know -------------------------------------------------------------------------------------------
+# -- notes -------------------------------------------------------------------------------------------------------------
 
 
 def _notes(runs: Sequence[Results], segments: pd.DataFrame) -> Iterator[str]:
@@ -262,8 +260,8 @@ def _notes(runs: Sequence[Results], segments: pd.DataFrame) -> Iterator[str]:
         conditions = {**_conditions(run, rows), "device": sorted(set(rows["device"].dropna()))}
         for name, values in conditions.items():
             if len(values) > 1:
-                yield f"{run.path.name} was made with several of {name}: {_listed(values)}."
+                yield f"{run.path.name} mixes several values of {name}: {_listed(values)}."
         if run.damaged:
-            yield f"{run.path.name} has {len(run.damaged)} damaged trials, which count as missing: run the suite again."
+            yield f"{run.path.name} has {len(run.damaged)} damaged trials, counted as missing: run the suite again."
         if run.stale:
-            yield f"{run.path.name} has {run.stale} trial files of an earlier plan, which are left out."
+            yield f"{run.path.name} has {run.stale} trial files of an earlier plan, left out here."

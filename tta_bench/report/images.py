@@ -1,8 +1,8 @@
-"""What each image came to in each cell of the tables: the per-image predictions of all trials, summed over seeds."""
+"""Errors of single images, from the predictions of all trials, summed over seeds: what intervals and tests resample."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,72 +13,71 @@ from tta_bench.store import results
 
 _ARRAYS = ("images/image", "images/shift", "images/correct", "images/graded")
 
-Place = tuple[str, str, str]  # label, source model, shift
+CellKey = tuple[str, str, str]  # label, source model, shift
 
 
 @dataclass
 class _Counts:
-    """By image index: how often an image was seen, and how often classified wrongly."""
+    """By image index: how often an image was graded, and how often wrong; (N,) each."""
 
-    seen: np.ndarray
+    graded: np.ndarray
     wrong: np.ndarray
 
     def add(self, image: np.ndarray, correct: np.ndarray) -> None:
-        """Count the images of a stream, (N,) indices and (N,) verdicts."""
-        size = max(len(self.seen), int(image.max()) + 1)
-        self.seen, self.wrong = (
-            np.pad(old, (0, size - len(old))) + np.bincount(chosen, minlength=size).astype(np.uint16)
-            for old, chosen in ((self.seen, image), (self.wrong, image[~correct]))
-        )
+        """Count (M,) indices and verdicts."""
+        size = max(len(self.graded), int(image.max(initial=-1)) + 1)
+        self.graded = _added(self.graded, image, size)
+        self.wrong = _added(self.wrong, image[~correct], size)
+
+
+def _added(counts: np.ndarray, image: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(counts, (0, size - len(counts))) + np.bincount(image, minlength=size).astype(np.uint16)
 
 
 class ImageErrors:
-    """Errors of images by cell.
+    """Errors of images by cell of the tables.
 
     Args:
         evidence: its runs are read.
-        wanted: whether trials count, by their key and setting.
+        trials: (key, setting) of the trials that count.
 
     Raises:
         UsageError: a trial's arrays are damaged.
     """
 
-    def __init__(self, evidence: Evidence, wanted: Callable[[tuple[str, str]], bool]):
-        self._counts: dict[Place, _Counts] = {}
-        self._prints: dict[tuple[str, str], str] = {}
-        self.other_images = False  # rows of one source model and shift are of images with other fingerprints
+    def __init__(self, evidence: Evidence, trials: Collection[tuple[str, str]]):
+        self._counts: dict[CellKey, _Counts] = {}
+        self._fingerprints: dict[tuple[str, str], str] = {}
+        self._mixed_images = False  # trials of one source model and shift have images with different fingerprints
         ok = set(evidence.shifts.loc[evidence.shifts["status"] == "ok", "key"])
         for run, trial in evidence.trials():
-            if trial["key"] in ok and wanted((trial["key"], trial["setting"])):
+            if trial["key"] in ok and (trial["key"], trial["setting"]) in trials:
                 self._add(trial, results.read_arrays(run.path, trial["key"], _ARRAYS.__contains__))
 
     def _add(self, trial: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         image, shift, correct, graded = (arrays[name] for name in _ARRAYS)
-        where = (trial["model"], ",".join(name for _, _, name in trial["shifts"]))
-        self.other_images |= self._prints.setdefault(where, trial["data"]) != trial["data"]
+        shifts = (trial["model"], ",".join(name for _, _, name in trial["shifts"]))
+        self._mixed_images |= self._fingerprints.setdefault(shifts, trial["data"]) != trial["data"]
         for number, (_, _, name) in enumerate(trial["shifts"]):
             here = graded & (shift == number)
-            place = (trial["label"], trial["model"], name)
             empty = np.zeros(0, dtype=np.uint16)
-            self._counts.setdefault(place, _Counts(empty, empty)).add(image[here], correct[here])
+            counts = self._counts.setdefault((trial["label"], trial["model"], name), _Counts(empty, empty))
+            counts.add(image[here], correct[here])
 
-    def matrix(self, places: Sequence[Place]) -> np.ndarray | None:
-        """(images, cells) float32: each image's error, its mean over seeds and visits, of the images that were seen.
+    def matrix(self, cells: Sequence[CellKey]) -> np.ndarray | None:
+        """(images, cells) float32: each image's error, its mean over seeds and visits.
 
-        None where the cells do not share their images, or there are none: then nothing is paired.
+        None where the cells do not share their images, or have none: then nothing is paired.
         """
-        if self.other_images:
+        if self._mixed_images or not cells or not all(cell in self._counts for cell in cells):
             return None
-        found = [self._counts.get(place) for place in places]
-        have = [counts for counts in found if counts is not None]
-        if len(have) < len(found) or not have:
+        counts = [self._counts[cell] for cell in cells]
+        graded = counts[0].graded > 0
+        if not all(np.array_equal(c.graded > 0, graded) and _is_even(c.graded[graded]) for c in counts):
             return None
-        seen = have[0].seen > 0
-        if any(not np.array_equal(counts.seen > 0, seen) or _uneven(counts.seen[seen]) for counts in have):
-            return None
-        return np.stack([counts.wrong[seen] / np.float32(counts.seen[seen][0]) for counts in have], axis=1)
+        return np.stack([c.wrong[graded] / np.float32(c.graded[graded][0]) for c in counts], axis=1)
 
 
-def _uneven(seen: np.ndarray) -> bool:
-    """Whether some images were seen more often than others: the mean over images is then not the error of the stream."""
-    return bool((seen != seen[0]).any())
+def _is_even(graded: np.ndarray) -> bool:
+    """Whether all images were graded equally often: else the mean over images is not the error of the stream."""
+    return bool((graded == graded[:1]).all())

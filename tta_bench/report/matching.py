@@ -1,4 +1,4 @@
-"""Whether a published number and a row of the run are of the same thing, and why they need not agree all the same."""
+"""Whether a published number and a row of the run measure the same thing, and why they may differ all the same."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from tta_bench.data.corrupt.corruptions import BENCHMARK
 from tta_bench.report.published import Published
-from tta_bench.report.table import Cell, ErrorTable, Row
+from tta_bench.report.table import Cell, ErrorTable, MethodErrors
 
-# Protocols as the file names them: ours, and the batch size where the name states it. Others are not ours.
+# Names of protocols in the file: ours, and the batch size that the name states. Other names have no counterpart.
 _PROTOCOLS: dict[str, tuple[str, int | None]] = {
     "reset": ("reset", None),
     "reset_per_corruption": ("reset", None),
@@ -40,7 +40,7 @@ _PREPROCESSING = {
 
 @dataclass(frozen=True)
 class Ours:
-    """A row of a table and what is known of it.
+    """A row of a table, with its method and source model.
 
     Attributes:
         method: registered name.
@@ -50,7 +50,7 @@ class Ours:
     """
 
     table: ErrorTable
-    row: Row
+    row: MethodErrors
     method: str
     about: Mapping[str, Any]
     chosen: list[str]
@@ -79,7 +79,9 @@ def _severity(number: Published, ours: Ours) -> list[str] | None:
 def _protocol(number: Published, ours: Ours) -> list[str] | None:
     setting = ours.table.setting
     protocol, size = _PROTOCOLS.get(number.protocol, ("", None))
-    if protocol != setting.protocol or setting.base.parameters:  # published protocols have none that we know of
+    if (
+        protocol != setting.protocol or setting.base.parameters
+    ):  # published protocols have no parameters that we know of
         return None
     first = [f"adapted on the first {setting.adapt_images} images"] if setting.adapt_images else []
     other = size is not None and size != setting.batch_size
@@ -140,7 +142,7 @@ def cell_of(number: Published, ours: Ours) -> Cell | None:
 
 _Condition = Callable[[Published, Ours], "list[str] | None"]
 
-# What must hold, in this order: what it is where it does not, and which of the number's attributes says so.
+# Conditions, in order: description of a number that violates one, the number's attribute to name, the condition.
 CONDITIONS: list[tuple[str, str, _Condition]] = [
     ("of another data set", "dataset", _dataset),
     ("of another severity", "severity", _severity),

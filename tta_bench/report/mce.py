@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tta_bench.data.corrupt.corruptions import BENCHMARK
-from tta_bench.report.evidence import Evidence
-from tta_bench.report.table import ErrorTable
+from tta_bench.report.table import ErrorTable, warnings
 from tta_bench.setting import Setting
 
 _SEVERITIES = (1, 2, 3, 4, 5)
@@ -33,21 +32,21 @@ class MceTable:
     Attributes:
         caption: conditions in a sentence.
         rows: of methods with all 15 × 5 cells.
-        left_out: the others, and why.
-        warning: that it is no result, and why; empty where there is nothing to warn of.
+        left_out: methods without all of them, and why.
+        warnings: why it is no result.
     """
 
     caption: str
     rows: list[MceRow]
     left_out: list[str]
-    warning: str = ""
+    warnings: tuple[str, ...] = ()
 
 
-def mce_tables(evidence: Evidence, tables: Sequence[ErrorTable]) -> list[MceTable]:
+def mce_tables(tables: Sequence[ErrorTable]) -> list[MceTable]:
     """One for each protocol and batch size in which some method has all 15 corruptions × 5 severities of ImageNet-C."""
     alexnet = alexnet_errors()
-    made = (_table(severities, alexnet) for severities in _grids(tables))
-    return [table for table in made if table.rows]
+    mce = (_table(severities, alexnet) for severities in _grids(tables))
+    return [table for table in mce if table.rows]
 
 
 def alexnet_errors() -> dict[str, float]:
@@ -57,13 +56,13 @@ def alexnet_errors() -> dict[str, float]:
 
 
 def _grids(tables: Sequence[ErrorTable]) -> Iterator[dict[int, ErrorTable]]:
-    """The tables of ImageNet-C that differ in nothing but severity, by severity, where all five are there."""
-    found: dict[tuple[Setting, int], dict[int, ErrorTable]] = {}
+    """Tables of ImageNet-C that differ in severity alone, by severity, where there are all five."""
+    by_setting: dict[tuple[Setting, int], dict[int, ErrorTable]] = {}
     for table in tables:
         s = table.setting
         if s.dataset in _DATASETS:
-            found.setdefault((s.base, s.adapt_images), {})[s.severity] = table
-    yield from (grid for grid in found.values() if set(_SEVERITIES) <= set(grid))
+            by_setting.setdefault((s.base, s.adapt_images), {})[s.severity] = table
+    yield from (grid for grid in by_setting.values() if set(_SEVERITIES) <= set(grid))
 
 
 def _table(grid: dict[int, ErrorTable], alexnet: dict[str, float]) -> MceTable:
@@ -77,11 +76,12 @@ def _table(grid: dict[int, ErrorTable], alexnet: dict[str, float]) -> MceTable:
         ce = {name: 100.0 * sum(errors[name]) / (len(_SEVERITIES) * alexnet[name]) for name in BENCHMARK}
         rows.append(MceRow(label, model, sum(ce.values()) / len(ce), ce))
     first = grid[1]
-    return MceTable(_caption(first), rows, left_out, _warning(grid))
+    mixed = tuple(dict.fromkeys(text for table in grid.values() for text in table.mixed))
+    return MceTable(_caption(first), rows, left_out, warnings(any(t.partial for t in grid.values()), mixed))
 
 
 def _errors(grid: dict[int, ErrorTable], label: str, model: str) -> tuple[dict[str, list[float]], int]:
-    """(errors by corruption, per cent, one for each severity; how many cells have none)."""
+    """(errors by corruption, per cent, one for each severity; number of cells without one)."""
     errors: dict[str, list[float]] = {name: [] for name in BENCHMARK}
     without = 0
     for severity in _SEVERITIES:
@@ -108,9 +108,3 @@ def _caption(table: ErrorTable) -> str:
         f"corruptions (mCE), on {s.dataset}, {s.conditions}, "
         f"{seeds}.{generated}"
     )
-
-
-def _warning(grid: dict[int, ErrorTable]) -> str:
-    parts = ["SUBSET OF THE IMAGES, NOT A RESULT"] if any(table.partial for table in grid.values()) else []
-    mixed = dict.fromkeys(text for table in grid.values() for text in table.mixed)
-    return "; ".join(parts + ([f"MIXED: {'; '.join(mixed)}"] if mixed else []))

@@ -1,9 +1,8 @@
-"""Where numbers come from, for the page: hyperparameters of methods, and runs, models, images and sessions."""
+"""Provenance for the page: hyperparameters of methods; source models, images and sessions of runs."""
 
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +14,16 @@ from tta_bench.report.content import Method
 from tta_bench.report.evidence import Evidence
 from tta_bench.store.results import Results
 
-_SHORT = 12  # digits of a fingerprint: enough to tell two apart
+_SHORT = 12  # digits of a fingerprint that are shown
 
 
 @dataclass(frozen=True)
 class MethodView:
-    """A label with its hyperparameters.
+    """A method with its hyperparameters.
 
     Attributes:
-        columns: source models, those that are alike together; a single empty one where all are.
-        rows: (name, a value for each column, whether they differ).
+        columns: groups of source models with equal hyperparameters; a single empty name where there is one group.
+        rows: (hyperparameter, its value in each column, whether these differ).
     """
 
     label: str
@@ -32,12 +31,12 @@ class MethodView:
     rows: list[tuple[str, list[str], bool]]
 
 
-def methods(found: Sequence[Method]) -> list[MethodView]:
+def methods(configured: Sequence[Method]) -> list[MethodView]:
     """Each label once, in order."""
     views = []
-    for label in dict.fromkeys(method.label for method in found):
+    for label in dict.fromkeys(method.label for method in configured):
         models: dict[tuple[tuple[str, str], ...], list[str]] = {}
-        for method in found:
+        for method in configured:
             if method.label == label:
                 models.setdefault(tuple(_values(method)), []).append(method.model)
         columns = [", ".join(alike) for alike in models.values()] if len(models) > 1 else [""]
@@ -67,15 +66,13 @@ class SessionView:
     """A session of a run.
 
     Attributes:
-        about: (what, value), of the session as run.json has it.
-        hardware: what its rows were made on, each in words.
-        suite: resolved, YAML.
+        hardware: that its trials ran on.
+        text: the session as ``run.json`` has it, YAML.
     """
 
     number: int
-    about: list[tuple[str, str]]
     hardware: list[str]
-    suite: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ class RunView:
     """A run's folder.
 
     Attributes:
-        models: (source model, what plan.json says of it).
+        models: (source model, its description in plan.json).
         images: (data set, shift, source model or empty for all, short fingerprint).
     """
 
@@ -121,35 +118,8 @@ def _images(run: Results) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _session(session: Mapping[str, Any], rows: pd.DataFrame) -> SessionView:
-    git = session.get("git")
-    commit = "not from a git checkout"
-    if git:
-        commit = f"{git['commit']}{', with uncommitted changes (dirty)' if git['dirty'] else ', clean'}"
-    packages = ", ".join(f"{name} {version}" for name, version in session.get("packages", {}).items())
-    about = {
-        "started": session.get("started"),
-        "command": shlex.join(session.get("command", [])),
-        "tta-bench": session.get("tta_bench"),
-        "git commit": commit,
-        "packages": packages,
-        "Python": session.get("python"),
-        "host": session.get("host"),
-        "platform": session.get("platform"),
-        "machine": f"{session.get('cpus', '?')} CPUs, {session.get('memory_gib', '?')} GiB of memory",
-        "GPUs": ", ".join(session.get("gpus", [])) or "none",
-        "merged from": _origin(session.get("merged_from")),
-    }
-    suite = yaml.safe_dump(session.get("suite", {}), sort_keys=False, allow_unicode=True, default_flow_style=None)
-    shown = [(name, str(value)) for name, value in about.items() if value]
-    return SessionView(int(session["session"]), shown, list(_hardware(rows)), suite)
-
-
-def _origin(merged: Mapping[str, Any] | None) -> str:
-    """Where ``tta-bench merge`` took a session from; itself merged, maybe."""
-    if not merged:
-        return ""
-    before = _origin(merged.get("merged_from"))
-    return f"session {merged['session']} of {merged['run']}{', before that ' + before if before else ''}"
+    text = yaml.safe_dump(dict(session), sort_keys=False, allow_unicode=True, default_flow_style=None)
+    return SessionView(int(session["session"]), list(_hardware(rows)), text)
 
 
 def _hardware(rows: pd.DataFrame) -> Iterator[str]:

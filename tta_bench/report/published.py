@@ -1,4 +1,4 @@
-"""The file of published numbers: what a row is, and reading it."""
+"""Reading files of published numbers."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Published:
     """One published number.
 
     Attributes:
-        paper, arxiv, source: whose it is, and where it was taken from.
+        paper, arxiv, source: where it was published.
         dataset, model, protocol, method: as the paper names them.
         severity: None where there is none.
         corruption: "mean" for the mean over ImageNet-C's 15; "none" for a data set without corruptions.
         error: per cent; None where the number is no error.
-        decimals: that it is given with: 43.5 stands for anything from 43.45 to 43.55.
+        decimals: of the printed number: 43.5 stands for 43.45 to 43.55.
         method_id: the method's name here; empty where there is none.
-        weights: a full timm tag, or what else is known; empty where nothing is.
-        preprocessing: mean and standard deviation in words; empty where not known.
+        weights: a full timm tag, or another description; empty where unknown.
+        preprocessing: name of the mean and standard deviation; empty where unknown.
         images: number of images a corruption; None where not known.
-        comparable: what measured it is known well enough.
+        comparable: whether its setting is known well enough.
     """
 
     paper: str
@@ -60,7 +60,7 @@ def load(file: pathlib.Path) -> list[Published]:
     """Read published numbers, from a file in the form of ``results/reference/published.csv``.
 
     Raises:
-        UsageError: it cannot be read, lacks a column, or has values that are not numbers; all of these at once.
+        UsageError: it cannot be read, lacks columns, or has values that are not numbers; all problems at once.
     """
     where = str(file)
     try:

@@ -1,4 +1,4 @@
-"""Measured beside published: the same data set, source model, protocol, severity and method, one paper at a time."""
+"""Measured beside published numbers of the same data set, source model, protocol, severity and method, by paper."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class ComparedRow:
         corruption: or "mean".
         published, measured: error, per cent; ``measured`` is None where the run has no result there.
         difference: measured minus published, points.
-        reason: why the two need not agree (other weights, preprocessing, number of images, generated corruptions, …), or
-            why there is nothing to compare; empty where the settings are the same as far as is known.
-        table: the name of the run's table that ``measured`` stands in.
+        reason: why the two may differ (other weights, preprocessing, number of images, generated corruptions, …), or why
+            there is no measured number; empty where the settings are the same as far as is known.
+        table: the name of the error table of ``measured``.
         state: of the run's cell: "ok", "failed", "skipped", "missing".
-        same: the settings are the same as far as is known.
-        decimals: that the published number is given with.
-        note: what else a reader may want to know, though the numbers should agree all the same.
+        same: whether the settings are the same as far as is known.
+        decimals: of the published number.
+        note: a remark that is no reason to differ.
     """
 
     label: str
@@ -53,7 +53,7 @@ class ComparedRow:
         """Points between ``measured`` and the nearest number that rounds to ``published``."""
         if self.difference is None:
             return None
-        return max(0.0, round(abs(self.difference) - 0.5 * 10.0**-self.decimals, 9))  # 9: not of the arithmetic
+        return max(0.0, round(abs(self.difference) - 0.5 * 10.0**-self.decimals, 9))  # 9: no rounding errors
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Comparison:
 
     Attributes:
         paper, arxiv, source: as in the file.
-        rows: one for each published number that the run has a counterpart of.
-        unmatched: how many of the paper's numbers have none, and why, in a sentence; empty where there are none.
+        rows: one for each published number with a counterpart in the run.
+        unmatched: how many of the paper's numbers have none, and why, a sentence; empty where all have one.
     """
 
     paper: str
@@ -88,19 +88,19 @@ def compare(evidence: Evidence, tables: Sequence[ErrorTable], file: pathlib.Path
 
 def _ours(evidence: Evidence, tables: Sequence[ErrorTable]) -> Iterator[Ours]:
     sessions = dict(zip((run.path for run in evidence.runs), evidence.sessions(), strict=True))
-    found: dict[tuple[str, str, str], tuple[str, Mapping[str, Any], list[str], int]] = {}
+    known: dict[tuple[str, str, str], tuple[str, Mapping[str, Any], list[str], int]] = {}
     for run, t in evidence.trials():
-        place = (t["label"], t["model"], t["dataset"])
-        if place not in found:
+        row_key = (t["label"], t["model"], t["dataset"])
+        if row_key not in known:
             chosen = _chosen(sessions[run.path], t["label"], t["model"])
-            found[place] = (t["method"], run.plan["models"].get(t["model"], {}), chosen, int(t["images"]))
+            known[row_key] = (t["method"], run.plan["models"].get(t["model"], {}), chosen, int(t["images"]))
     for table in tables:
         for row in table.rows:
-            yield Ours(table, row, *found[row.label, row.model, table.setting.dataset])
+            yield Ours(table, row, *known[row.label, row.model, table.setting.dataset])
 
 
 def _chosen(sessions: Sequence[Mapping[str, Any]], label: str, model: str) -> list[str]:
-    """Hyperparameters that the suite sets for a row, in place of the published ones."""
+    """Hyperparameters of a row that the suite sets instead of the published ones."""
     for entry in sessions[-1].get("suite", {}).get("methods", []) if sessions else []:
         own = entry.get("label") or entry["name"]
         if label == own or label.startswith(f"{own}["):
@@ -110,18 +110,18 @@ def _chosen(sessions: Sequence[Mapping[str, Any]], label: str, model: str) -> li
     return []
 
 
-# -- does a number have a counterpart? ---------------------------------------------------------------------------------
+# -- counterparts -------------------------------------------------------------------------------------------------------
 
 
 def _comparison(numbers: Sequence[Published], ours: Sequence[Ours]) -> Comparison:
     rows: list[ComparedRow] = []
     without: list[tuple[str, str]] = []
     for number in numbers:
-        found = [_matched(number, o) for o in ours] if number.error is not None and number.comparable else []
-        compared = [one for one in found if isinstance(one, ComparedRow)]
+        matches = [_matched(number, o) for o in ours] if number.error is not None and number.comparable else []
+        compared = [match for match in matches if isinstance(match, ComparedRow)]
         rows += compared
         if not compared:
-            without.append(_nearest(number, [one for one in found if not isinstance(one, ComparedRow)]))
+            without.append(_nearest(number, [match for match in matches if not isinstance(match, ComparedRow)]))
     sources = "; ".join(dict.fromkeys(n.source for n in numbers))
     return Comparison(numbers[0].paper, numbers[0].arxiv, sources, rows, _unmatched(without, len(numbers)))
 
@@ -130,14 +130,14 @@ def _matched(number: Published, ours: Ours) -> ComparedRow | int:
     """The comparison, or the position of the first of ``CONDITIONS`` that does not hold."""
     reasons: list[str] = []
     for position, (_, _, condition) in enumerate(CONDITIONS):
-        found = condition(number, ours)
-        if found is None:
+        differences = condition(number, ours)
+        if differences is None:
             return position
-        reasons += found
+        reasons += differences
     cell = cell_of(number, ours)
     assert cell is not None
     assert number.error is not None
-    state = {"ok": []}.get(cell.state, ["over fewer cells" if cell.mean is not None else cell.state])
+    state = {"ok": []}.get(cell.state, ["mean over fewer trials" if cell.mean is not None else cell.state])
     return ComparedRow(
         label=ours.row.label,
         model=ours.row.model,
@@ -157,24 +157,24 @@ def _matched(number: Published, ours: Ours) -> ComparedRow | int:
 
 
 def _nearest(number: Published, positions: Sequence[int]) -> tuple[str, str]:
-    """(why the number has no counterpart, its attribute that says so), by the row of the run that comes nearest."""
+    """(why the number has no counterpart, its attribute to name), by the row of the run that is nearest."""
     if number.error is None:
         return "that are no error", ""
     if not number.comparable:
         return "marked as not comparable", ""
     if not positions:
-        return "of what the run has none of", ""
-    what, attribute, _ = CONDITIONS[max(positions)]
-    return what, str(getattr(number, attribute) if getattr(number, attribute) is not None else "none")
+        return "of settings that were not run", ""
+    description, attribute, _ = CONDITIONS[max(positions)]
+    return description, str(getattr(number, attribute) if getattr(number, attribute) is not None else "none")
 
 
 def _unmatched(without: Sequence[tuple[str, str]], numbers: int) -> str:
     if not without:
         return ""
     parts = []
-    for what in dict.fromkeys(what for what, _ in without):
-        values = [value for w, value in without if w == what]
+    for reason in dict.fromkeys(reason for reason, _ in without):
+        values = [value for other, value in without if other == reason]
         named = ", ".join(dict.fromkeys(value for value in values if value))
-        parts.append(f"{len(values)} {what}{f' ({named})' if named else ''}")
+        parts.append(f"{len(values)} {reason}{f' ({named})' if named else ''}")
     counted = f"{len(without)} of {numbers}" if len(without) < numbers else f"All {numbers}"
     return f"{counted} published numbers have no counterpart here: {'; '.join(parts)}."

@@ -1,9 +1,9 @@
-"""How sure a number is: intervals over images, spread over seeds, paired tests, ranks.
+"""Uncertainty of errors: intervals over images, spread over seeds, paired tests, ranks.
 
 Two things vary. *Images*: another draw of test images would give another error; intervals are bootstrapped over image
 identities, each with all its corruptions and seeds, and the same draws serve all methods, so that differences are paired.
 *Seeds*: another order of the stream would give another error; that is the standard deviation over seeds. A test of two
-methods adds the two variances. Everything here is arrays; no file is read.
+methods adds the two variances. Works on arrays alone.
 """
 
 from __future__ import annotations
@@ -119,9 +119,9 @@ class Ranks:
         labels: methods, best first.
         ranks: (methods,) average rank, 1 is best.
         blocks: number of (source model, corruption) cells in which all of them have a result.
-        p: of Friedman's test that all are alike.
-        critical: ranks that differ by less are not told apart at 5 per cent.
-        left_out: methods without a result in some of the cells.
+        p: of Friedman's test that all methods are equal.
+        critical: difference below which two ranks do not differ significantly at 5 per cent.
+        left_out: methods without a result in some cells.
     """
 
     labels: list[str]
@@ -132,7 +132,7 @@ class Ranks:
     left_out: list[str]
 
     def cliques(self) -> Iterator[tuple[int, int]]:
-        """Longest stretches [first, last] of methods that are not told apart, two or more."""
+        """Maximal runs [first, last] of two or more methods that do not differ significantly."""
         reach = -1
         for first in range(len(self.labels)):
             last = int(np.flatnonzero(self.ranks - self.ranks[first] < self.critical)[-1])

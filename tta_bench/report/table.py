@@ -1,10 +1,13 @@
-"""What a table of methods × corruptions is; :mod:`tta_bench.report.errors` fills it, other modules decide how it looks."""
+"""Tables of errors, methods × corruptions; :mod:`tta_bench.report.error_tables` makes them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+import pandas as pd
 
 from tta_bench.data.corrupt.corruptions import GROUPS
 from tta_bench.report.statistics import Ranks
@@ -22,10 +25,10 @@ class Cell:
     Attributes:
         mean: mean error over seeds, per cent; None where there is none.
         std: standard deviation over seeds (n − 1), or None with one seed.
-        state: "ok", or "failed", "skipped", "missing": the worst of its trials.
+        state: "ok", or "failed", "skipped", "missing" where a trial is.
         low, high: 95 % interval of ``mean`` over images, per cent; None where images are not paired.
-        mark: "best": lower than every other method of the source model, by a test; "second": next to such a one; "tied":
-            the lowest, or not told apart from it, where nothing is "best" and not all are alike.
+        mark: "best": significantly lower than every other method of the source model; "second": second lowest after such
+            a one; "tied", where none is "best": the lowest, and those that do not differ significantly from it.
         seeds: number of seeds in ``mean``.
     """
 
@@ -45,20 +48,16 @@ class Cell:
         spread = "" if self.std is None else f"±{self.std:.1f}"
         return f"{self.mean:.1f}{spread}{'' if self.state == 'ok' else '*'}"
 
-    @property
-    def interval(self) -> str:
-        """``[12.0, 12.6]``, or nothing."""
-        return "" if self.low is None or self.high is None else f"[{self.low:.1f}, {self.high:.1f}]"
-
 
 @dataclass(frozen=True)
-class Row:
-    """A method with one source model: its cells by corruption, and their mean.
+class MethodErrors:
+    """A method on one source model: its cells by corruption, and their mean.
 
     Attributes:
-        mean: over the corruptions, ``clean`` left out; over fewer cells than the table has, its state is not "ok" and it
-            is compared with nothing.
+        mean: over the corruptions without ``clean``; where it is over fewer cells than the table has, its state is not
+            "ok" and it is not tested.
         reason: why cells are not ok, or empty.
+        by_seed: (columns, seeds) error, per cent; not a number where there is none.
     """
 
     label: str
@@ -66,11 +65,12 @@ class Row:
     cells: dict[str, Cell]
     mean: Cell
     reason: str
+    by_seed: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two methods on one source model, by their mean over corruptions.
+    """Two methods on one source model, compared by their mean over corruptions.
 
     Attributes:
         difference: error of ``label`` minus error of ``other``, points.
@@ -86,16 +86,27 @@ class Pair:
     high: float
     p: float
 
+    def reversed(self) -> Pair:
+        """The same comparison the other way round."""
+        swapped = replace(self, label=self.other, other=self.label)
+        return replace(swapped, difference=-self.difference, low=-self.high, high=-self.low)
+
+
+def warnings(partial: bool, mixed: Sequence[str]) -> tuple[str, ...]:
+    """Why a table is no result: it used a part of the images, or its runs differ."""
+    subset = ("SUBSET OF THE IMAGES, NOT A RESULT",) if partial else ()
+    return (*subset, f"MIXED: {'; '.join(mixed)}") if mixed else subset
+
 
 @dataclass(frozen=True)
 class TableSetting:
-    """What all rows of a table share.
+    """The setting that all rows of a table share.
 
     Attributes:
         base: the setting of the trials, without severity and number of images adapted on.
         severity: 0 where there is none.
         adapt_images: images of each segment that were adapted on, 0 for all.
-        several: whether other trials adapted on other numbers, so that "all" must be told, too.
+        several: whether other trials adapted on other numbers, so that "all" is stated, too.
     """
 
     base: Setting
@@ -105,7 +116,7 @@ class TableSetting:
 
     @property
     def dataset(self) -> str:
-        """How tables call the data set."""
+        """The data set's name."""
         return self.base.dataset
 
     @property
@@ -120,7 +131,7 @@ class TableSetting:
 
     @property
     def conditions(self) -> str:
-        """``protocol reset, batch size 200``, and what differs from the defaults."""
+        """``protocol reset, batch size 200``, and values other than the defaults."""
         base = self.base
         parts = [f"protocol {self.protocol}", base.caption, f"batch size {self.batch_size}", base.precision_told]
         parts += [f"adapted on the first {self.adapt_images}"] if self.adapt_images else []
@@ -143,18 +154,18 @@ class ErrorTable:
     """One table: one setting and severity.
 
     Attributes:
-        name: short and unique in the report, for file names: ``severity-5``.
-        setting: what all rows share.
+        name: unique in the report, for file names: ``severity-5``.
+        setting: that all rows share.
         caption: all conditions in a sentence.
         corruptions: the columns; or the numbers of images adapted on.
         rows: grouped by source model, methods in the suite's order.
-        partial: whether the run used only a part of the images.
-        averaged: whether the mean over ``corruptions`` is a further column.
-        seeds: how many there are.
+        partial: whether only a part of the images was used.
+        averaged: whether there is a column of the mean over ``corruptions``.
+        seeds: their number.
         pairs: comparisons of the mean column.
         untested: why nothing was tested; empty where it was.
         ranks: average ranks: over all source models under "", and by source model where there are several.
-        mixed: how runs differ that were put together all the same.
+        mixed: how the runs differ, a sentence each.
     """
 
     name: str
@@ -162,7 +173,7 @@ class ErrorTable:
     setting: TableSetting
     caption: str
     corruptions: list[str]
-    rows: list[Row]
+    rows: list[MethodErrors]
     partial: bool
     averaged: bool = True
     seeds: int = 1
@@ -170,6 +181,11 @@ class ErrorTable:
     untested: str = ""
     ranks: Mapping[str, Ranks] = field(default_factory=dict)
     mixed: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the table is no result."""
+        return warnings(self.partial, self.mixed)
 
     @property
     def columns(self) -> list[str]:
@@ -189,19 +205,41 @@ class ErrorTable:
     @property
     def groups(self) -> list[tuple[str, list[str]]]:
         """The columns by kind of corruption: ("", ["clean"]), ("noise", […]), …, ("", ["mean"])."""
-        found: list[tuple[str, list[str]]] = []
+        groups: list[tuple[str, list[str]]] = []
         for name in self.columns:
             group = _GROUP_OF.get(name, "")
-            if found and group and found[-1][0] == group:
-                found[-1][1].append(name)
+            if groups and group and groups[-1][0] == group:
+                groups[-1][1].append(name)
             else:
-                found.append((group, [name]))
-        return found
+                groups.append((group, [name]))
+        return groups
 
-    def of(self, model: str) -> list[Row]:
+    def of(self, model: str) -> list[MethodErrors]:
         """The rows of a source model."""
         return [row for row in self.rows if row.model == model]
 
-    def cell(self, row: Row, column: str) -> Cell:
+    def cell(self, row: MethodErrors, column: str) -> Cell:
         """A row's cell in a column."""
         return row.mean if column == "mean" else row.cells[column]
+
+    def pair(self, row: MethodErrors, baseline: str) -> Pair | None:
+        """The comparison of a row with the baseline: the row's error minus the baseline's."""
+        for pair in self.pairs:
+            if pair.model == row.model and {pair.label, pair.other} == {row.label, baseline}:
+                return pair if pair.other == baseline else pair.reversed()
+        return None
+
+    def rank(self, row: MethodErrors) -> float | None:
+        """A row's average rank among the methods of its source model."""
+        ranks = self.ranks.get(row.model) or (self.ranks.get("") if len(self.models) == 1 else None)
+        return float(ranks.ranks[ranks.labels.index(row.label)]) if ranks and row.label in ranks.labels else None
+
+
+def shifted_of(columns: Sequence[str]) -> list[str]:
+    """The columns that a mean is over: all but ``clean``, where there are others."""
+    return [name for name in columns if name != "clean"] or list(columns)
+
+
+def identifier(text: str) -> str:
+    """Lower-case ASCII letters, digits and hyphens, for file names and links."""
+    return "-".join(re.findall(r"[a-z0-9]+", text.lower()))

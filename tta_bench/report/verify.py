@@ -1,4 +1,4 @@
-"""``tta-bench report --verify``: every number of a run's records recomputed from the predictions beside it."""
+"""``tta-bench report --verify``: recompute every number of a run's records from its predictions."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from tta_bench.store.results import Results
 
 
 def verify(runs: Sequence[Results]) -> tuple[list[str], int]:
-    """(what does not agree, a line each; trials that were recomputed).
+    """(disagreements, a line each; number of trials recomputed).
 
     A trial agrees where its files match their checksum, its key is the digest of what was asked, and each of its numbers
     follows from its predictions.
     """
     lines, count = list[str](), 0
     for run in runs:
-        lines += run.damaged
         planned = [int(t["adapt_images"]) for t in run.plan["trials"] if t["adapt_images"] is not None]
         for trial in {t["key"]: t for t in run.plan["trials"]}.values():
-            record = records.read(run.path, trial["key"])
+            stored = records.read_trial(run.path, trial["key"])  # tables written before a disk's error still have it
+            record = stored.record
+            lines += [stored.damage] if stored.damage else []
             if record is not None:
-                lines += [f"{run.path}/trials/{trial['key']}.json: {what}"
-                          for what in _disagreements(run.path, trial, record, max(planned, default=None))]  # fmt: skip
+                disagreements = _disagreements(run.path, trial, record, max(planned, default=None))
+                lines += [f"{run.path}/trials/{trial['key']}.json: {text}" for text in disagreements]
                 count += record["status"] == "ok"
     return lines, count
 
@@ -48,12 +49,12 @@ def _disagreements(
         yield from _unlike(row, _segment(arrays, row["position"]), row["segment"])
     numbers = {name: number for number, (_, _, name) in enumerate(trial["shifts"])}
     for row in record["shifts"]:
-        found = _shift(arrays, row["position"], numbers[row["shift"]], row["visit"], graded_after)
-        yield from _unlike(row, found, f"{row['segment']}, {row['shift']}")
+        recomputed = _shift(arrays, row["position"], numbers[row["shift"]], row["visit"], graded_after)
+        yield from _unlike(row, recomputed, f"{row['segment']}, {row['shift']}")
 
 
-def _unlike(row: Mapping[str, Any], found: Mapping[str, Any], where: str) -> Iterator[str]:
-    for name, value in found.items():
+def _unlike(row: Mapping[str, Any], recomputed: Mapping[str, Any], where: str) -> Iterator[str]:
+    for name, value in recomputed.items():
         if name not in row or not _close(row[name], value):
             yield f"{where}: {name} is {row.get(name)}, its predictions give {value}"
 
@@ -75,10 +76,10 @@ def _shift(
     """All but the mean over classes, which needs the labels: they are in no record."""
     batch, adapted = arrays["images/batch"], arrays["batches/adapted"]
     in_segment = arrays["batches/segment"][batch] == position
-    segment, place = adapted[arrays["batches/segment"] == position], np.cumsum(in_segment) - 1
+    segment, index = adapted[arrays["batches/segment"] == position], np.cumsum(in_segment) - 1
     here = arrays["images/graded"] & in_segment & (arrays["images/shift"] == number) & (arrays["images/visit"] == visit)
     correct, confidence = arrays["images/correct"][here], arrays["images/confidence"][here]
     if not len(correct):
         return {"images": 0}
-    apart = metrics.apart(correct, adapted[batch[here]]) if segment.any() and not segment.all() else {}
-    return {**metrics.summary(correct, confidence), **metrics.after(correct, place[here], graded_after), **apart}
+    apart = metrics.by_adaptation(correct, adapted[batch[here]]) if segment.any() and not segment.all() else {}
+    return {**metrics.summary(correct, confidence), **metrics.after(correct, index[here], graded_after), **apart}

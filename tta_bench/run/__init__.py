@@ -1,1 +1,1 @@
-"""One trial on one device: the loop over batches, and what is measured around it."""
+"""Running a trial on one device: supervisor, child, meters, grading."""

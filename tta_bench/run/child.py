@@ -1,7 +1,7 @@
-"""The process in which a method runs: the only one, and it has no labels, file names or shifts.
+"""The child: the only process that runs a method. It has no labels, file names or shifts.
 
-It serves the trials of one method, source model and precision. It gets pixels, and returns scores and what the meters
-say; grading is its supervisor's (:mod:`tta_bench.run.runner`).
+A child serves the trials of one method, source model and precision. It receives pixels and returns scores and meter
+readings; its supervisor grades (:mod:`tta_bench.run.runner`).
 """
 
 from __future__ import annotations
@@ -32,50 +32,49 @@ from tta_bench.models import MissingPart, SourceModel, state_sha256
 from tta_bench.run import messages
 from tta_bench.run import ring as rings
 from tta_bench.run.faults import DataFault, kind_of
-from tta_bench.run.global_state import GlobalState, OwnState, settle
+from tta_bench.run.global_state import GlobalState, MethodState, set_global_state
 from tta_bench.run.loading import to_tensor
 from tta_bench.run.meters import PassCounter, StepCounter, Stopwatch, peak_memory_mib, reset_peak_memory
-from tta_bench.run.output import captured, shown
+from tta_bench.run.output import captured, printable
 from tta_bench.run.precision import PRECISIONS
 
-_KEPT = 4  # prepared statistics that a child holds
-_ARGUMENTS = ("tta-bench",)  # what a method finds as the command line: a plugin that reads it must not meet ours
+_MAX_PREPARED = 4  # results of prepare() that a child keeps
+_ARGUMENTS = ("tta-bench",)  # the command line that a method sees: a plugin that parses it must not find ours
 
 
 class _Skip(Exception):
-    """The method says that it cannot run here."""
+    """The method cannot run on this model or stream."""
 
 
-def serve(connection: Connection, opening: messages.Opening, log: str) -> None:
+def serve(connection: Connection, setup: messages.ChildSetup, log: str) -> None:
     """Run trials until the supervisor closes the connection.
 
     Raises:
-        EOFError: it has closed it.
+        EOFError: the supervisor closed the connection.
     """
     sys.argv = [*_ARGUMENTS]
-    settle(opening.threads)
+    set_global_state(setup.threads)
     with captured(log):
-        child = _opened(connection, opening)
+        child = _start(connection, setup)
     while child is not None and child.run(connection.recv()):
         pass
-    while (
-        True
-    ):  # a supervisor that is still sending batches must find out why the trial is over, not a closed connection
+    # A supervisor that is still sending batches must read why the trial ended, not find a closed connection.
+    while True:
         connection.recv_bytes()
 
 
-def _opened(connection: Connection, opening: messages.Opening) -> Child | None:
+def _start(connection: Connection, setup: messages.ChildSetup) -> Child | None:
     try:
-        child = Child(connection, opening)
-        connection.send(messages.Opened(child.pristine.num_classes, environment(child.device, opening.threads)))
+        child = Child(connection, setup)
+        connection.send(messages.ModelLoaded(child.pristine.num_classes, environment(child.device, setup.threads)))
         return child
     except BaseException as error:  # see Child.run
-        connection.send(failed(error))
+        connection.send(failure_message(error))
         return None
 
 
 def environment(device: torch.device, threads: int) -> dict[str, Any]:
-    """Where a trial ran: none of it is in the key, all of it is in the row."""
+    """Host, process, device, threads and versions: recorded in the trial's row, not part of its key."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "host": socket.gethostname(),
@@ -88,97 +87,98 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
     }
 
 
-def failed(error: BaseException) -> messages.Failed:
-    """What the supervisor is told of an exception."""
+def failure_message(error: BaseException) -> messages.TrialFailed:
+    """The message to the supervisor about an exception."""
     text = text_of(error)
     reason = text if isinstance(error, DataFault) else f"{type(error).__name__}: {text}"
-    return messages.Failed(kind_of(error), shown(reason), shown(traceback.format_exc()))
+    return messages.TrialFailed(kind_of(error), printable(reason), printable(traceback.format_exc()))
 
 
 class Child:
-    """What is kept between trials: the pristine source model with its counter, and prepared statistics.
+    """State that is kept between trials: the pristine source model with its counter, and results of ``prepare``.
 
     Raises:
-        DataFault: this machine has other weights than the run was planned with, or none.
+        DataFault: the weights are missing on this machine, or differ from those the run was planned with.
     """
 
-    def __init__(self, connection: Connection, opening: messages.Opening):
-        with contextlib.suppress(OSError):  # what relative paths name is then said to be lacking
-            os.chdir(opening.folder)
-        self.connection, self.opening = connection, opening
+    def __init__(self, connection: Connection, setup: messages.ChildSetup):
+        with contextlib.suppress(OSError):  # files at relative paths are then reported as missing
+            os.chdir(setup.folder)
+        self.connection, self.setup = connection, setup
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.precision = PRECISIONS[opening.precision]
+        self.dtype = PRECISIONS[setup.precision]
         self.state = GlobalState()
-        self.method: type[Adapter] | None = None  # loaded in its first trial
-        model = _loaded(opening)
-        self.pristine = model.to(self.device, self.precision.dtype)
+        self.method: type[Adapter] | None = None  # loaded in the first trial
+        model = _load(setup)
+        self.pristine = model.to(self.device, self.dtype)
         self.counter = PassCounter(self.pristine)
         self.prepared: OrderedDict[str, tuple[dict[str, Tensor], dict[str, Any]]] = OrderedDict()
 
-    def run(self, job: messages.Job) -> bool:
-        """Run one trial; whatever a method raises, ``SystemExit`` and ``KeyboardInterrupt`` too, is a result of it.
+    def run(self, request: messages.TrialRequest) -> bool:
+        """Run one trial; False if no other may follow.
 
-        False where no other trial may follow.
+        Whatever a method raises, also ``SystemExit`` and ``KeyboardInterrupt``, becomes the trial's outcome.
         """
-        outcome: messages.TrialOver | messages.Skipped | messages.Failed
-        with captured(job.log):
+        outcome: messages.TrialDone | messages.TrialSkipped | messages.TrialFailed
+        with captured(request.log):
             try:
-                _Trial(self, job).run()
-                outcome = messages.TrialOver()
+                _TrialRun(self, request).run()
+                outcome = messages.TrialDone()
             except (_Skip, MissingPart) as skipped:
-                outcome = messages.Skipped(shown(str(skipped)))
+                outcome = messages.TrialSkipped(printable(str(skipped)))
             except BaseException as error:
-                outcome = failed(error)
-            changes = (*self.state.changes(), *(self.own.changes() if self.method else ()))
+                outcome = failure_message(error)
+            changes = (*self.state.changes(), *(self.method_state.changes() if self.method else ()))
         self.connection.send(replace(outcome, changes=changes))
-        return not isinstance(outcome, messages.Failed)
+        return not isinstance(outcome, messages.TrialFailed)
 
     def load_method(self) -> type[Adapter]:
-        """The method's class; what its modules hold is remembered when it is loaded."""
+        """The method's class; the state of its modules is recorded when it is loaded."""
         if self.method is None:
-            method = self.opening.registry.load(self.opening.method)
-            self.own = OwnState(method)
+            method = self.setup.registry.load(self.setup.method)
+            self.method_state = MethodState(method)
             self.method = method
         return self.method
 
 
-def _loaded(opening: messages.Opening) -> SourceModel:
+def _load(setup: messages.ChildSetup) -> SourceModel:
     try:
-        model = opening.network.load()
+        model = setup.network.load()
     except (UsageError, OSError) as error:
         raise DataFault(str(error)) from error
-    if state_sha256(model.net) != opening.weights_sha256:
-        raise DataFault("the weights are others than those that the run was planned with")
+    if state_sha256(model.net) != setup.weights_sha256:
+        raise DataFault("the weights differ from those the run was planned with")
     return model
 
 
-class _Trial:
-    """One trial under way."""
+class _TrialRun:
+    """One trial while it runs."""
 
-    def __init__(self, child: Child, job: messages.Job):
-        self.child, self.job, self.device = child, job, child.device
-        self.ring = rings.taken(job.ring, child.connection)
-        _seed(job.prepare_seed)  # of no stream: what prepare() returned is reused by others
+    def __init__(self, child: Child, request: messages.TrialRequest):
+        self.child, self.request, self.device = child, request, child.device
+        self.ring = rings.receive(request.ring, child.connection)
+        _seed(request.prepare_seed)  # does not depend on the stream: other trials reuse the result of prepare()
         self.counter = child.counter
         self.counter.read()
-        registry = child.opening.registry
+        registry = child.setup.registry
         cls = child.load_method()
         model = copy.deepcopy(child.pristine)
-        model.weights_sha256 = child.opening.weights_sha256
-        config = cls.Config.model_validate(job.config, context={"registry": registry})
-        context = context_for(model, job.batch_size, job.side, self.device, job.prepare_seed)
-        if reason := cls.skip(model, config, context) or _short_batch(cls, model, config, context, job.smallest_batch):
+        model.weights_sha256 = child.setup.weights_sha256
+        config = cls.Config.model_validate(request.config, context={"registry": registry})
+        context = context_for(model, request.batch_size, request.side, self.device, request.prepare_seed)
+        reason = cls.skip(model, config, context)
+        if reason := reason or _short_batch_reason(cls, model, config, context, request.smallest_batch):
             raise _Skip(reason)
         self.adapter = cls(model, config, context)
         self.steps = StepCounter()
-        self.watch = Stopwatch(self.device)
-        self.sent = deque[Any]()  # CUDA events after the scores that the supervisor has not been told of
+        self.stopwatch = Stopwatch(self.device)
+        self.unreported = deque[Any]()  # CUDA events, each recorded after scores not yet reported to the supervisor
 
     def run(self) -> None:
-        """Set the method up, then work through the stream as it comes."""
-        with self.steps.watching(), rings.pinned(self.ring, self.device):
+        """Set up the method, then process the stream as it arrives."""
+        with self.steps.watching(), rings.pin(self.ring, self.device):
             facts = self._set_up()
-            self.child.connection.send(messages.SetUp(self.adapter.outputs, facts))
+            self.child.connection.send(messages.MethodReady(self.adapter.outputs, facts))
             while self._segment():
                 pass
 
@@ -189,10 +189,10 @@ class _Trial:
         adapter.setup()
         adapter.remember()
         prepared, facts = self._prepared()
-        adapter.reset()  # prepare() leaves nothing behind but what it returned, so that it may be reused
+        adapter.reset()  # so that only the result of prepare() remains, which other trials may reuse
         adapter.prepared = {name: value.clone() for name, value in prepared.items()}
-        adapter.context.generator.manual_seed(self.job.method_seed)
-        _seed(self.job.method_seed)
+        adapter.context.generator.manual_seed(self.request.method_seed)
+        _seed(self.request.method_seed)
         self.steps.read()
         self.counter.read()
         self.needs = optimizers.needs(adapter)
@@ -201,34 +201,34 @@ class _Trial:
             "adapted_parameters": sum(p.numel() for p in adapter.model.parameters() if p.requires_grad),
             "batch_statistics": _batch_statistics(adapter),
             "checkpoint": optimizers.checkpoint_origin(adapter),
-            "reset_keeps": _kept(adapter.reset_keeps),
+            "reset_keeps": _names_column(adapter.reset_keeps),
             **self.needs.columns(),
         }
 
     def _prepared(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(what ``prepare`` returned, facts about it); reused for a method, config, model, source data and seed.
+        """(result of ``prepare``, facts about it); reused for equal method, config, model, source data and seed.
 
         Raises:
-            TypeError: the method asks for source images without declaring it, so that they are not in the trial's key.
+            TypeError: the method requests source images without declaring it, so that they are not in the trial's key.
         """
-        request, kept = self.adapter.source_request(), self.child.prepared
-        if request is None:
+        source_request, cache = self.adapter.source_request(), self.child.prepared
+        if source_request is None:
             return {}, {}
         if not self.adapter.needs.source_images:
             raise TypeError("source_request() asks for images, but the method's needs do not have source_images")
-        place = f"{self.job.prepared_as} {request}"
-        if place not in kept:
-            kept[place] = self._prepare(request)
-            if len(kept) > _KEPT:
-                kept.popitem(last=False)
-        return kept[place]
+        key = f"{self.request.prepare_key} {source_request}"
+        if key not in cache:
+            cache[key] = self._prepare(source_request)
+            if len(cache) > _MAX_PREPARED:
+                cache.popitem(last=False)
+        return cache[key]
 
-    def _prepare(self, request: SourceRequest) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        if self.job.source_images is None:
+    def _prepare(self, source_request: SourceRequest) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        if self.request.source_images is None:
             raise _Skip("the suite names no source images")
-        count = min(request.images, self.job.source_images)
+        count = min(source_request.images, self.request.source_images)
         start = time.perf_counter()
-        returned = self.adapter.prepare(self._source(count, request.batch_size))
+        returned = self.adapter.prepare(self._source_batches(count, source_request.batch_size))
         prepared = {name: value.detach().clone() for name, value in returned.items()}
         forwarded, backwarded = self.counter.read()
         facts = {
@@ -239,23 +239,25 @@ class _Trial:
         }
         return prepared, facts
 
-    def _source(self, count: int, batch_size: int) -> Iterator[Tensor]:
+    def _source_batches(self, count: int, batch_size: int) -> Iterator[Tensor]:
         for first in range(0, count, batch_size):
             end = min(first + batch_size, count)
             parts = []
-            for start in range(first, end, self.job.ring.images):
-                self.child.connection.send(messages.SourceWanted(start, min(self.job.ring.images, end - start)))
+            for start in range(first, end, self.request.ring.images):
+                self.child.connection.send(
+                    messages.SourceImagesRequest(start, min(self.request.ring.images, end - start))
+                )
                 parts.append(self._images(self.child.connection.recv()))
             yield torch.cat(parts)
 
     # -- the stream ----------------------------------------------------------------------------------------------------
 
     def _segment(self) -> bool:
-        """Work through one segment; False where the trial is at its end instead."""
+        """Process one segment; False at the end of the trial."""
         reset_peak_memory(self.device)
         data_ms, stats = list[float](), list[Mapping[str, float | Tensor] | None]()
         while True:
-            self._tell_all_but_what_runs()
+            self._report_finished()
             start = time.perf_counter()
             message = self.child.connection.recv()
             if isinstance(message, messages.TrialEnd):
@@ -265,110 +267,114 @@ class _Trial:
             x = self._images(message)
             data_ms.append((time.perf_counter() - start) * 1e3)
             stats.append(self._batch(message, x))
-        self.child.connection.send(self._measured(np.array(data_ms), stats))
+        self.child.connection.send(self._measurements(np.array(data_ms), stats))
         return True
 
-    def _tell_all_but_what_runs(self) -> None:
-        """Tell of scores that have arrived; where the next batch has not come, wait for those that have not."""
-        while self.sent and (self.sent[0].query() or not self.child.connection.poll()):
-            self._tell_oldest()
+    def _report_finished(self) -> None:
+        """Report scores that have been copied; while no next batch is there, wait for the copies under way."""
+        while self.unreported and (self.unreported[0].query() or not self.child.connection.poll()):
+            self._report_oldest()
 
     def _batch(self, batch: messages.Batch, x: Tensor) -> Mapping[str, float | Tensor] | None:
-        """What the method says of a batch, once its scores are on their way; None where it did not adapt."""
+        """Run the method on a batch and start copying its scores; returns its statistics, or None if it did not adapt."""
         adapts = batch.adapt and batch.images >= self.needs.min_batch
-        with self.watch.timing():
+        with self.stopwatch.timing():
             if batch.reset:
                 self.adapter.reset()
             scores = self.adapter.step(x) if adapts else self.adapter.predict(x)
-            said = _copied(optimizers.stats(self.adapter)) if adapts else None
+            stats = _cloned(optimizers.stats(self.adapter)) if adapts else None
         _check_shape(scores, batch.images, self.adapter.context.num_classes)
         torch.from_numpy(self.ring.scores[batch.slot, : batch.images]).copy_(scores.detach(), non_blocking=True)
         if self.device.type == "cuda":
-            self.sent.append(torch.cuda.current_stream().record_event())
+            self.unreported.append(torch.cuda.current_stream().record_event())
         else:
             self.child.connection.send(messages.Scored())
-        return said
+        return stats
 
-    def _tell_oldest(self) -> None:
-        self.sent.popleft().synchronize()
+    def _report_oldest(self) -> None:
+        self.unreported.popleft().synchronize()
         self.child.connection.send(messages.Scored())
 
     def _images(self, batch: messages.Batch) -> Tensor:
         pixels = self.ring.pixels[batch.slot, : batch.images]
-        return to_tensor(pixels, self.device, self.child.precision.dtype)
+        return to_tensor(pixels, self.device, self.child.dtype)
 
-    def _measured(self, data_ms: np.ndarray, stats: list[Mapping[str, float | Tensor] | None]) -> messages.Measured:
-        while self.sent:
-            self._tell_oldest()
+    def _measurements(
+        self, data_ms: np.ndarray, stats: list[Mapping[str, float | Tensor] | None]
+    ) -> messages.SegmentMeasurements:
+        while self.unreported:
+            self._report_oldest()
         forwarded, backwarded = self.counter.read()
-        return messages.Measured(
+        return messages.SegmentMeasurements(
             forwarded,
             backwarded,
             self.steps.read(),
             peak_memory_mib(self.device),
-            np.array([said is not None for said in stats]),
-            self.watch.read_ms(),
+            np.array([each is not None for each in stats]),
+            self.stopwatch.read_ms(),
             data_ms,
-            {name: _numbers(name, stats) for name in optimizers.stats(self.adapter)},
+            {name: _values(name, stats) for name in optimizers.stats(self.adapter)},
         )
 
 
-def _short_batch(cls: type[Adapter], model: SourceModel, config: Config, context: Context, smallest: int) -> str | None:
-    """Why the method cannot adapt on the stream's short batches, such as a last one of one image; None where it can."""
-    least = (cls.declared(config).needs | config.plugin_needs()).min_batch
-    if not least <= smallest < context.batch_size:
+def _short_batch_reason(
+    cls: type[Adapter], model: SourceModel, config: Config, context: Context, smallest: int
+) -> str | None:
+    """Why the method cannot adapt on the stream's smallest batch, often the last one, or None."""
+    minimum = (cls.declared(config).needs | config.plugin_needs()).min_batch
+    if not minimum <= smallest < context.batch_size:
         return None
     reason = cls.skip(model, config, replace(context, batch_size=smallest))
     return f"a batch of the stream has {smallest} of {context.batch_size} images: {reason}" if reason else None
 
 
 def _seed(seed: int) -> None:
-    """A method's own randomness is Context.generator; a stray global draw at least does not depend on what ran before."""
+    """Seed the global generators: methods draw from ``Context.generator``, but a stray global draw must be repeatable."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
 
 def _batch_statistics(adapter: Adapter) -> str:
-    """Whether BatchNorm normalises with the batch's own statistics: "per-batch", "per-image" at batch 1, "" where not."""
+    """Whether BatchNorm uses batch statistics: "per-batch", "per-image" at batch size 1, or "" if it does not."""
     layers = [m for m in adapter.model.net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     if not any(layer.training or layer.running_mean is None for layer in layers):
         return ""
     return "per-image" if adapter.context.batch_size == 1 else "per-batch"
 
 
-def _kept(names: Any) -> str:
+def _names_column(names: Any) -> str:
     """``reset_keeps`` as a column.
 
     Raises:
-        TypeError: it holds something that is no name; or it is a single text, which would be read letter by letter.
+        TypeError: it is a string, or holds something other than strings.
     """
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"reset_keeps must be a tuple of names, it is {names!r:.100}")
     return ",".join(names)
 
 
-def _copied(stats: Mapping[str, float | Tensor]) -> Mapping[str, float | Tensor]:
-    """Tensors as they are now; they are read at the end of the segment, and a method may go on writing to them."""
+def _cloned(stats: Mapping[str, float | Tensor]) -> Mapping[str, float | Tensor]:
+    """Copies of the tensors: they are read at the end of the segment, and the method may change them until then."""
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in stats.items()}
 
 
-def _numbers(name: str, stats: list[Mapping[str, float | Tensor] | None]) -> np.ndarray:
-    """One statistic of each batch, float64, not a number where it was not adapted on; read from the device all at once.
+def _values(name: str, stats: list[Mapping[str, float | Tensor] | None]) -> np.ndarray:
+    """A statistic as (batches,) float64, NaN for batches not adapted on; read from the device in one copy.
 
     Raises:
-        TypeError: its name cannot be a column's, or its value is no number.
+        TypeError: its name is not a valid column name, or a value is not a number.
     """
     if not (name.isascii() and name.isidentifier()):
-        raise TypeError(f"stats() says {name!r}: a name must be of letters, digits and underscores")
+        raise TypeError(f"stats() has the name {name!r}: names must consist of letters, digits and underscores")
     numbers = np.full(len(stats), np.nan)
     values = [s[name] for s in stats if s is not None]
     try:
         if values and all(isinstance(value, Tensor) for value in values):
-            read = torch.stack([torch.as_tensor(value) for value in values]).double().cpu().numpy()
+            column = torch.stack([torch.as_tensor(value) for value in values]).double().cpu().numpy()
         else:
-            read = np.array([float(value) for value in values])
-        numbers[[s is not None for s in stats]] = read
+            column = np.array([float(value) for value in values])
+        numbers[[s is not None for s in stats]] = column
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"stats() must return numbers or 0-dim tensors; {name!r} is {values[0]!r:.100}") from error
     return numbers

@@ -1,86 +1,69 @@
-"""What can go wrong with a trial, and what is done about it. The table in docs/cluster.md says the same in words."""
+"""Kinds of faults, and how the scheduler responds to them; docs/cluster.md has the complete table."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from tta_bench.errors import text_of
 
-RETRIES = 2  # how often a trial is given to another worker after an infrastructure fault
+RETRIES = 2  # further attempts after an infrastructure fault
 
-Kind = Literal["infrastructure", "memory", "timeout", "method", "shared"]
-Verdict = Literal["retry", "alone", "fail"]
+FaultKind = Literal["infrastructure", "memory", "timeout", "method"]
+Action = Literal["retry", "retry_exclusive", "fail"]
 
 
 class DataFault(Exception):
-    """Images or weights cannot be had on this machine, though they could when the run was planned."""
+    """Images or weights that were there at planning cannot be read on this machine."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One attempt at a trial that gave no result.
+    """An attempt at a trial that gave no result.
 
     Attributes:
-        kind: "infrastructure" (a worker, node, file: not the method's doing), "memory", "timeout", "method", or "shared":
-            the worker was lost with several trials, nobody knows by which of them, and so that counts for none.
-        what: in a sentence, with the place.
+        kind: "infrastructure" (a worker, node or file, not the method), "memory", "timeout" or "method".
+        message: one sentence that names the worker.
     """
 
-    kind: Kind
-    what: str
+    kind: FaultKind
+    message: str
 
 
-def verdict(history: Sequence[Fault], retries: int = RETRIES) -> Verdict:
-    """What to do after the last of ``history``, all of one trial: "retry" on another worker, "alone" on a device that
-    nothing else uses, or "fail".
+def next_action(history: Sequence[Fault], retries: int = RETRIES) -> Action:
+    """How to respond to the last fault in a trial's ``history``: retry on any worker, retry with exclusive use of a
+    device, or record the trial as failed.
     """
     counts, last = Counter(fault.kind for fault in history), history[-1].kind
-    if last == "shared":
-        return "retry"
     if last == "infrastructure" and counts[last] <= retries:
-        return "alone" if counts["memory"] else "retry"
+        return "retry_exclusive" if counts["memory"] else "retry"
     if last == "memory" and counts[last] == 1:
-        return "alone"
+        return "retry_exclusive"
     return "fail"
 
 
-def attempts(history: Sequence[Fault]) -> int:
-    """How many attempts at a trial have failed; those that it shared with other trials are none."""
-    return sum(fault.kind != "shared" for fault in history)
-
-
-def reason(history: Sequence[Fault], last: str) -> str:
-    """Why a trial failed for good, where ``last`` is what its last attempt said."""
+def failure_reason(history: Sequence[Fault], last_reason: str) -> str:
+    """The reason recorded for a failed trial, from its faults and the reason of its last attempt."""
     if history[-1].kind == "memory":
-        return f"out of memory, also alone on a device: {last}"
-    if history[-1].kind == "infrastructure" and attempts(history) > 1:
-        return f"{attempts(history)} attempts failed, the last: {last}"
-    return last
+        return f"out of memory, even with exclusive use of the device: {last_reason}"
+    if history[-1].kind == "infrastructure" and len(history) > 1:
+        return f"{len(history)} attempts failed, the last: {last_reason}"
+    return last_reason
 
 
-def ends_worker(facts: Mapping[str, Any]) -> bool:
-    """Whether a worker must end after a trial: its machine lacks what the trial needs, or has no memory left.
-
-    Args:
-        facts: of the trial's result.
-    """
-    return facts.get("failure") in ("infrastructure", "memory")
-
-
-def kind_of(error: BaseException) -> Kind:
-    """The kind of fault that an exception inside a trial is."""
+def kind_of(error: BaseException) -> FaultKind:
+    """The kind of fault of an exception raised inside a trial."""
     if isinstance(error, DataFault):
         return "infrastructure"
     return "memory" if is_out_of_memory(error) else "method"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the host had no more memory to give."""
+    """Whether an exception means that the device or the host is out of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = text_of(error)

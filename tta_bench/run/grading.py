@@ -1,4 +1,4 @@
-"""A segment's scores, labels and meters to rows and arrays of the results. Nothing of it runs where a method does."""
+"""From verdicts, labels and meter readings to rows and arrays of the results; runs in the supervisor only."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 
 from tta_bench.data import Dataset
 from tta_bench.run import metrics
-from tta_bench.run.messages import Measured
+from tta_bench.run.messages import SegmentMeasurements
 from tta_bench.store import schema
 from tta_bench.streams import Stream
 
-WARMUP_BATCHES = 2  # a trial's first batches: kernels are chosen and memory is claimed in them, so they are timed apart
+WARMUP_BATCHES = 2  # a trial's first batches, which select kernels and allocate memory, are timed separately
 
 
 class Grader:
     """Grades a stream segment by segment.
 
     Args:
-        stream: what the trial's method was shown.
-        dataset: has the labels.
+        stream: of the trial.
+        dataset: source of the labels.
     """
 
     def __init__(self, stream: Stream, dataset: Dataset):
@@ -31,11 +31,11 @@ class Grader:
         self._batches = list[dict[str, np.ndarray]]()
         self._images = list[dict[str, np.ndarray]]()
 
-    def add(self, position: int, graded: list[metrics.Graded], measured: Measured) -> None:
-        """Take in the verdicts on a segment's batches, in order, and what the meters say.
+    def add(self, position: int, graded: list[metrics.BatchVerdicts], measured: SegmentMeasurements) -> None:
+        """Add a segment: verdicts on its batches, in order, and its meter readings.
 
         Raises:
-            FloatingPointError: scores that are not finite.
+            FloatingPointError: scores are not finite.
         """
         segment, stream = self._stream.segments[position], self._stream
         finite = np.array([g.finite for g in graded])
@@ -61,34 +61,34 @@ class Grader:
             "data_ms": measured.data_ms,
             **{f"{schema.STATISTIC}{name}": values for name, values in measured.stats.items()},
         }
-        self._segments.append(self._cost(position, batches, predicted[verdicts["graded"]], measured))
-        self._shifts += self._graded(position, verdicts, labels, np.repeat(measured.adapted, sizes))
+        self._segments.append(self._segment_row(position, batches, predicted[verdicts["graded"]], measured))
+        self._shifts += self._shift_rows(position, verdicts, labels, np.repeat(measured.adapted, sizes))
         self._batches.append(batches)
         self._images.append(verdicts)
 
     def results(self) -> dict[str, Any]:
-        """All that was taken in, as :class:`tta_bench.run.runner.TrialResult` has it."""
+        """Rows and arrays of all segments, as fields of :class:`tta_bench.run.runner.TrialResult`."""
         return {
             "segments": self._segments,
             "shifts": self._shifts,
-            "batches": _joined(self._batches),
-            "images": _joined(self._images),
+            "batches": _concatenated(self._batches),
+            "images": _concatenated(self._images),
         }
 
     def _labels(self, shift: np.ndarray, image: np.ndarray) -> np.ndarray:
-        """The labels (N,) of images, given by their shift's number and their index."""
+        """Labels (N,) of images given by shift number (N,) and image index (N,)."""
         labels = np.empty(len(image), dtype=np.int64)
         for number in np.unique(shift):
             of_shift = shift == number
             labels[of_shift] = self._dataset.labels_of(self._stream.shifts[number])[image[of_shift]]
         return labels
 
-    def _cost(
-        self, position: int, batches: Mapping[str, np.ndarray], predicted: np.ndarray, measured: Measured
+    def _segment_row(
+        self, position: int, batches: Mapping[str, np.ndarray], predicted: np.ndarray, measured: SegmentMeasurements
     ) -> dict[str, Any]:
-        """The segment's row; ``predicted``: of the graded images."""
+        """The row of table ``segments``; ``predicted`` are the classes predicted for graded images."""
         row = schema.Segment(
-            **self._place(position),
+            **self._segment_columns(position),
             images=len(predicted),
             batches=len(batches["batch"]),
             images_forwarded=measured.images_forwarded,
@@ -104,35 +104,35 @@ class Grader:
         means = {name: float(values[adapted].mean()) if adapted.any() else None for name, values in stats.items()}
         return {**vars(row), **means}
 
-    def _graded(
+    def _shift_rows(
         self, position: int, verdicts: Mapping[str, np.ndarray], labels: np.ndarray, adapted: np.ndarray
     ) -> list[dict[str, Any]]:
-        """The rows of the segment's graded images, by shift and visit; ``adapted``: whether each was adapted on."""
-        found, skips = list[dict[str, Any]](), adapted.any() and not adapted.all()
-        place = np.arange(len(labels))
+        """The rows of table ``shifts``: graded images by shift and visit. ``adapted`` (N,): images adapted on."""
+        rows, mixed = list[dict[str, Any]](), adapted.any() and not adapted.all()
+        order = np.arange(len(labels))
         for cell in (cell for cell in self._stream.cells if cell.segment == position):
             here = verdicts["graded"] & (verdicts["shift"] == cell.shift) & (verdicts["visit"] == cell.visit)
             correct, shift = verdicts["correct"][here], self._stream.shifts[cell.shift]
             row = schema.Shift(
-                **{**self._place(position), "visit": cell.visit},
+                **{**self._segment_columns(position), "visit": cell.visit},
                 shift=shift.id,
                 corruption=shift.name,
                 severity=int(shift.severity or 0),
                 class_mean_error_pct=metrics.class_mean_error_pct(correct, labels[here]),
                 **metrics.summary(correct, verdicts["confidence"][here]),
-                **metrics.after(correct, place[here], self._stream.graded_after),
-                **(metrics.apart(correct, adapted[here]) if skips else {}),
+                **metrics.after(correct, order[here], self._stream.graded_after),
+                **(metrics.by_adaptation(correct, adapted[here]) if mixed else {}),
             )
-            found.append(vars(row))
-        return found
+            rows.append(vars(row))
+        return rows
 
-    def _place(self, position: int) -> dict[str, Any]:
+    def _segment_columns(self, position: int) -> dict[str, Any]:
         segment = self._stream.segments[position]
         return {"position": position, "segment": segment.name, "visit": segment.visit, "role": segment.role}
 
 
 def _timing(step_ms: np.ndarray, sizes: np.ndarray, numbers: np.ndarray) -> dict[str, Any]:
-    """Step times of a segment, the trial's warm-up batches apart; None where nothing is left to time."""
+    """Step times of a segment, without the trial's warm-up batches; None if no other batch is left."""
     warm = numbers < WARMUP_BATCHES
     timed, images = step_ms[~warm], sizes[~warm].sum()
     return {
@@ -143,5 +143,5 @@ def _timing(step_ms: np.ndarray, sizes: np.ndarray, numbers: np.ndarray) -> dict
     }
 
 
-def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _concatenated(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}

@@ -1,4 +1,4 @@
-"""Pixels to what a method is given."""
+"""From pixels to the tensors that a method receives."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from torch import Tensor
 
 
 def to_tensor(pixels: np.ndarray, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """uint8 (B, H, W, 3) to a fresh tensor (B, 3, H, W) in [0, 1] on ``device``; from pinned memory without waiting."""
+    """Convert uint8 (B, H, W, 3) to a new tensor (B, 3, H, W) in [0, 1] on ``device``; asynchronous from pinned memory."""
     planes = torch.from_numpy(pixels).to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
     return planes.to(dtype).div_(255)

@@ -1,4 +1,4 @@
-"""What a supervisor and its child say to each other; nothing in it names a shift, a label or an image's file."""
+"""Messages between a supervisor and its child; none names a shift, a label or an image file."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import numpy as np
 
 from tta_bench.models import Network
 from tta_bench.registry import Registry
-from tta_bench.run.faults import Kind
-from tta_bench.run.ring import Size
+from tta_bench.run.faults import FaultKind
+from tta_bench.run.ring import RingSize
 
 # -- to the child ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Opening:
+class ChildSetup:
     """What all trials of a child share.
 
     Attributes:
         method: registered name.
-        network: the source model's.
-        weights_sha256: of its pristine weights.
-        precision: a name of :data:`tta_bench.run.precision.PRECISIONS`.
-        registry: where the method is found.
+        network: of the source model.
+        weights_sha256: of the source model.
+        precision: a key of :data:`tta_bench.run.precision.PRECISIONS`.
+        registry: for looking up the method.
         threads: CPU threads of torch.
-        folder: the working directory that relative paths mean.
+        folder: the working directory, for relative paths.
     """
 
     method: str
@@ -40,37 +40,44 @@ class Opening:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialRequest:
     """One trial.
 
     Attributes:
         config: hyperparameters.
-        ring: size of the shared memory, which is offered next.
+        ring: size of the shared memory, which is sent next.
         side: height and width of the images, pixels.
         batch_size: nominal, or that of a window.
         smallest_batch: of the stream; of a window's, the smallest that adapts.
         prepare_seed: for set-up and ``prepare``.
-        method_seed: after that.
-        source_images: how many clean unlabelled images there are; None: the suite names none.
-        prepared_as: trials for which it is equal share what ``prepare`` returned.
-        log: the file that takes what is printed.
+        method_seed: for the stream.
+        source_images: number of clean unlabelled images; None if the suite names none.
+        prepare_key: trials with equal keys share the result of ``prepare``.
+        log: file for the method's output.
     """
 
     config: Mapping[str, Any]
-    ring: Size
+    ring: RingSize
     side: int
     batch_size: int
     smallest_batch: int
     prepare_seed: int
     method_seed: int
     source_images: int | None
-    prepared_as: str
+    prepare_key: str
     log: str
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pixels that lie in a slot. Attributes: slot; images: how many; reset: before them; adapt: or only predict."""
+    """A batch whose pixels are in shared memory.
+
+    Attributes:
+        slot: its slot.
+        images: number of images.
+        reset: whether the method is reset before the batch.
+        adapt: whether the method may adapt on it, or only predict.
+    """
 
     slot: int
     images: int
@@ -80,36 +87,36 @@ class Batch:
 
 @dataclass(frozen=True)
 class SegmentEnd:
-    """The segment's last batch has been sent."""
+    """Follows the last batch of a segment."""
 
 
 @dataclass(frozen=True)
 class TrialEnd:
-    """The last segment has been measured."""
+    """Follows the last segment."""
 
 
 # -- from the child ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Opened:
-    """The source model is there. Attributes: classes: their number; environment: where the child runs."""
+class ModelLoaded:
+    """The source model is loaded. Attributes: classes: number of classes; environment: host, device, versions."""
 
     classes: int
     environment: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class SourceWanted:
-    """``prepare`` wants source images, in the order of the trial's seed. Attributes: first, images: which."""
+class SourceImagesRequest:
+    """``prepare`` needs source images. Attributes: first, images: a range in the order drawn with the trial's seed."""
 
     first: int
     images: int
 
 
 @dataclass(frozen=True)
-class SetUp:
-    """The method is ready for the stream. Attributes: outputs: what its scores are; facts: about the trial."""
+class MethodReady:
+    """The method is ready for the stream. Attributes: outputs: "logits" or "probabilities"; facts: about the trial."""
 
     outputs: str
     facts: Mapping[str, Any]
@@ -117,20 +124,20 @@ class SetUp:
 
 @dataclass(frozen=True)
 class Scored:
-    """The scores of the oldest batch that is on its way lie in its slot."""
+    """The scores of the oldest pending batch are in its slot."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the meters say of a segment.
+class SegmentMeasurements:
+    """Meter readings of a segment.
 
     Attributes:
-        images_forwarded, images_backwarded, updates: counts; the second None where it cannot be measured.
+        images_forwarded, images_backwarded, updates: counts; ``images_backwarded`` is None if it cannot be measured.
         peak_memory_mib: of the device; None on the CPU.
-        adapted: (batches,) bool, whether the method adapted on each.
-        step_ms: (batches,) float64, times of its calls.
-        data_ms: (batches,) float64, times that it waited for images.
-        stats: name to (batches,) float64, what it said of each batch; not a number where it did not adapt.
+        adapted: (batches,) bool, whether the method adapted on the batch.
+        step_ms: (batches,) float64, duration of the method's call.
+        data_ms: (batches,) float64, time spent waiting for images.
+        stats: name to (batches,) float64, the method's statistics; NaN for batches it did not adapt on.
     """
 
     images_forwarded: int
@@ -144,25 +151,25 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """The method cannot run here. Attributes: reason; changes: see :class:`TrialOver`."""
+class TrialSkipped:
+    """The method cannot run on this model or stream. Attributes: reason; changes: see :class:`TrialDone`."""
 
     reason: str
     changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Failed:
-    """An exception has ended the trial. Attributes: kind: whose fault; reason; traceback; changes."""
+class TrialFailed:
+    """The trial raised an exception. Attributes: kind: of fault; reason; traceback; changes: see :class:`TrialDone`."""
 
-    kind: Kind
+    kind: FaultKind
     reason: str
     traceback: str
     changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class TrialOver:
-    """All is measured. Attributes: changes: what the method has changed in the global state of its process."""
+class TrialDone:
+    """The trial is complete. Attributes: changes: global state of the process that the method has changed."""
 
     changes: tuple[str, ...] = ()

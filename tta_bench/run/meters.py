@@ -42,7 +42,7 @@ class _CountBackwards(_SharedHook):
     """Watches the classifier's input; where that needs no gradient (only the head is trained), its output.
 
     An image counts where its row of the gradient is not all zero: one that a method filtered out of its loss does not.
-    Images that come by are counted, too: where none does, it is not known how many have a gradient.
+    Forwarded images are counted as well: if none passes here, the number with a gradient is unknown.
     """
 
     def __init__(self, counter: Tensor, seen: Tensor):
@@ -79,7 +79,7 @@ class PassCounter:
     def read(self) -> tuple[int, int | None]:
         """(images forwarded, images backwarded) since the last read; waits for the device.
 
-        The second is None where the network went past its classifier.
+        The second is None if the network bypassed its classifier.
         """
         forwarded, backwarded, seen = self._counts.tolist()
         self._counts.zero_()

@@ -1,4 +1,4 @@
-"""Scores and labels to numbers."""
+"""Metrics computed from scores and labels."""
 
 from __future__ import annotations
 
@@ -8,33 +8,39 @@ import numpy as np
 import torch
 
 
-class Graded(NamedTuple):
-    """A batch's verdicts: predicted class (B,) int32, its probability (B,) float32, whether all scores are finite."""
+class BatchVerdicts(NamedTuple):
+    """Verdicts on a batch.
+
+    Attributes:
+        predicted: predicted class (B,) int32.
+        confidence: its probability (B,) float32.
+        finite: whether all scores are finite.
+    """
 
     predicted: np.ndarray
     confidence: np.ndarray
     finite: bool
 
 
-def grade(scores: np.ndarray, outputs: str) -> Graded:
+def grade(scores: np.ndarray, outputs: str) -> BatchVerdicts:
     """Verdicts on scores (B, C), float32.
 
     Args:
         scores: logits or probabilities.
-        outputs: "logits" or "probabilities": which of the two.
+        outputs: "logits" or "probabilities".
     """
     given = torch.from_numpy(scores)
     confidence, predicted = (given.softmax(1) if outputs == "logits" else given).max(1)
-    return Graded(predicted.numpy().astype(np.int32), confidence.numpy().copy(), bool(given.isfinite().all()))
+    return BatchVerdicts(predicted.numpy().astype(np.int32), confidence.numpy().copy(), bool(given.isfinite().all()))
 
 
 def error_pct(correct: np.ndarray) -> float | None:
-    """Share of (N,) verdicts that are wrong, per cent; None of none."""
+    """Error over (N,) verdicts, per cent; None if N is 0."""
     return 100.0 * int((~correct).sum()) / len(correct) if len(correct) else None
 
 
 def summary(correct: np.ndarray, confidence: np.ndarray) -> dict[str, Any]:
-    """The result columns of images (N,) that belong together."""
+    """Result columns over a group of images (N,)."""
     return {
         "images": len(correct),
         "correct": int(correct.sum()),
@@ -43,34 +49,34 @@ def summary(correct: np.ndarray, confidence: np.ndarray) -> dict[str, Any]:
     }
 
 
-def after(correct: np.ndarray, place: np.ndarray, images: int | None) -> dict[str, Any]:
-    """``error_after_pct``: the error over the images (N,) that stand after the first ``images`` of their segment.
+def after(correct: np.ndarray, order: np.ndarray, images: int | None) -> dict[str, Any]:
+    """``error_after_pct``: error without the first ``images`` images of the segment.
 
     Args:
-        correct: verdicts on images that belong together; a segment may have others between them.
-        place: (N,) how many images of the segment stand before each.
-        images: how many are left out; None: there is no such part, and nothing is said.
+        correct: (N,) verdicts on a group of images, which need not be adjacent in the segment.
+        order: (N,) position of each image in the segment.
+        images: number of images to leave out; None for no such column.
     """
     if images is None:
         return {}
-    rest = correct[place >= images]
+    rest = correct[order >= images]
     return {"error_after_pct": 100.0 * float((~rest).mean()) if len(rest) else None}
 
 
-def apart(correct: np.ndarray, adapted: np.ndarray) -> dict[str, Any]:
-    """The images (N,) of batches that were adapted on, and the others, each with its number and error."""
-    found: dict[str, Any] = {}
+def by_adaptation(correct: np.ndarray, adapted: np.ndarray) -> dict[str, Any]:
+    """Number and error of images (N,) in batches that were adapted on, and in skipped ones."""
+    columns: dict[str, Any] = {}
     for name, part in (("adapted", correct[adapted]), ("skipped", correct[~adapted])):
-        found |= {f"images_{name}": len(part), f"error_{name}_pct": error_pct(part)}
-    return found
+        columns |= {f"images_{name}": len(part), f"error_{name}_pct": error_pct(part)}
+    return columns
 
 
 def class_mean_error_pct(correct: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over the classes that occur among (N,) labels of the share of their images that are wrong, per cent."""
+    """Mean of the per-class errors over the classes among (N,) labels, per cent."""
     images, wrong = np.bincount(labels), np.bincount(labels[~correct], minlength=int(labels.max()) + 1)
     return 100.0 * float((wrong[images > 0] / images[images > 0]).mean())
 
 
 def most_predicted_pct(predicted: np.ndarray) -> float | None:
-    """Share of the class that is predicted most, per cent of (N,); None of none."""
+    """Share of the most predicted class among (N,) predictions, per cent; None if N is 0."""
     return 100.0 * int(np.bincount(predicted).max()) / len(predicted) if len(predicted) else None

@@ -1,4 +1,4 @@
-"""What methods print and say: kept in a file of each trial, and made fit to be shown."""
+"""Output of methods: captured in a file per trial, and made printable."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pathlib
 import sys
 from collections.abc import Iterator
 
-KEPT = 1 << 20  # bytes of a trial's output that are kept: of longer ones the beginning and the end
-SHOWN = 10_000  # characters of a reason or a traceback, the same way
+MAX_LOG = 1 << 20  # bytes; of a longer log the beginning and the end are kept
+MAX_TEXT = 10_000  # characters of a reason or traceback; shortened the same way
 
 
 @contextlib.contextmanager
 def captured(file: str | os.PathLike[str]) -> Iterator[None]:
-    """Append what this process writes to its standard output and error, C libraries too, to ``file``."""
+    """Append this process's standard output and error to ``file``, including that of C libraries."""
     _flush()
     saved = [os.dup(1), os.dup(2)]
     with open(file, "ab") as stream:
@@ -31,33 +31,34 @@ def captured(file: str | os.PathLike[str]) -> Iterator[None]:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none at all
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or missing
             stream.flush()
 
 
 def read(file: pathlib.Path) -> str:
-    """A captured file's text, shortened in the middle; empty where there is none."""
+    """The text of a captured file, shortened in the middle; empty if the file does not exist."""
     try:
         with open(file, "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
-            if size <= KEPT:
+            if size <= MAX_LOG:
                 return stream.read().decode(errors="replace")
-            start = stream.read(KEPT // 2)
-            stream.seek(-KEPT // 2, os.SEEK_END)
+            start = stream.read(MAX_LOG // 2)
+            stream.seek(-MAX_LOG // 2, os.SEEK_END)
             end = stream.read()
     except OSError:
         return ""
-    gap = f"\n… {size - KEPT} bytes left out …\n"
+    gap = f"\n… {size - MAX_LOG} bytes omitted …\n"
     return start.decode(errors="replace") + gap + end.decode(errors="replace")
 
 
-def shown(text: str) -> str:
-    """``text`` as a terminal, a table and a file can take it: escapes visible, at most ``SHOWN`` characters.
+def printable(text: str) -> str:
+    """``text`` with control characters escaped, shortened to ``MAX_TEXT`` characters.
 
-    A longer text goes to standard error, which is the trial's log.
+    A longer text is written in full to standard error, which goes to the trial's log.
     """
     clean = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
-    if len(clean) <= SHOWN:
+    if len(clean) <= MAX_TEXT:
         return clean
     os.write(2, clean.encode() + b"\n")
-    return f"{clean[: SHOWN // 2]}\n… {len(clean) - SHOWN} characters left out: see the log …\n{clean[-SHOWN // 2 :]}"
+    gap = f"\n… {len(clean) - MAX_TEXT} characters omitted: see the log …\n"
+    return clean[: MAX_TEXT // 2] + gap + clean[-MAX_TEXT // 2 :]

@@ -1,4 +1,4 @@
-"""Memory that a supervisor and its child share: slots for the pixels of batches, and for their scores."""
+"""Shared memory of a supervisor and its child: slots for the pixels and the scores of batches."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-SLOTS = 4  # batches on their way at a time
+SLOTS = 4  # batches in flight
 
 
-class Size(NamedTuple):
-    """Attributes: images: most images of a batch; side: height and width, pixels; classes: number of classes."""
+class RingSize(NamedTuple):
+    """Size of a ring.
+
+    Attributes:
+        images: images of the largest batch.
+        side: height and width of an image, pixels.
+        classes: number of classes.
+    """
 
     images: int
     side: int
@@ -27,34 +33,34 @@ class Size(NamedTuple):
 
     @property
     def pixels(self) -> tuple[int, ...]:
-        """Shape of all slots for pixels."""
+        """Shape of the pixel slots."""
         return (SLOTS, self.images, self.side, self.side, 3)
 
     @property
     def scores(self) -> tuple[int, ...]:
-        """Shape of all slots for scores."""
+        """Shape of the score slots."""
         return (SLOTS, self.images, self.classes)
 
     @property
     def scores_start(self) -> int:
-        """Where scores begin, bytes; at a page."""
+        """Offset of the scores, bytes; page-aligned."""
         return -(-int(np.prod(self.pixels)) // mmap.PAGESIZE) * mmap.PAGESIZE
 
     @property
     def bytes(self) -> int:
-        """All of it."""
+        """Total size."""
         return self.scores_start + 4 * int(np.prod(self.scores))
 
 
 class Ring:
-    """The slots, as arrays over shared memory that has no name and goes with its last user.
+    """The slots, as arrays over anonymous shared memory, which is freed with its last user.
 
     Attributes:
         pixels: (SLOTS, images, side, side, 3) uint8.
         scores: (SLOTS, images, classes) float32.
     """
 
-    def __init__(self, descriptor: int, size: Size):
+    def __init__(self, descriptor: int, size: RingSize):
         self.size = size
         self.memory = mmap.mmap(descriptor, size.bytes)
         os.close(descriptor)
@@ -64,32 +70,34 @@ class Ring:
         self.scores = scores.reshape(size.scores)
 
 
-def offered(size: Size, other: Connection, pid: int) -> Ring:
-    """A new ring, which the process ``pid`` at the other end takes with :func:`taken`.
+def send(size: RingSize, other: Connection, pid: int) -> Ring:
+    """Allocate a ring and send it to process ``pid`` at the other end, which calls :func:`receive`.
 
     Raises:
-        OSError: there is no memory for it.
+        OSError: out of memory.
     """
     descriptor = _memory(size.bytes)
     reduction.send_handle(other, descriptor, pid)
     return Ring(descriptor, size)
 
 
-def taken(size: Size, other: Connection) -> Ring:
-    """The ring that the process at the other end offers."""
+def receive(size: RingSize, other: Connection) -> Ring:
+    """The ring that the process at the other end sends."""
     return Ring(reduction.recv_handle(other), size)
 
 
 def _memory(size: int) -> int:
-    """A file descriptor of so many bytes: in memory, or, where there is too little (containers), on disk."""
+    """A file descriptor of ``size`` bytes: in memory, or on disk if /dev/shm is too small, as in containers."""
     try:
-        return _allocated(size, "/dev/shm")
+        return _allocate(size, "/dev/shm")
     except OSError:
-        return _allocated(size, None)
+        return _allocate(size, None)
 
 
-def _allocated(size: int, folder: str | None) -> int:
-    """A file without a name, in ``folder`` or that of temporary files; a page that it lacked later would end a process."""
+def _allocate(size: int, folder: str | None) -> int:
+    """An unlinked file in ``folder`` or that of temporary files, allocated in full: a page that is missing later kills
+    the process that touches it.
+    """
     descriptor, name = tempfile.mkstemp(prefix="tta-bench-", dir=folder)
     pathlib.Path(name).unlink()
     try:
@@ -101,11 +109,11 @@ def _allocated(size: int, folder: str | None) -> int:
 
 
 @contextlib.contextmanager
-def pinned(ring: Ring, device: torch.device) -> Iterator[None]:
-    """On a GPU, make a ring pinned memory of this process for a while, so that copies from and to it need not wait.
+def pin(ring: Ring, device: torch.device) -> Iterator[None]:
+    """On a GPU, pin a ring inside the ``with`` block, so that copies to and from it are asynchronous.
 
     Raises:
-        MemoryError: the system lends no more pinned memory.
+        MemoryError: the memory cannot be pinned.
     """
     if device.type != "cuda":
         yield

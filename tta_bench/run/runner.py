@@ -1,7 +1,7 @@
-"""Run trials on one device: the supervisor, which holds images and labels and never loads a method.
+"""The supervisor: runs trials on one device, holds images and labels, and never loads a method.
 
-A method runs in a child (:mod:`tta_bench.run.child`) that a fork server makes; pixels go to it and scores come back
-through shared memory, and are graded here. Knows nothing of Ray, of other workers, or of where results are kept.
+A method runs in a child (:mod:`tta_bench.run.child`) started by a fork server. Pixels go to it and scores come back
+through shared memory; they are graded here. Knows nothing of Ray, other workers, or where results are stored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tta_bench.errors import UsageError, text_of
 from tta_bench.run import child as children
 from tta_bench.run import messages, metrics, output
 from tta_bench.run import ring as rings
-from tta_bench.run.faults import DataFault, Kind
+from tta_bench.run.faults import DataFault, FaultKind
 from tta_bench.run.grading import Grader
 from tta_bench.run.ring import Ring
 from tta_bench.run.server import ForkServer, Process
@@ -35,23 +35,24 @@ from tta_bench.streams import Segment, derived_seed
 from tta_bench.suite.plan import Materials, Trial
 
 M = TypeVar("M")
-OUTPUTS = ("logits", "probabilities")  # what a method's scores may be
+OUTPUTS = ("logits", "probabilities")  # kinds of scores
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial came to.
+    """Result of a trial.
 
     Attributes:
-        key: the trial's key.
-        status: "ok", "failed" or "skipped"; then ``reason`` says why, and ``traceback`` where.
+        key: of the trial.
+        status: "ok", "failed" or "skipped".
+        reason, traceback: why it failed or was skipped.
         facts: scalars about the whole trial.
-        segments: one dict for each segment: :class:`tta_bench.store.schema.Segment`.
-        shifts: one dict for each segment, shift and visit: :class:`tta_bench.store.schema.Shift`.
+        segments: a dict per segment: :class:`tta_bench.store.schema.Segment`.
+        shifts: a dict per segment, shift and visit: :class:`tta_bench.store.schema.Shift`.
         batches: per batch, arrays of equal length: :class:`tta_bench.store.schema.Batches`.
         images: per image in stream order, arrays of equal length: :class:`tta_bench.store.schema.Images`.
-        environment: where it ran.
-        log: what it printed.
+        environment: host, device and versions.
+        log: output of the method.
     """
 
     key: str
@@ -67,25 +68,25 @@ class TrialResult:
     log: str = ""
 
 
-class _Over(Exception):
-    """The child says that the trial is over before its stream is."""
+class _TrialEnded(Exception):
+    """The child reported the end of the trial before the end of its stream."""
 
-    def __init__(self, message: messages.Failed | messages.Skipped):
+    def __init__(self, message: messages.TrialFailed | messages.TrialSkipped):
         self.message = message
         super().__init__(message)
 
 
-class _Unfit(Exception):
-    """What a method says of itself is not what a record can hold."""
+class _InvalidFacts(Exception):
+    """A method reported values that do not fit the schema of records."""
 
 
 @dataclass
 class _Child:
-    """A child with what it serves."""
+    """A child and the trials it serves."""
 
-    serves: tuple[str, str, str]  # method, model, precision
+    serves: tuple[str, str, str]  # method, source model, precision
     process: Process
-    opened: messages.Opened | None = None
+    loaded: messages.ModelLoaded | None = None
 
 
 class Supervisor:
@@ -94,9 +95,9 @@ class Supervisor:
     Args:
         materials: what all trials share.
         cache: the image cache.
-        threads: CPU threads of torch in a method's process; the same number gives the same bits.
-        server: makes the children.
-        timeout: seconds after which a trial's child is ended, or None.
+        threads: CPU threads of torch in the child; results are bit-identical for equal numbers.
+        server: forks the children.
+        timeout: seconds after which a trial's child is killed, or None.
     """
 
     def __init__(
@@ -114,75 +115,72 @@ class Supervisor:
         self._child: _Child | None = None
 
     def run(self, trial: Trial) -> TrialResult:
-        """Run a trial to its end.
-
-        Never raises for what a method, its data or its device does: that is a ``failed`` result with the reason.
-        """
+        """Run a trial; errors of the method, its data or its device give a ``failed`` result and do not raise."""
         log = self.logs / f"{trial.key}.log"
         log.touch()
         start = time.perf_counter()
         deadline = None if self._timeout is None else start + self._timeout
         outcome, changes = self._outcome(trial, log, deadline)
-        child = self._child
-        where = (
-            dict(child.opened.environment)
-            if child and child.opened
-            else {"host": socket.gethostname(), "pid": os.getpid()}
-        )
+        environment = {"host": socket.gethostname(), "pid": os.getpid()}
+        if self._child and self._child.loaded:
+            environment = dict(self._child.loaded.environment)
         if changes or outcome["status"] == "failed":
             self.end_child()
         facts = {**outcome.pop("facts", {}), "trial_s": time.perf_counter() - start}
         if changes:
-            facts["global_changes"] = output.shown(", ".join(changes))
+            facts["global_changes"] = output.printable(", ".join(changes))
         text = output.read(log)
         log.unlink(missing_ok=True)
-        return TrialResult(trial.key, environment=where, facts=facts, log=text, **outcome)
+        return TrialResult(trial.key, environment=environment, facts=facts, log=text, **outcome)
 
     def _outcome(
         self, trial: Trial, log: pathlib.Path, deadline: float | None
     ) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """(status, reason, facts, …; what the method has changed in its process's global state)."""
+        """(status, reason, facts, …; the global state that the method has changed)."""
         try:
-            return _Run(self, trial, log, deadline).result()
-        except _Over as over:
-            message = over.message
-            if isinstance(message, messages.Skipped):
+            return _TrialExchange(self, trial, log, deadline).result()
+        except _TrialEnded as ended:
+            message = ended.message
+            if isinstance(message, messages.TrialSkipped):
                 return {"status": "skipped", "reason": message.reason}, message.changes
             return _failure(message.kind, message.reason, message.traceback), message.changes
         except DataFault as fault:
             return _failure("infrastructure", str(fault)), ()
         except FloatingPointError as error:
             return _failure("method", f"FloatingPointError: {error}"), ()
-        except _Unfit as unfit:
-            return _failure("method", str(unfit)), ()
+        except _InvalidFacts as invalid:
+            return _failure("method", str(invalid)), ()
         except TimeoutError as error:
             return _failure("timeout", str(error)), ()
         except (EOFError, ConnectionError):
-            return _failure(*self._death()), ()
-        except Exception as error:  # a trial never ends the run, whatever the harness has overlooked
+            return _failure(*self._cause_of_death()), ()
+        except Exception as error:  # a bug of the harness must not end the run either
             return _failure("method", f"{type(error).__name__}: {text_of(error)}", traceback.format_exc()), ()
 
-    def _death(self) -> tuple[Kind, str]:
-        """Why the child has ended by itself."""
+    def _cause_of_death(self) -> tuple[FaultKind, str]:
+        """(kind, reason) of the unexpected end of the child."""
         child, self._child = self._child, None
         try:
             code = child.process.end(kill=False) if child else None
         except ConnectionError:
             code = None
         if code is None:
-            return "infrastructure", "the fork server has ended"
+            return "infrastructure", "the fork server ended unexpectedly"
         if code == -signal.SIGKILL:
-            return "memory", "the method's process was killed (SIGKILL): most likely the machine had no memory left"
+            return (
+                "memory",
+                "the method's process was killed (SIGKILL), most likely because the machine ran out of memory",
+            )
         if code < 0:
-            return "method", f"the method's process died of {signal.Signals(-code).name}"
-        return "method", f"the method ended its process, with exit code {code}"
+            return "method", f"the method's process was killed by {signal.Signals(-code).name}"
+        return "method", f"the method's process exited with code {code}"
 
     def child(self, trial: Trial, log: pathlib.Path, deadline: float | None) -> _Child:
-        """The child that serves the trial's method, model and precision: the one that is there, or a new one."""
+        """The child for the trial's method, source model and precision: the current one if it fits, or a new one."""
         serves = (trial.method, trial.model, trial.precision)
         if self._child is None or self._child.serves != serves:
             self.end_child()
-            opening = messages.Opening(
+            setup = messages.ChildSetup(
                 trial.method,
                 self.materials.models[trial.model],
                 trial.asked["model"]["weights_sha256"],
@@ -191,57 +189,58 @@ class Supervisor:
                 self._threads,
                 self.materials.folder,
             )
-            self._child = _Child(serves, self.server.fork(children.serve, opening, str(log)))
-            self._child.opened = self.receive(self._child, messages.Opened, deadline)
+            self._child = _Child(serves, self.server.fork(children.serve, setup, str(log)))
+            self._child.loaded = self.receive(self._child, messages.ModelLoaded, deadline)
         return self._child
 
     def end_child(self) -> None:
-        """End the child, if there is one."""
+        """Kill the child, if there is one."""
         if self._child is not None:
             self._child.process.end()
             self._child = None
 
     def receive(self, child: _Child, kind: type[M], deadline: float | None) -> M:
-        """The child's next message, of the kind that is due.
+        """The child's next message, which must be of type ``kind``.
 
         Raises:
-            _Over: the trial is over.
-            TimeoutError: none came before the deadline.
+            _TrialEnded: the child reported that the trial failed or was skipped.
+            TimeoutError: no message arrived before the deadline.
             EOFError: the child has ended.
+            ConnectionError: the message is of another type.
         """
         connection = child.process.connection
         if deadline is not None and not connection.poll(max(0.0, deadline - time.perf_counter())):
             raise TimeoutError(f"no result after {self._timeout:g} s (--timeout)")
         message = connection.recv()
-        if isinstance(message, messages.Failed | messages.Skipped):
-            raise _Over(message)
+        if isinstance(message, messages.TrialFailed | messages.TrialSkipped):
+            raise _TrialEnded(message)
         if not isinstance(message, kind):
-            raise ConnectionError(f"the method's process sent {type(message).__name__}, not {kind.__name__}")
+            raise ConnectionError(f"the method's process sent an unexpected {type(message).__name__}")
         return message
 
 
-def _failure(kind: Kind, reason: str, where: str = "") -> dict[str, Any]:
-    texts = {"reason": output.shown(reason), "traceback": output.shown(where)}
+def _failure(kind: FaultKind, reason: str, traceback: str = "") -> dict[str, Any]:
+    texts = {"reason": output.printable(reason), "traceback": output.printable(traceback)}
     return {"status": "failed", **texts, "facts": {"failure": kind}}
 
 
-def _check(wrong: Iterable[str]) -> None:
-    """Refuse what no record can hold.
+def _refuse(violations: Iterable[str]) -> None:
+    """Check that there are no violations of the schema of records.
 
     Raises:
-        _Unfit: there is something wrong.
+        _InvalidFacts: there are some.
     """
-    if found := [*wrong]:
-        raise _Unfit(f"the method says what no record can hold: {'; '.join(found)}")
+    if texts := [*violations]:
+        raise _InvalidFacts(f"the method reported invalid values: {'; '.join(texts)}")
 
 
-def _texts_shown(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts with texts that every table can take."""
-    return {name: output.shown(value) if type(value) is str else value for name, value in facts.items()}
+def _printable_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts with printable strings."""
+    return {name: output.printable(value) if type(value) is str else value for name, value in facts.items()}
 
 
-class _Run:
-    """One trial under way."""
+class _TrialExchange:
+    """One trial, as an exchange of messages with its child."""
 
     def __init__(self, supervisor: Supervisor, trial: Trial, log: pathlib.Path, deadline: float | None):
         self._supervisor, self._trial, self._log, self._deadline = supervisor, trial, log, deadline
@@ -254,29 +253,29 @@ class _Run:
         self._child = supervisor.child(trial, log, deadline)
 
     def result(self) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Have the method set up, then run the stream segment by segment."""
-        self._ring = self._begin()
-        ready = self._set_up()
+        """Let the method set up, then run the stream segment by segment."""
+        self._ring = self._request()
+        ready = self._await_method()
         grader = Grader(self._stream, self._dataset)
         for position, segment in enumerate(self._stream.segments):
             graded = list(self._graded(segment, ready.outputs))
             self._send(messages.SegmentEnd())
-            grader.add(position, graded, self._receive(messages.Measured))
+            grader.add(position, graded, self._receive(messages.SegmentMeasurements))
         self._send(messages.TrialEnd())
-        over, found = self._receive(messages.TrialOver), grader.results()
-        _check(schema.row_faults(found["segments"], found["shifts"]))
-        return {"status": "ok", "facts": _texts_shown(ready.facts), **found}, over.changes
+        done, results = self._receive(messages.TrialDone), grader.results()
+        _refuse(schema.row_faults(results["segments"], results["shifts"]))
+        return {"status": "ok", "facts": _printable_facts(ready.facts), **results}, done.changes
 
-    def _begin(self) -> Ring:
+    def _request(self) -> Ring:
         trial, process = self._trial, self._child.process
-        assert self._child.opened is not None
-        asked = {k: trial.asked.get(k) for k in ("method", "model", "source", "batch_size", "seed", "precision")}
+        assert self._child.loaded is not None
+        prepare_key = {k: trial.asked.get(k) for k in ("method", "model", "source", "batch_size", "seed", "precision")}
         source = self._dataset.source
         sizes = np.diff(self._stream.bounds)
         full = sizes if self._stream.grades is None else sizes[self._stream.adapt]  # a window fills before it adapts
         largest = max(trial.stream.batch_size, int(sizes.max()))
-        size = rings.Size(largest, self._dataset.side, self._child.opened.classes)
-        job = messages.Job(
+        size = rings.RingSize(largest, self._dataset.side, self._child.loaded.classes)
+        request = messages.TrialRequest(
             trial.config,
             size,
             self._dataset.side,
@@ -285,43 +284,44 @@ class _Run:
             derived_seed("prepare", trial.seed),
             derived_seed("method", trial.seed, self._stream.sha256),
             None if source is None else len(source.ids),
-            digest(asked),
+            digest(prepare_key),
             str(self._log),
         )
-        self._send(job)
+        self._send(request)
         with _reading():
-            return rings.offered(size, process.connection, process.pid)
+            return rings.send(size, process.connection, process.pid)
 
-    def _set_up(self) -> messages.SetUp:
-        """Hand out source images until the method is ready."""
-        while not isinstance(message := self._receive(messages.SetUp | messages.SourceWanted), messages.SetUp):  # type: ignore[arg-type]
+    def _await_method(self) -> messages.MethodReady:
+        """Send source images until the method is ready."""
+        expected: Any = messages.MethodReady | messages.SourceImagesRequest
+        while not isinstance(message := self._receive(expected), messages.MethodReady):
             source = self._dataset.source
             assert source is not None
             order = np.random.default_rng(derived_seed("source", self._trial.seed)).permutation(len(source.ids))
-            wanted = order[message.first : message.first + message.images]
+            requested = order[message.first : message.first + message.images]
             with _reading():
-                self._ring.pixels[0, : len(wanted)] = [source.decode(int(i)) for i in wanted]
-            self._send(messages.Batch(0, len(wanted)))
-        _check(schema.fact_faults(schema.Facts, message.facts))
+                self._ring.pixels[0, : len(requested)] = [source.decode(int(i)) for i in requested]
+            self._send(messages.Batch(0, len(requested)))
+        _refuse(schema.fact_faults(schema.Facts, message.facts))
         if message.outputs not in OUTPUTS:
-            raise _Unfit(f"outputs must be {' or '.join(OUTPUTS)}, it is {message.outputs!r:.100}")
+            raise _InvalidFacts(f"outputs must be {' or '.join(OUTPUTS)}, not {message.outputs!r:.100}")
         return message
 
-    def _graded(self, segment: Segment, outputs: str) -> Iterator[metrics.Graded]:
-        """Verdicts on a segment's batches in order; some batches are always on their way."""
-        on_their_way = deque[messages.Batch]()
+    def _graded(self, segment: Segment, outputs: str) -> Iterator[metrics.BatchVerdicts]:
+        """Verdicts on a segment's batches, in order; up to ``SLOTS`` batches are in flight."""
+        in_flight = deque[messages.Batch]()
         for number in range(segment.first, segment.last):
-            if len(on_their_way) == rings.SLOTS:
-                yield self._verdicts(on_their_way.popleft(), outputs)
+            if len(in_flight) == rings.SLOTS:
+                yield self._verdicts(in_flight.popleft(), outputs)
             batch, slot = self._stream.batch(number), number % rings.SLOTS
             with _reading():
                 _fill(self._ring.pixels[slot, : len(batch.image)], self._images, batch.shift, batch.image)
-            on_their_way.append(messages.Batch(slot, len(batch.image), batch.reset_before, batch.adapt))
-            self._send(on_their_way[-1])
-        while on_their_way:
-            yield self._verdicts(on_their_way.popleft(), outputs)
+            in_flight.append(messages.Batch(slot, len(batch.image), batch.reset_before, batch.adapt))
+            self._send(in_flight[-1])
+        while in_flight:
+            yield self._verdicts(in_flight.popleft(), outputs)
 
-    def _verdicts(self, batch: messages.Batch, outputs: str) -> metrics.Graded:
+    def _verdicts(self, batch: messages.Batch, outputs: str) -> metrics.BatchVerdicts:
         self._receive(messages.Scored)
         return metrics.grade(self._ring.scores[batch.slot, : batch.images], outputs)
 
@@ -334,7 +334,11 @@ class _Run:
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """What cannot be read here is this machine's fault, not the method's."""
+    """Errors of reading are the machine's fault, not the method's.
+
+    Raises:
+        DataFault: something cannot be read.
+    """
     try:
         yield
     except (UsageError, OSError) as error:
@@ -342,7 +346,7 @@ def _reading() -> Iterator[None]:
 
 
 def _fill(out: np.ndarray, images: list[Images | Direct], shift: np.ndarray, image: np.ndarray) -> None:
-    """Write a batch's pixels into ``out`` (B, side, side, 3), also where it mixes shifts."""
+    """Write the pixels of a batch, which may mix shifts, into ``out`` (B, side, side, 3)."""
     for number in np.unique(shift):
         of_shift = shift == number
         if of_shift.all():

@@ -1,7 +1,7 @@
-"""The fork server: a process that has torch and timm imported and forks a child for whoever asks.
+"""The fork server: a process that has torch and timm imported and forks children on request.
 
-It is executed, not forked, so that it holds none of its starter's data. It imports no method, starts no thread and
-touches no GPU, so that its forks are as good as new processes, and are ready in milliseconds instead of seconds.
+It is executed, not forked, so that it holds none of its starter's data. It imports no method, starts no thread and never
+initialises a GPU, so that its forks are like new processes, ready in milliseconds instead of seconds.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 PRELOADED = ("tta_bench.torchvision_repair", "timm", "tta_bench.run.child", "tta_bench.schedule.worker")
-_EXIT_S = 5.0  # how long a child may take to end, after its connection is closed, before it is killed
-_LONGEST = 100  # characters of the path of a socket: the system takes 107, and names a longer one in no clear words
+_EXIT_S = 5.0  # for a child to end after its connection is closed, before it is killed
+_MAX_SOCKET_PATH = 100  # characters; the system's limit is 107, with an unclear message
 _PROGRAM = """import json, sys
 sys.path[:] = json.loads(sys.argv[3])
 from tta_bench.run import server
@@ -49,10 +49,10 @@ class Process:
         self._server, self.pid, self.connection = server, pid, connected
 
     def end(self, *, kill: bool = True) -> int:
-        """End the process, by force unless it is about to end by itself; its exit code, negative for a signal.
+        """Kill the process, or let it exit if not ``kill``; returns its exit code, negative for a signal.
 
         Raises:
-            ConnectionError: the server has ended, and with it the process.
+            ConnectionError: the server has ended, and its children with it.
         """
         self.connection.close()
         deadline = time.monotonic() + _EXIT_S
@@ -71,7 +71,7 @@ class ForkServer:
         address: path of its socket.
 
     Raises:
-        OSError: no server is there.
+        OSError: there is no server.
     """
 
     def __init__(self, address: str):
@@ -81,7 +81,7 @@ class ForkServer:
 
     @classmethod
     def start(cls) -> ForkServer:
-        """Start a server that ends with this process; returns at once, its imports take seconds."""
+        """Start a server that ends with this process; returns at once, though its imports take seconds."""
         address = pathlib.Path(tempfile.mkdtemp(prefix="tta-bench-", dir=_short_folder())) / "s"
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(address))
@@ -95,7 +95,7 @@ class ForkServer:
 
     @classmethod
     def at(cls, address: str | None) -> ForkServer:
-        """The server at an address, or, where there is none any more, a new one of this process."""
+        """The server at ``address``; if there is none, a new one started by this process."""
         if address is not None:
             with contextlib.suppress(OSError):
                 return cls(address)
@@ -103,11 +103,12 @@ class ForkServer:
 
     @property
     def folder(self) -> pathlib.Path:
-        """The server's own, for files that go with it."""
+        """The server's folder, which is deleted when it ends."""
         return pathlib.Path(self.address).parent
 
     def fork(self, function: Callable[..., None], *arguments: Any) -> Process:
-        """A child that runs ``function(connection, *arguments)``, both pickled, in this process's environment and folder.
+        """Fork a child that calls ``function(connection, *arguments)``, both pickled, with this process's environment
+        variables and working directory.
 
         Raises:
             ConnectionError: the server has ended.
@@ -121,7 +122,7 @@ class ForkServer:
         return child
 
     def exit_code(self, pid: int) -> int | None:
-        """The exit code of a child that has ended, negative for a signal; None while it runs. Asked for once.
+        """Exit code of a child, negative for a signal; None while it runs. The server forgets a code once it is read.
 
         Raises:
             ConnectionError: the server has ended.
@@ -138,98 +139,98 @@ class ForkServer:
 
 @functools.cache
 def own_server() -> ForkServer:
-    """This process's fork server, started when it is first asked for."""
+    """This process's fork server, started on the first call."""
     return ForkServer.start()
 
 
 def _short_folder() -> str | None:
-    """Where a socket's path is short enough; None for the folder of temporary files."""
-    return None if len(tempfile.gettempdir()) < _LONGEST - len("/tta-bench-________/s") else "/tmp"
+    """A folder with a path short enough for a socket; None for the default folder of temporary files."""
+    return None if len(tempfile.gettempdir()) < _MAX_SOCKET_PATH - len("/tta-bench-________/s") else "/tmp"
 
 
 # -- the server's side -------------------------------------------------------------------------------------------------
 
 
 def serve(listener: int, address: str) -> None:
-    """Answer requests until the first process that connected, which started this one, closes its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the driver says what it means
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # at once, but for the folder
+    """Answer requests until the first client, which started this process, disconnects."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to all processes; the driver handles it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # still deletes the folder
     try:
         die_with_parent(signal.SIGTERM)
         for module in PRELOADED:
             importlib.import_module(module)
-        from tta_bench.run import global_state  # here: its starter needs no torch for it
+        from tta_bench.run import global_state  # here: a process that only starts servers must not import torch
 
-        global_state.functions()
-        gc.freeze()  # or every child would copy the memory of all objects when it first collects
+        global_state.function_snapshot()
+        gc.freeze()  # otherwise the first collection in each child would copy all objects' memory pages
         with socket.socket(fileno=listener) as listening:
-            _answer_all(listening)
+            _serve_clients(listening)
     finally:
         shutil.rmtree(pathlib.Path(address).parent, ignore_errors=True)
 
 
-def _answer_all(listening: socket.socket) -> None:
-    controls = [Connection(listening.accept()[0].detach())]
-    first, running, codes = controls[0], dict[int, Connection](), dict[int, int]()  # by the child's pid: its asker
+def _serve_clients(listening: socket.socket) -> None:
+    clients = [Connection(listening.accept()[0].detach())]
+    first, running, codes = clients[0], dict[int, Connection](), dict[int, int]()  # by pid: client, exit code
     while True:
-        for ready in connection.wait([listening, *controls]):
+        for ready in connection.wait([listening, *clients]):
             if isinstance(ready, socket.socket):
-                controls.append(Connection(ready.accept()[0].detach()))
+                clients.append(Connection(ready.accept()[0].detach()))
                 continue
             assert isinstance(ready, Connection)
             for pid, code in _ended():
                 codes[pid] = code
-                running.pop(pid, None)  # at once: its number may soon be another process's
+                running.pop(pid, None)  # before its pid can be reused
             try:
                 if (pid := ready.recv()) is None:
-                    running[_fork(ready, [listening, *controls])] = ready
+                    running[_fork(ready, [listening, *clients])] = ready
                 else:
                     ready.send(codes.pop(pid, None))
             except (EOFError, OSError):
                 if ready is first:
                     return
-                controls.remove(ready)
-                _kill(pid for pid, asker in running.items() if asker is ready)
+                clients.remove(ready)
+                _kill(pid for pid, client in running.items() if client is ready)
 
 
 def _kill(pids: Iterable[int]) -> None:
-    """End children whose asker has ended: nobody would end a method that hangs."""
+    """Kill children whose client has ended; a method that hangs would never end."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def _ended() -> Iterator[tuple[int, int]]:
-    """(pid, exit code) of each child that has ended since the last call."""
+    """(pid, exit code) of children that have ended since the last call."""
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             yield ended[0], os.waitstatus_to_exitcode(ended[1])
 
 
-def _fork(control: Connection, opened: list[Any]) -> int:
-    handed = reduction.recv_handle(control)
+def _fork(client: Connection, inherited: list[Any]) -> int:
+    descriptor = reduction.recv_handle(client)
     if pid := os.fork():
-        os.close(handed)
-        control.send(pid)
+        os.close(descriptor)
+        client.send(pid)
         return pid
-    _run_child(handed, opened)
+    _run_child(descriptor, inherited)
 
 
-def _run_child(descriptor: int, opened: list[Any]) -> NoReturn:
+def _run_child(descriptor: int, inherited: list[Any]) -> NoReturn:
     code = 1
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         die_with_parent()
-        for other in opened:
-            other.close()
+        for each in inherited:
+            each.close()
         connected = Connection(descriptor)
         function, arguments, environment, folder = connected.recv()
-        _take_on(environment, folder)
+        _enter(environment, folder)
         function(connected, *arguments)
         code = 0
     except EOFError:
-        code = 0  # nobody waits for it any more
-    except BaseException:  # the loop of the server must not go on in a child, whatever happened there
+        code = 0  # the client has disconnected
+    except BaseException:  # the child must never return into the server's loop
         traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
@@ -238,13 +239,13 @@ def _run_child(descriptor: int, opened: list[Any]) -> NoReturn:
         os._exit(code)
 
 
-def _take_on(environment: Mapping[str, str], folder: str) -> None:
+def _enter(environment: Mapping[str, str], folder: str) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
 
 
 def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel end this process with the one that started it; a method that hangs would outlive it."""
+    """Have the kernel send signal ``by`` to this process when its parent ends; a method that hangs would outlive it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, by)  # 1: PR_SET_PDEATHSIG

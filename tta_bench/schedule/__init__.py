@@ -1,1 +1,1 @@
-"""Trials to devices: one after another or on Ray, with what is done about faults."""
+"""Scheduling: trials on Ray workers or one after another, retries, progress."""

@@ -1,4 +1,4 @@
-"""Ctrl-C, once and twice; SIGTERM, which Slurm sends before it takes a node away, counts as Ctrl-C."""
+"""Ctrl-C, once and twice; SIGTERM, which Slurm sends before it revokes a node, counts as Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,43 +15,45 @@ EXIT_CODE = 130
 
 
 class Interrupts:
-    """While entered, a first signal raises KeyboardInterrupt, but not inside :meth:`held`; a second ends this process."""
+    """While entered, the first signal raises KeyboardInterrupt, after any :meth:`deferred` block; a second one ends the
+    process.
+    """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self._holding = self._asked = False
-        self._before: list[Any] = []
+        self._deferring = self._interrupted = False
+        self._previous_handlers: list[Any] = []
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            self._before = [signal.signal(number, self._first) for number in self._SIGNALS]
+            self._previous_handlers = [signal.signal(number, self._on_first) for number in self._SIGNALS]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in zip(self._SIGNALS, self._before, strict=False):
+        for number, handler in zip(self._SIGNALS, self._previous_handlers, strict=False):
             signal.signal(number, handler)
 
-    def _first(self, number: int, frame: FrameType | None) -> None:
-        for name in self._SIGNALS:
-            signal.signal(name, self._second)
-        print("\nstopping; once more to kill", file=sys.stderr, flush=True)
-        self._asked = True
-        if not self._holding:
+    def _on_first(self, number: int, frame: FrameType | None) -> None:
+        for each in self._SIGNALS:
+            signal.signal(each, self._on_second)
+        print("\nstopping; interrupt again to kill", file=sys.stderr, flush=True)
+        self._interrupted = True
+        if not self._deferring:
             raise KeyboardInterrupt
 
-    def _second(self, number: int, frame: FrameType | None) -> None:
-        os._exit(EXIT_CODE)  # Ray's processes see their driver gone and end, too
+    def _on_second(self, number: int, frame: FrameType | None) -> None:
+        os._exit(EXIT_CODE)  # Ray's processes end with their driver
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """What is begun in here is finished, then the interrupt is raised."""
-        self._holding = True
+    def deferred(self) -> Iterator[None]:
+        """Delay KeyboardInterrupt to the end of the ``with`` block."""
+        self._deferring = True
         try:
             yield
         finally:
-            self._holding = False
-        if self._asked:
+            self._deferring = False
+        if self._interrupted:
             raise KeyboardInterrupt

@@ -1,5 +1,7 @@
-"""Run trials on this machine without Ray, one after another: in a worker process, as on Ray, so that a driver which has
-imported methods for their hyperparameters is not where they are graded."""
+"""Run trials one after another on this machine without Ray.
+
+Trials run in a worker process, as on Ray: the driver imports methods for their hyperparameters and must not grade them.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +13,25 @@ from tta_bench.errors import Problem, Stopped
 from tta_bench.run.runner import TrialResult
 from tta_bench.run.server import Process, own_server
 from tta_bench.schedule.observer import Observer, title
-from tta_bench.schedule.options import Options
+from tta_bench.schedule.options import RunOptions
 from tta_bench.schedule.worker import Worker
 from tta_bench.suite.plan import Materials, Trial
 
-TICK_S = 0.25  # how often the observer is told that a trial still runs
+TICK_S = 0.25  # between reports on a running trial
 
 
-def run(materials: Materials, trials: Sequence[Trial], options: Options, observer: Observer) -> None:
+def run(materials: Materials, trials: Sequence[Trial], options: RunOptions, observer: Observer) -> None:
     """Run ``trials`` in order; see :func:`tta_bench.schedule.scheduler.run`.
 
     Raises:
-        Stopped: the worker process has ended.
+        Stopped: the worker process ended unexpectedly.
     """
     server = own_server()
-    worker = server.fork(_work, materials, options, server.address)
+    worker = server.fork(_serve, materials, options, server.address)
     try:
         for trial in trials:
             result = _result(worker, trial, observer)
-            observer.finished([(trial, dataclasses.replace(result, facts={**result.facts, "attempts": 1}))])
+            observer.finished(trial, dataclasses.replace(result, facts={**result.facts, "attempts": 1}))
     finally:
         worker.end()
 
@@ -43,13 +45,13 @@ def _result(worker: Process, trial: Trial, observer: Observer) -> TrialResult:
             observer.tick(1, state, None)
         result: TrialResult = worker.connection.recv()
     except (EOFError, ConnectionError) as error:
-        what = f"the process that runs trials ({worker.pid}) has ended, at {title(trial)}"
-        raise Stopped(Problem(what, hint="run again to go on; --executor ray replaces processes that end")) from error
+        message = f"worker process {worker.pid} ended unexpectedly while running {title(trial)}"
+        raise Stopped(Problem(message, hint="--executor ray replaces workers that end")) from error
     return result
 
 
-def _work(connection: Connection, materials: Materials, options: Options, address: str) -> None:
-    """The worker process."""
+def _serve(connection: Connection, materials: Materials, options: RunOptions, address: str) -> None:
+    """The worker process: run each trial that is received."""
     worker = Worker(materials, options, 1.0, None, address)
     while True:
         connection.send(worker.run(connection.recv()))

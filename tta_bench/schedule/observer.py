@@ -1,4 +1,4 @@
-"""What a scheduler tells of its trials."""
+"""The interface through which a scheduler reports on its trials."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ from tta_bench.suite.plan import Trial
 
 
 class Observer(Protocol):
-    """Is told what happens; none of its methods may take long."""
+    """Receives a scheduler's reports, in the driver's main thread; the scheduler waits for each call."""
 
-    def finished(self, ended: Sequence[tuple[Trial, TrialResult]]) -> None:
-        """Trials have their results; they must be kept now."""
+    def finished(self, trial: Trial, result: TrialResult) -> None:
+        """A trial has a result, which must be stored now."""
 
-    def retried(self, trials: Sequence[Trial], fault: Fault) -> None:
-        """Trials, which one worker had, gave no result and wait again."""
+    def retried(self, trial: Trial, fault: Fault) -> None:
+        """An attempt at a trial failed; the trial will be run again."""
 
     def note(self, text: str) -> None:
-        """Something that the user should know."""
+        """A message for the user."""
 
     def tick(self, running: int, workers: Sequence[str], seconds_left: float | None) -> None:
-        """How many trials run now, what each worker does, and how long the rest is expected to take; called a few times a
-        second.
-        """
+        """Number of running trials, state of each worker, expected time left; called a few times a second."""
 
 
 def title(trial: Trial) -> str:
-    """A trial in a few words, for those who watch."""
+    """A short description of a trial for progress lines."""
     shifts = trial.stream.shifts
     shown = shifts[0].id if len(shifts) == 1 else f"{len(shifts)} shifts, {trial.setting.protocol}"
     parts = [trial.label, trial.model, shown, trial.setting.varied_told, f"seed {trial.seed}"]

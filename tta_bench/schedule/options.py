@@ -1,4 +1,4 @@
-"""What the command line of ``tta-bench run`` says, from there to the scheduler."""
+"""Options of ``tta-bench run``, as the command line passes them to the scheduler."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from tta_bench.run import faults
 
 
 @dataclass(frozen=True)
-class Options:
-    """The options of ``tta-bench run``, each under its own name.
+class RunOptions:
+    """Options of ``tta-bench run``, named as on the command line.
 
     Attributes:
-        suite: a path, or the name of a shipped suite.
-        only: expressions that choose among the trials.
+        suite: path, or name of a shipped suite.
+        only: expressions that select trials.
         sets: ``key=value`` pairs that replace keys of the suite.
         executor: "ray" or "local".
-        address: an existing Ray cluster (``auto`` or HOST:PORT), or None: one is started on this machine.
-        workers: at most so many worker processes (Ray); None: as many as fit.
-        cpus_per_trial: CPU cores and torch threads of a trial; None: all with "local", 1 with "ray".
-        gpus_per_trial: share of a GPU that a trial gets, where there are GPUs.
-        timeout: seconds after which a trial's process is ended, or None.
-        retries: how often a trial is tried again after an infrastructure fault (Ray).
-        out: the run's folder, or None for ``results/<suite name>``.
-        cache: the image cache's folder, "off", or None for the default place of each machine.
-        retry_failed: run trials again that failed by the method's own error.
+        address: an existing Ray cluster (``auto`` or HOST:PORT); None starts one on this machine.
+        workers: maximum number of Ray workers; None for as many as fit.
+        cpus_per_trial: CPU cores and torch threads per trial; None for all with "local", 1 with "ray".
+        gpus_per_trial: fraction of a GPU per trial, on machines with GPUs.
+        timeout: seconds after which a trial's process is killed, or None.
+        retries: further attempts at a trial after an infrastructure fault (Ray).
+        out: the run's folder; None for ``results/<suite name>``.
+        cache: folder of the image cache, "off", or None for each machine's default.
+        retry_failed: rerun trials that failed with an error of the method.
         limit: size of the seeded subset of images, or None.
-        dry_run: check and print the plan only.
+        dry_run: only check and print the plan.
         plugins: plugin files.
     """
 
@@ -53,18 +53,18 @@ class Options:
 
     @property
     def threads(self) -> int:
-        """CPU threads of a trial."""
+        """CPU threads per trial."""
         return self.cpus_per_trial or (available_cpus() if self.executor == "local" else 1)
 
-    def resolved(self, cache: str) -> Options:
-        """The same with the image cache settled, by the suite's ``cache`` ("on" or "off") and the environment here."""
+    def resolved(self, cache: str) -> RunOptions:
+        """These options with the image cache set from the suite's ``cache`` ("on" or "off") and the environment."""
         if self.cache is None and cache == "off":
             return replace(self, cache="off")
-        named = self.cache or os.environ.get("TTA_BENCH_CACHE")
-        return self if named in (None, "off") else replace(self, cache=str(pathlib.Path(str(named)).absolute()))
+        folder = self.cache or os.environ.get("TTA_BENCH_CACHE")
+        return self if folder in (None, "off") else replace(self, cache=str(pathlib.Path(str(folder)).absolute()))
 
     def image_cache(self) -> ImageCache:
-        """The image cache of the machine on which this is called."""
+        """The image cache of the machine where this is called."""
         if self.cache == "off":
             return ImageCache(None)
         return ImageCache(pathlib.Path(self.cache) if self.cache else default_root())

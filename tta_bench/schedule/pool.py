@@ -1,78 +1,69 @@
-"""The driver's loop: gives trials to workers, takes their results, answers faults (:mod:`tta_bench.run.faults`).
+"""The driver's loop: hands trials to workers, collects results, responds to faults (:mod:`tta_bench.run.faults`).
 
-All decisions are made here, in one thread, between two looks at what the cluster reports.
-
-A worker may be given several short trials at a time, never under ``--timeout``. Where such a worker is lost, nobody knows
-which of them it was: they are given again, each by itself, and only then counts an attempt. A trial with any fault in its
-history is given by itself.
+All decisions are made here, in one thread, between two requests for news from the cluster.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tta_bench.errors import Problem, Stopped, UsageError
-from tta_bench.run import faults
-from tta_bench.run.faults import Fault, Kind
+from tta_bench.run.faults import Fault, failure_reason, next_action
 from tta_bench.run.runner import TrialResult
 from tta_bench.schedule.cluster import Cluster, Node, Slot
+from tta_bench.schedule.estimates import Estimates
 from tta_bench.schedule.observer import Observer, title
-from tta_bench.schedule.options import Options
-from tta_bench.schedule.queue import Estimates, Queue
-from tta_bench.schedule.worker import Place, left_behind
+from tta_bench.schedule.options import RunOptions
+from tta_bench.schedule.queue import Queue
+from tta_bench.schedule.worker import WorkerInfo, orphaned_log
 from tta_bench.suite.plan import Trial
 
-TICK_S = 0.25  # how long the driver waits for news before it looks at clocks and nodes
-PATIENCE_S = 300.0  # how long it waits for a node when none is left
-START_S = 300.0  # a worker may take to start
-LATE_S = 60.0  # after a trial's time, when its worker must have said that it was over
-FAILED_STARTS = 3  # of workers, on a node that never had one, after which the node is left out
+TICK_S = 0.25  # how long the driver waits for news before it checks deadlines and nodes
+PATIENCE_S = 300.0  # how long it waits for a node when none is usable
+START_S = 300.0  # limit for the start of a worker
+GRACE_S = 60.0  # after a trial's timeout, for its worker to report it
+MAX_FAILED_STARTS = 3  # of workers on a node where none has ever started, before it is excluded
+
+Device = tuple[str, str]  # node id, identity of the device on that node
+NodeState = Literal["checking", "usable", "excluded"]
 
 
 @dataclass
-class _Worker:
-    """A worker process, from the moment it is asked for."""
+class _WorkerState:
+    """A worker process, from the moment it is requested."""
 
     number: int
     handle: Any
     node: Node
-    place: Place | None = None  # None: it has not started yet
-    trials: Sequence[Trial] = ()  # that it was given and has not answered for
-    held: Trial | None = None  # the last trial, whose model and images it has
-    since: float = 0.0
-    alone: bool = False  # has a whole device, for one trial
+    since: float  # when it was requested or got its trial
+    exclusive: bool = False  # has a whole device for one trial
+    info: WorkerInfo | None = None  # None until it has started
+    trial: Trial | None = None  # that it is running
+    previous: Trial | None = None  # whose model and images it holds
 
     def __str__(self) -> str:
-        pid = f" process {self.place.pid}" if self.place else ""
+        pid = f" process {self.info.pid}" if self.info else ""
         return f"worker {self.number} on {self.node.host}{pid}"
 
     @property
-    def device(self) -> tuple[str, str] | None:
-        """The device it is on, with its node."""
-        return (self.node.id, self.place.device) if self.place else None
+    def device(self) -> Device | None:
+        """Its device, once it has started."""
+        return (self.node.id, self.info.device) if self.info else None
 
 
 @dataclass
-class _Pending:
-    """What a reference stands for."""
-
-    kind: str  # "node", "start" or "trials"
-    subject: Any
-
-
-@dataclass
-class _Alone:
-    """A trial that waits for a device to itself: workers there end when they are free, then it gets the whole of it."""
+class _ExclusiveTrial:
+    """A trial that waits for exclusive use of a device: workers there end once idle, then it gets the whole device."""
 
     trial: Trial
-    device: tuple[str, str] | None = None
-    worker: _Worker | None = None
+    device: Device | None = None
+    worker: _WorkerState | None = None
 
 
 class Pool:
@@ -80,33 +71,32 @@ class Pool:
 
     Args:
         cluster: connected.
-        slot: what each worker gets.
-        options: of the run; nodes of a cluster that was there before (``address``) are checked first, while the node of
-            one that was started here is this machine.
-        arguments: of :class:`tta_bench.schedule.worker.Worker`, but for the share of the device.
-        needed: a shared :class:`tta_bench.schedule.preflight.Requirements`, which every node must meet.
-        estimates: of what trials take.
+        slot: resources of a worker.
+        options: of the run. Nodes of an existing cluster (``address``) are checked before use; the node of a cluster
+            started by this run is this machine and is not.
+        arguments: of :class:`tta_bench.schedule.worker.Worker`, without its share of the device.
+        needed: shared :class:`tta_bench.schedule.preflight.Requirements` that every node must meet.
+        estimates: durations of trials.
     """
 
     def __init__(
-        self, cluster: Cluster, slot: Slot, options: Options, arguments: Sequence[Any], needed: Any,
+        self, cluster: Cluster, slot: Slot, options: RunOptions, arguments: Sequence[Any], needed: Any,
         estimates: Estimates,
     ):  # fmt: skip
         self._cluster, self._slot, self._options = cluster, slot, options
         self._arguments, self._needed, self._estimates = arguments, needed, estimates
         self._checked_before = set(cluster.nodes()) if options.address is None else set[str]()
-        self._pending: dict[Any, _Pending] = {}
-        self._workers: dict[int, _Worker] = {}
-        self._nodes: dict[str, str] = {}  # node id to "checking", "usable" or "left out"
-        self._complaints: dict[str, str] = {}  # host to why it was left out
+        self._requests: dict[Any, Callable[[Any], None]] = {}  # Ray's reference to what handles its value
+        self._workers: dict[int, _WorkerState] = {}
+        self._nodes: dict[str, NodeState] = {}  # by node id
+        self._exclusions: dict[str, str] = {}  # host to why it was excluded
         self._failed_starts: Counter[str] = Counter()
-        self._proven: set[str] = set()  # nodes on which a worker has started
-        self._history: dict[str, list[Fault]] = {}
-        self._ended: list[tuple[Trial, TrialResult]] = []  # that the observer has not been told of
-        self._waiting_alone: deque[_Alone] = deque()
+        self._proven: set[str] = set()  # nodes where a worker has started
+        self._history: dict[str, list[Fault]] = {}  # by trial key
+        self._exclusive: deque[_ExclusiveTrial] = deque()
         self._started = 0
-        self._told_of_waiting = False
-        self._lonely_since: float | None = None
+        self._reported_full = False
+        self._unusable_since: float | None = None
         self._ticked = float("-inf")
 
     def run(self, trials: Sequence[Trial], observer: Observer) -> None:
@@ -117,41 +107,33 @@ class Pool:
             Stopped: no usable node is left.
         """
         self._queue, self._observer = Queue(trials, self._estimates.seconds), observer
-        try:
-            while len(self._queue) or self._waiting_alone or self._busy():
-                self._step()
-        except KeyboardInterrupt:
-            self._report()  # what has ended meanwhile is kept
-            raise
+        while len(self._queue) or self._exclusive or self._busy():
+            self._step()
         self._tick()
 
     def _step(self) -> None:
-        self._meet_nodes()
+        self._update_nodes()
         self._start_workers()
         self._assign()
-        for reference in self._cluster.wait(list(self._pending), TICK_S) if self._pending else self._idle():
-            self._handle(self._pending.pop(reference), reference)
-        self._expire()
-        self._report()
+        for reference in self._wait():
+            self._requests.pop(reference)(self._cluster.get(reference))
+        self._enforce_deadlines()
         if time.monotonic() - self._ticked > TICK_S:
             self._tick()
 
-    def _report(self) -> None:
-        if self._ended:
-            ended, self._ended = self._ended, []
-            self._observer.finished(ended)
-
-    def _idle(self) -> list[Any]:
+    def _wait(self) -> list[Any]:
+        if self._requests:
+            return self._cluster.wait(list(self._requests), TICK_S)
         time.sleep(TICK_S)
         return []
 
-    def _busy(self) -> list[_Worker]:
-        return [w for w in self._workers.values() if w.trials]
+    def _busy(self) -> list[_WorkerState]:
+        return [w for w in self._workers.values() if w.trial]
 
     # -- nodes ---------------------------------------------------------------------------------------------------------
 
-    def _meet_nodes(self) -> None:
-        """Check nodes that are new, forget those that are gone, give up when none has been usable for long."""
+    def _update_nodes(self) -> None:
+        """Check new nodes, forget lost ones, give up when none has been usable for too long."""
         alive = self._cluster.nodes()
         for node in alive.values():
             if node.id not in self._nodes and self._slot.fits(node.resources):
@@ -159,254 +141,232 @@ class Pool:
                 if node.id not in self._checked_before:
                     self._nodes[node.id] = "checking"
                     self._check(node)
-        for gone in [id for id in self._nodes if id not in alive]:
-            del self._nodes[gone]
-        if any(state != "left out" for state in self._nodes.values()):
-            self._lonely_since = None
-            return
-        self._lonely(alive.values())
+        for lost in [id for id in self._nodes if id not in alive]:
+            del self._nodes[lost]
+        if any(state != "excluded" for state in self._nodes.values()):
+            self._unusable_since = None
+        else:
+            self._await_node(alive.values())
 
-    def _lonely(self, alive: Any) -> None:
-        reasons = "; ".join(f"{host}: {why}" for host, why in self._complaints.items())
+    def _await_node(self, alive: Iterable[Node]) -> None:
+        reasons = "; ".join(f"{host}: {reason}" for host, reason in self._exclusions.items())
         if not self._proven:
-            what = f"no node can run a trial, which needs {self._slot}: {reasons or [dict(n.resources) for n in alive]}"
-            raise UsageError(Problem(what, hint="lower --cpus-per-trial or --gpus-per-trial, or mend the nodes"))
+            reasons = reasons or f"the nodes have {[dict(n.resources) for n in alive]}"
+            message = f"no node can run a trial, which needs {self._slot}; {reasons}"
+            raise UsageError(Problem(message, hint="lower --cpus-per-trial or --gpus-per-trial, or fix the nodes"))
         now = time.monotonic()
-        if self._lonely_since is None:
-            self._lonely_since = now
+        if self._unusable_since is None:
+            self._unusable_since = now
             self._observer.note(f"no usable node is left; waiting {PATIENCE_S:.0f} s for one")
-        if now - self._lonely_since > PATIENCE_S:
-            raise Stopped(Problem(f"no usable node is left{': ' if reasons else ''}{reasons}", hint="mend the cluster"))
+        if now - self._unusable_since > PATIENCE_S:
+            raise Stopped(Problem(f"no usable node is left{': ' if reasons else ''}{reasons}", hint="fix the cluster"))
 
     def _check(self, node: Node) -> None:
-        self._pending[self._cluster.prepare(node, self._needed, self._options)] = _Pending("node", node)
+        reference = self._cluster.prepare(node, self._needed, self._options)
+        self._requests[reference] = functools.partial(self._on_checked, node)
 
-    def _checked(self, node: Node, lacks: list[str] | Fault) -> None:
-        if isinstance(lacks, Fault):
-            lacks = [lacks.what]
-        if not lacks:
+    def _on_checked(self, node: Node, problems: list[str] | Fault) -> None:
+        if isinstance(problems, Fault):
+            problems = [problems.message]
+        if not problems:
             self._nodes[node.id] = "usable"
         elif self._nodes.get(node.id) == "checking" or len(self._usable()) > 1:
-            self._leave_out(node, "; ".join(lacks))
-        else:  # it is all there is: trials that need what it lacks fail, the others go on
-            self._observer.note(f"node {node.host}: {'; '.join(lacks)}")
+            self._exclude(node, "; ".join(problems))
+        else:  # the only node: trials that need what is missing fail, the rest can still run
+            self._observer.note(f"node {node.host}: {'; '.join(problems)}")
 
-    def _leave_out(self, node: Node, why: str) -> None:
-        self._nodes[node.id] = "left out"
-        self._complaints[node.host] = why
-        self._observer.note(f"node {node.host} is left out: {why}")
-
-    # -- workers -------------------------------------------------------------------------------------------------------
-
-    def _start_workers(self) -> None:
-        """As many as there is work for and as fit beside what other users of the cluster run."""
-        work = len(self._queue) + len(self._busy())
-        room = min(work, self._options.workers or work) - sum(not w.alone for w in self._workers.values())
-        for node in self._usable():
-            there = [w for w in self._workers.values() if w.node.id == node.id]
-            starting = sum(w.place is None for w in there)  # what they will take is still free
-            free = min(self._slot.fits(node.resources) - len(there), self._slot.fits(node.free) - starting)
-            if any(a.device and a.device[0] == node.id for a in self._waiting_alone):
-                continue  # a device there is being cleared
-            for _ in range(max(0, min(free, room))):
-                self._start(node, self._slot)
-                room -= 1
-        if self._usable() and work and not self._workers and not self._told_of_waiting:
-            self._told_of_waiting = True
-            self._observer.note(f"all that {self._slot} needs is in use by others; waiting until some of it is free")
+    def _exclude(self, node: Node, reason: str) -> None:
+        self._nodes[node.id] = "excluded"
+        self._exclusions[node.host] = reason
+        self._observer.note(f"node {node.host} is excluded: {reason}")
 
     def _usable(self) -> list[Node]:
         alive = self._cluster.nodes()
         return [alive[id] for id, state in self._nodes.items() if state == "usable" and id in alive]
 
-    def _start(self, node: Node, slot: Slot, *, alone: bool = False) -> _Worker:
-        share = 1.0 if alone or not 0 < slot.gpus < 1 else slot.gpus
+    # -- workers -------------------------------------------------------------------------------------------------------
+
+    def _start_workers(self) -> None:
+        """Start as many workers as there are trials and as fit beside what other users of the cluster run."""
+        trials = len(self._queue) + len(self._busy())
+        room = min(trials, self._options.workers or trials) - self._shared_workers()
+        for node in self._usable():
+            if any(e.device and e.device[0] == node.id for e in self._exclusive):
+                continue  # a device there is being cleared
+            on_node = [w for w in self._workers.values() if w.node.id == node.id]
+            starting = sum(w.info is None for w in on_node)  # Ray still counts their resources as free
+            free = min(self._slot.fits(node.resources) - len(on_node), self._slot.fits(node.free) - starting)
+            for _ in range(max(0, min(free, room))):
+                self._start(node, self._slot)
+                room -= 1
+        if self._usable() and trials and not self._workers and not self._reported_full:
+            self._reported_full = True
+            self._observer.note(f"the cluster is in use by others; waiting until {self._slot} is free")
+
+    def _shared_workers(self) -> int:
+        return sum(not w.exclusive for w in self._workers.values())
+
+    def _start(self, node: Node, slot: Slot, *, exclusive: bool = False) -> _WorkerState:
+        share = 1.0 if exclusive or not 0 < slot.gpus < 1 else slot.gpus
         materials, options, *rest = self._arguments
         handle, reference = self._cluster.start(node, slot, (materials, options, share, *rest))
-        worker = _Worker(self._started, handle, node, alone=alone, since=time.monotonic())
+        worker = _WorkerState(self._started, handle, node, time.monotonic(), exclusive)
         self._started += 1
         self._workers[worker.number] = worker
-        self._pending[reference] = _Pending("start", worker)
+        self._requests[reference] = functools.partial(self._on_started, worker)
         return worker
 
-    def _end(self, worker: _Worker) -> None:
+    def _on_started(self, worker: _WorkerState, info: WorkerInfo | Fault) -> None:
+        if worker.number not in self._workers:  # killed meanwhile
+            return
+        waiting = [e for e in self._exclusive if e.worker is worker]
+        if isinstance(info, Fault):
+            self._workers.pop(worker.number)
+            self._failed_starts[worker.node.id] += 1
+            if self._failed_starts[worker.node.id] >= MAX_FAILED_STARTS and worker.node.id not in self._proven:
+                self._exclude(worker.node, f"workers cannot start: {info.message}")
+            for exclusive in waiting:
+                exclusive.device = exclusive.worker = None
+            return
+        worker.info = info
+        self._proven.add(worker.node.id)
+        for exclusive in waiting:
+            self._give(worker, exclusive.trial)
+
+    def _end(self, worker: _WorkerState) -> None:
         self._workers.pop(worker.number, None)
         self._cluster.kill(worker.handle)
 
     # -- trials --------------------------------------------------------------------------------------------------------
 
     def _assign(self) -> None:
-        """Give every free worker its next trial; clear a device for a trial that must be alone."""
-        if self._waiting_alone:
-            self._clear(self._waiting_alone[0])
-        cleared = {a.device for a in self._waiting_alone if a.device}
-        free = [w for w in self._workers.values() if w.place and not w.trials and not w.alone]
-        for worker in [w for w in free if w.device not in cleared]:
-            if len(self._queue):
-                self._give(worker, self._queue.take(worker.held, self._together))
+        """Give each idle worker its next trial; clear a device for the first trial that needs one exclusively."""
+        if self._exclusive:
+            self._clear_device(self._exclusive[0])
+        cleared = {e.device for e in self._exclusive if e.device}
+        for worker in self._workers.values():
+            idle = worker.info and not worker.trial and not worker.exclusive
+            if idle and worker.device not in cleared and len(self._queue):
+                self._give(worker, self._queue.take(worker.previous))
 
-    def _together(self, trial: Trial) -> int:
-        """How many trials like this one a worker gets: no more than its share of those that wait."""
-        if self._options.timeout is not None:
-            return 1  # which of them had taken its time could not be told
-        share = math.ceil(len(self._queue) / max(1, sum(not w.alone for w in self._workers.values())))
-        return min(share, self._estimates.together(trial))
+    def _give(self, worker: _WorkerState, trial: Trial) -> None:
+        worker.trial, worker.since = trial, time.monotonic()
+        self._requests[worker.handle.run.remote(trial)] = functools.partial(self._on_result, worker)
 
-    def _give(self, worker: _Worker, trials: Sequence[Trial]) -> None:
-        worker.trials, worker.since = trials, time.monotonic()
-        self._pending[worker.handle.run_all.remote(trials)] = _Pending("trials", worker)
-
-    def _clear(self, alone: _Alone) -> None:
-        """One step towards running ``alone``: choose a device, end its workers as they become free, take all of it."""
-        if alone.worker is not None:
+    def _clear_device(self, exclusive: _ExclusiveTrial) -> None:
+        """One step towards exclusive use: choose a device, end its workers as they become idle, then take all of it."""
+        if exclusive.worker is not None:
             return
-        alone.device = alone.device or self._choose_device()
-        if alone.device is None:
+        exclusive.device = exclusive.device or self._choose_device()
+        if exclusive.device is None:
             return
-        there = [w for w in self._workers.values() if w.device == alone.device]
-        for worker in [w for w in there if not w.trials]:
+        on_device = [w for w in self._workers.values() if w.device == exclusive.device]
+        for worker in [w for w in on_device if not w.trial]:
             self._end(worker)
-        if not any(w.trials for w in there):
-            node = self._cluster.nodes().get(alone.device[0])
-            if node is None:
-                alone.device = None
-                return
-            whole = dataclasses.replace(self._slot, gpus=max(1.0, self._slot.gpus) if self._slot.gpus else 0.0)
-            alone.worker = self._start(node, whole, alone=True)
+        if any(w.trial for w in on_device):
+            return
+        node = self._cluster.nodes().get(exclusive.device[0])
+        if node is None:
+            exclusive.device = None
+            return
+        whole = dataclasses.replace(self._slot, gpus=max(1.0, self._slot.gpus) if self._slot.gpus else 0.0)
+        exclusive.worker = self._start(node, whole, exclusive=True)
 
-    def _choose_device(self) -> tuple[str, str] | None:
-        """The device of a worker, a free one before a busy one; where there is no worker at all, any of a usable node."""
+    def _choose_device(self) -> Device | None:
+        """The device of an idle worker, else of a busy one; without workers, any device of a usable node."""
         if started := [w for w in self._workers.values() if w.device]:
-            return min(started, key=lambda w: bool(w.trials)).device
+            return min(started, key=lambda w: bool(w.trial)).device
         nodes = [] if self._workers else self._usable()
         return (nodes[0].id, "") if nodes else None
 
-    # -- news ----------------------------------------------------------------------------------------------------------
-
-    def _handle(self, pending: _Pending, reference: Any) -> None:
-        value = self._cluster.get(reference)
-        if pending.kind == "node":
-            self._checked(pending.subject, value)
-        elif pending.kind == "start":
-            self._has_started(pending.subject, value)
-        elif pending.subject.number in self._workers:  # else it was ended: its fault is known
-            self._answered(pending.subject, value)
-
-    def _has_started(self, worker: _Worker, place: Place | Fault) -> None:
-        if worker.number not in self._workers:
+    def _on_result(self, worker: _WorkerState, result: TrialResult | Fault) -> None:
+        if worker.number not in self._workers:  # killed: its fault has been handled
             return
-        if isinstance(place, Fault):
-            self._workers.pop(worker.number)
-            self._failed_starts[worker.node.id] += 1
-            if self._failed_starts[worker.node.id] >= FAILED_STARTS and worker.node.id not in self._proven:
-                self._leave_out(worker.node, f"a worker cannot start: {place.what}")
-            for alone in [a for a in self._waiting_alone if a.worker is worker]:
-                alone.device = alone.worker = None
+        if isinstance(result, Fault):
+            self._on_lost(worker, result)
             return
-        worker.place = place
-        self._proven.add(worker.node.id)
-        for alone in [a for a in self._waiting_alone if a.worker is worker]:
-            self._give(worker, [alone.trial])
-
-    def _answered(self, worker: _Worker, value: Sequence[TrialResult] | Fault) -> None:
-        """A worker has news of its trials: results, or a fault in place of them."""
-        if isinstance(value, Fault):
-            self._lost(worker, value)
-            return
-        trials, worker.trials = worker.trials, ()
-        worker.held = trials[len(value) - 1]
-        for trial in reversed(trials[len(value) :]):  # it had to end before these
-            self._queue.put(trial, singly=False)
-        if worker.alone or faults.ends_worker(value[-1].facts):
-            self._end(worker)
-        for trial, result in zip(trials, value, strict=False):
-            self._judge(worker, trial, result)
-
-    def _judge(self, worker: _Worker, trial: Trial, result: TrialResult) -> None:
-        """Take a trial's result, or answer the fault that it tells of."""
-        failure: Kind | None = result.facts.get("failure")
-        if failure == "infrastructure":
+        assert worker.trial is not None
+        trial, worker.trial = worker.trial, None
+        worker.previous = trial
+        kind = result.facts.get("failure")
+        if kind == "infrastructure":
             self._check(worker.node)
-        if failure in ("infrastructure", "memory"):
-            self._fault(trial, Fault(failure, f"{worker}: {result.reason}"), result)
+        if worker.exclusive or kind in ("infrastructure", "memory"):
+            self._end(worker)
+        if kind in ("infrastructure", "memory"):
+            self._on_fault(trial, Fault(kind, f"{worker}: {result.reason}"), result)
         else:
-            self._finish(trial, result, faults.attempts(self._history.get(trial.key, ())) + 1)
+            self._finish(trial, result, attempts=len(self._history.get(trial.key, ())) + 1)
 
-    def _lost(self, worker: _Worker, fault: Fault) -> None:
-        """A worker that had trials is gone, or has to go."""
-        trials, worker.trials = worker.trials, ()
+    def _on_lost(self, worker: _WorkerState, fault: Fault) -> None:
+        """Handle a worker that died, or that must be killed, while it had a trial."""
+        assert worker.trial is not None
+        assert worker.info is not None
         self._end(worker)
-        if len(trials) == 1:
-            assert worker.place is not None
-            [trial], where = trials, {"host": worker.node.host, "pid": worker.place.pid}
-            log = left_behind(worker.place, trial)
-            nothing = TrialResult(trial.key, "failed", fault.what, environment=where, log=log)
-            self._fault(trial, Fault(fault.kind, f"{worker}: {fault.what}"), nothing)
-            return
-        shared = Fault("shared", f"{worker}, which had {len(trials)} trials: {fault.what}")
-        for trial in reversed(trials):
-            log = left_behind(worker.place, trial, elsewhere=False) if worker.place else ""
-            own = dataclasses.replace(shared, what=f"{shared.what}\n{log}".rstrip())  # of the one that it was running
-            self._history.setdefault(trial.key, []).append(own)
-            self._queue.put(trial, singly=True)
-        self._observer.retried(trials, shared)
+        environment = {"host": worker.node.host, "pid": worker.info.pid}
+        log = orphaned_log(worker.info, worker.trial)
+        result = TrialResult(worker.trial.key, "failed", fault.message, environment=environment, log=log)
+        self._on_fault(worker.trial, Fault(fault.kind, f"{worker}: {fault.message}"), result)
 
-    def _fault(self, trial: Trial, fault: Fault, result: TrialResult) -> None:
-        """Try the trial again, or make its failure a result."""
+    def _on_fault(self, trial: Trial, fault: Fault, result: TrialResult) -> None:
+        """Retry the trial, or record it as failed."""
         history = self._history.setdefault(trial.key, [])
         history.append(fault)
-        decision = faults.verdict(history, self._options.retries)
-        if decision == "fail":
-            failed = dataclasses.replace(result, reason=faults.reason(history, result.reason))
-            failed = dataclasses.replace(failed, facts={**result.facts, "failure": fault.kind})
-            self._finish(trial, failed, faults.attempts(history))
+        action = next_action(history, self._options.retries)
+        if action == "fail":
+            facts, reason = {**result.facts, "failure": fault.kind}, failure_reason(history, result.reason)
+            self._finish(trial, dataclasses.replace(result, reason=reason, facts=facts), attempts=len(history))
             return
-        self._observer.retried([trial], fault)
-        self._waiting_alone = deque(a for a in self._waiting_alone if a.trial is not trial)
-        if decision == "alone":
-            self._waiting_alone.append(_Alone(trial))
+        self._observer.retried(trial, fault)
+        self._withdraw(trial)
+        if action == "retry_exclusive":
+            self._exclusive.append(_ExclusiveTrial(trial))
         else:
-            self._queue.put(trial, singly=True)
+            self._queue.put(trial)
 
     def _finish(self, trial: Trial, result: TrialResult, attempts: int) -> None:
-        self._waiting_alone = deque(a for a in self._waiting_alone if a.trial is not trial)
-        before = [f"{fault.kind}: {fault.what}" for fault in self._history.pop(trial.key, [])]
-        facts = {**result.facts, "attempts": attempts, "faults": before}
+        self._withdraw(trial)
+        past_faults = [f"{fault.kind}: {fault.message}" for fault in self._history.pop(trial.key, [])]
+        facts = {**result.facts, "attempts": attempts, "faults": past_faults}
         if result.status == "ok" and self._estimates.learn(trial, result.facts["trial_s"]):
             self._queue.refresh()
-        self._ended.append((trial, dataclasses.replace(result, facts=facts)))
+        self._observer.finished(trial, dataclasses.replace(result, facts=facts))
 
-    def _expire(self) -> None:
-        """End workers that do not start, or have not ended their trial when it had had its time: a disk that hangs."""
+    def _withdraw(self, trial: Trial) -> None:
+        self._exclusive = deque(e for e in self._exclusive if e.trial is not trial)
+
+    def _enforce_deadlines(self) -> None:
+        """Kill workers that do not start, and those that do not report a trial's timeout, as when a disk hangs."""
         now = time.monotonic()
-        for worker in [w for w in self._workers.values() if w.place is None and now - w.since > START_S]:
+        for worker in [w for w in self._workers.values() if w.info is None and now - w.since > START_S]:
             self._cluster.kill(worker.handle)
-            self._has_started(worker, Fault("infrastructure", f"it has not started after {START_S:.0f} s"))
+            self._on_started(worker, Fault("infrastructure", f"not started after {START_S:.0f} s"))
         if self._options.timeout is None:
             return
-        given = self._options.timeout + LATE_S
-        for worker in [w for w in self._busy() if now - w.since > given]:
-            self._lost(worker, Fault("timeout", f"no result after {self._options.timeout:g} s (--timeout)"))
+        for worker in [w for w in self._busy() if now - w.since > self._options.timeout + GRACE_S]:
+            self._on_lost(worker, Fault("timeout", f"no result after {self._options.timeout:g} s (--timeout)"))
 
-    # -- what it looks like ----------------------------------------------------------------------------------------------
+    # -- progress ------------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
         self._ticked = time.monotonic()
-        states = [self._state(worker) for worker in self._workers.values()]
+        states = [_describe(worker) for worker in self._workers.values()]
         self._observer.tick(len(self._busy()), states, self._seconds_left())
-
-    def _state(self, worker: _Worker) -> str:
-        seconds = f"{time.monotonic() - worker.since:.0f} s"
-        if worker.place is None:
-            return f"{worker}: starting, {seconds}"
-        if not worker.trials:
-            return f"{worker}: idle"
-        several = f"{len(worker.trials)} short trials from " if len(worker.trials) > 1 else ""
-        return f"{worker}: {several}{title(worker.trials[0])}, {seconds}"
 
     def _seconds_left(self) -> float | None:
         if not self._estimates.known:
             return None
-        now = time.monotonic()
-        running = sum(max(0.0, sum(map(self._estimates.seconds, w.trials)) - (now - w.since)) for w in self._busy())
-        return (self._queue.remaining() + running) / max(1, sum(not w.alone for w in self._workers.values()))
+        running = sum(self._seconds_left_of(w.trial, w.since) for w in self._workers.values() if w.trial)
+        return (self._queue.remaining() + running) / max(1, self._shared_workers())
+
+    def _seconds_left_of(self, trial: Trial, since: float) -> float:
+        return max(0.0, self._estimates.seconds(trial) - (time.monotonic() - since))
+
+
+def _describe(worker: _WorkerState) -> str:
+    seconds = f"{time.monotonic() - worker.since:.0f} s"
+    if worker.info is None:
+        return f"{worker}: starting, {seconds}"
+    if worker.trial is None:
+        return f"{worker}: idle"
+    return f"{worker}: {title(worker.trial)}, {seconds}"

@@ -1,4 +1,4 @@
-"""What a machine must have before it gets a trial: the driver's code, data, weights and files; and its image cache."""
+"""Checks of a machine before it gets a trial: code, data, weights and files as on the driver, and its image cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tta_bench
 from tta_bench import __version__
 from tta_bench.code import file_sha256, folder_sha256
 from tta_bench.data.base import CleanImages, Dataset, digest
-from tta_bench.data.cache import Entry, ImageCache
+from tta_bench.data.cache import CacheEntry, ImageCache
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError
 from tta_bench.models import state_sha256
@@ -21,19 +21,19 @@ from tta_bench.streams import Shift, StreamSpec
 from tta_bench.suite.plan import Materials, Trial, content_of, used_images
 
 
-def identity() -> dict[str, str]:
-    """What the driver and its workers must agree on: the code that runs, wherever each of them found it."""
+def code_identity() -> dict[str, str]:
+    """Version and digests of the installed code, which the driver and its workers must share."""
     folders = {name: pathlib.Path(str(importlib.resources.files(name))) for name in ("tta_bench", "tta_bench.methods")}
     return {"version": __version__, **{name: folder_sha256(folder) for name, folder in folders.items()}}
 
 
-def other_code(expected: Mapping[str, str]) -> str:
-    """Why this process must not run trials for a driver with the identity ``expected``; empty where it may."""
-    found = identity()
-    if found == expected:
-        return ""
-    what = f"{socket.gethostname()} imports another tta_bench ({tta_bench.__file__}, version {found['version']})"
-    return f"{what}; install the driver's ({expected['version']}) on every node"
+def code_mismatch(expected: Mapping[str, str]) -> str | None:
+    """How this machine's code differs from that of a driver with the identity ``expected``, or None."""
+    own = code_identity()
+    if own == expected:
+        return None
+    mismatch = f"{socket.gethostname()} imports another tta_bench ({tta_bench.__file__}, version {own['version']})"
+    return f"{mismatch}; install the driver's ({expected['version']}) on every node"
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Requirements:
     """What a run needs on every machine.
 
     Attributes:
-        code: the driver's identity.
+        code: code identity of the driver.
         materials: models and data.
-        data: for each model and shift, the digest of the images' fingerprint.
-        sources: for each model whose trials prepare on source images, the digest of their fingerprint.
-        weights: for each model, the SHA-256 of its weights.
-        files: files that hyperparameters name, with their SHA-256.
-        streams: one stream for each model and shift, for the image cache.
+        data: digest of the images' fingerprint, by model and shift.
+        sources: digest of the source images' fingerprint, by model, for models whose trials prepare on them.
+        weights: SHA-256 of the weights, by model.
+        files: SHA-256 of files named in hyperparameters, by path.
+        streams: a stream by model and shift, for the image cache.
     """
 
     code: Mapping[str, str]
@@ -60,39 +60,40 @@ class Requirements:
 
 
 def requirements(materials: Materials, trials: Sequence[Trial]) -> Requirements:
-    """What ``trials`` need, as it is on this machine."""
+    """The requirements of ``trials``, as found on this machine."""
     streams = {(t.model, shift): t.stream for t in trials for shift in t.stream.shifts}
-    data = {place: materials.contents[place] for place in streams}
+    data = {key: materials.contents[key] for key in streams}
     sources = {t.model: t.asked["source"] for t in trials if t.asked.get("source") is not None}
     weights = {t.model: t.asked["model"]["weights_sha256"] for t in trials}
     rows = {(t.label, t.model): t for t in trials}
-    named = {path for t in rows.values() for path in materials.config(t).files().values()}
-    files = {path: file_sha256(path) for path in sorted(named)}
-    return Requirements(identity(), materials, data, sources, weights, files, streams)
+    paths = {path for t in rows.values() for path in materials.config(t).files().values()}
+    files = {path: file_sha256(path) for path in sorted(paths)}
+    return Requirements(code_identity(), materials, data, sources, weights, files, streams)
 
 
-def lacking(needed: Requirements) -> list[str]:
-    """What this machine lacks, a sentence each; empty where trials may run here."""
-    if wrong := other_code(needed.code):
-        return [wrong]
-    return [*_data(needed), *_weights(needed), *_files(needed)]
+def find_problems(needed: Requirements) -> list[str]:
+    """Requirements that this machine does not meet, a sentence each."""
+    if mismatch := code_mismatch(needed.code):
+        return [mismatch]
+    return [*_data_problems(needed), *_weight_problems(needed), *_file_problems(needed)]
 
 
-def _data(needed: Requirements) -> Iterator[str]:
+def _data_problems(needed: Requirements) -> Iterator[str]:
     for model in dict.fromkeys(model for model, _ in needed.data):
         try:
             dataset = needed.materials.reopen[model]()
-            asked = {shift: expected for (m, shift), expected in needed.data.items() if m == model}
-            wrong = [s.id for s, e in asked.items() if dataset.missing(s) or _content(needed, model, s, dataset) != e]
+            digests = {shift: expected for (m, shift), expected in needed.data.items() if m == model}
+            differing = [
+                s.id for s, e in digests.items() if dataset.missing(s) or _content(needed, model, s, dataset) != e
+            ]
             if model in needed.sources and _source_content(dataset.source) != needed.sources[model]:
-                wrong.append("source images")
+                differing.append("source images")
         except (UsageError, OSError, ValueError) as error:
             yield f"data: {str(error).splitlines()[0]}"
             return
-        if wrong:
-            yield f"data of {dataset.title} differ from the driver's: {', '.join(wrong[:3])}" + (
-                " …" if wrong[3:] else ""
-            )
+        if differing:
+            more = " …" if differing[3:] else ""
+            yield f"data of {dataset.title} differ from the driver's: {', '.join(differing[:3])}{more}"
             return
 
 
@@ -105,18 +106,18 @@ def _source_content(source: CleanImages | None) -> str | None:
     return None if source is None else digest(source.fingerprint(source.all_rows(), Digests()))
 
 
-def _weights(needed: Requirements) -> Iterator[str]:
+def _weight_problems(needed: Requirements) -> Iterator[str]:
     for model, expected in needed.weights.items():
         try:
-            found = state_sha256(needed.materials.models[model].load().net)
+            sha256 = state_sha256(needed.materials.models[model].load().net)
         except (UsageError, OSError) as error:
             yield f"weights of {model}: {str(error).splitlines()[0]}"
             continue
-        if found != expected:
+        if sha256 != expected:
             yield f"weights of {model} differ from the driver's"
 
 
-def _files(needed: Requirements) -> Iterator[str]:
+def _file_problems(needed: Requirements) -> Iterator[str]:
     for path, expected in needed.files.items():
         try:
             if file_sha256(path) != expected:
@@ -126,14 +127,14 @@ def _files(needed: Requirements) -> Iterator[str]:
 
 
 def prepare(needed: Requirements, cache: ImageCache) -> list[str]:
-    """Check this machine and make its image cache; what it lacks, a sentence each."""
-    if wrong := lacking(needed):
-        return wrong
+    """Check this machine and build its image cache; returns the problems found, a sentence each."""
+    if problems := find_problems(needed):
+        return problems
     entries = [needed.materials.cache_entry(model, stream, shift) for (model, shift), stream in needed.streams.items()]
     unique = list({entry.key: entry for entry in entries}.values())
     try:
         missing = cache.to_build(unique)
-        if missing and (problem := no_room(cache, missing)):
+        if problem := cache_space_problem(cache, missing):
             return [problem.message]
         cache.build(missing, os.cpu_count() or 1)
     except UsageError as error:
@@ -141,13 +142,13 @@ def prepare(needed: Requirements, cache: ImageCache) -> list[str]:
     return []
 
 
-def no_room(cache: ImageCache, missing: Sequence[Entry]) -> Problem | None:
-    """A problem where the image cache does not fit."""
+def cache_space_problem(cache: ImageCache, missing: Sequence[CacheEntry]) -> Problem | None:
+    """The problem that the image cache does not fit on its disk, or None."""
     if not missing:
         return None
     needed, free = cache.space(missing)
     if needed <= free:
         return None
-    what = f"the image cache needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free"
-    hint = "choose another disk with --cache DIR, or --cache off to decode images whenever they are used"
-    return Problem(what, where=str(cache.root), hint=hint)
+    message = f"the image cache needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free"
+    hint = "choose another disk with --cache DIR, or --cache off to decode images on every use"
+    return Problem(message, where=str(cache.root), hint=hint)

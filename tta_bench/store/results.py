@@ -1,27 +1,26 @@
-"""What is on disk, as tidy tables, rebuilt at any time from what :mod:`tta_bench.store.records` has written."""
+"""A run as tidy tables: read where they are up to date, else rebuilt from the trials' records and written."""
 
 from __future__ import annotations
 
 import functools
-import itertools
+import hashlib
+import io
 import json
 import os
 import pathlib
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from tta_bench import __version__
 from tta_bench.errors import Problem, UsageError
-from tta_bench.files import write_atomically
-from tta_bench.store import npz, records, schema, tables
-from tta_bench.store.records import SCHEMA_VERSION as SCHEMA_VERSION
-from tta_bench.store.records import statuses as statuses
-from tta_bench.store.records import write as write
-from tta_bench.store.records import write_plan as write_plan
+from tta_bench.files import write_atomically, write_json
+from tta_bench.store import records, schema, tables
+
+INDEX = "tables.json"  # which trials the written tables are of
 
 
 def result_columns(table: pd.DataFrame) -> pd.DataFrame:
@@ -32,12 +31,13 @@ def result_columns(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def predictions(run: pathlib.Path) -> dict[str, bytes]:
-    """What is known of every image of each trial, by the trial's key: equal bytes for equal arrays."""
-    found = {}
+    """The per-image arrays of each trial, by the trial's key: equal bytes for equal arrays."""
+    content = {}
     for path in sorted((run / "trials").glob("*.npz")):
         with np.load(path, allow_pickle=False) as arrays:
-            found[path.stem] = b"".join(arrays[name].tobytes() for name in sorted(arrays) if name.startswith("images/"))
-    return found
+            images = [arrays[name].tobytes() for name in sorted(arrays) if name.startswith("images/")]
+        content[path.stem] = b"".join(images)
+    return content
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Results:
         segments: a row for each trial and segment, in plan order; failed, skipped and missing trials included.
         shifts: a row for each trial, segment, shift and visit, likewise.
         batches: a row for each batch of the trials that are ok: the online curve.
-        stale: trial files whose key is not in the plan, left out of the tables.
-        damaged: what is wrong with trials whose files do not match their checksum; they are missing in the tables.
+        stale: number of trial files whose key is not in the plan; they are not in the tables.
+        damaged: a message for each trial whose files do not match their checksum; such a trial is missing in the tables.
     """
 
     path: pathlib.Path
@@ -69,73 +69,124 @@ class Results:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Trials by status."""
+        """Number of trials by status."""
         status = self.segments.groupby(["label", "model", "setting", "seed", "key"], sort=False)["status"].first()
         return {str(name): int(count) for name, count in status.value_counts().items()}
 
+    @property
+    def failed(self) -> dict[str, str]:
+        """The reason of each failed trial by key, in plan order."""
+        rows = self.segments[self.segments["status"] == "failed"]
+        return dict(zip(rows["key"], rows["reason"], strict=True))
+
 
 def load(run: pathlib.Path) -> Results:
-    """Read a run's folder.
+    """Load a run's tables.
+
+    The written ones are read if neither the plan nor a trial's file has changed since. Otherwise they are rebuilt from
+    the trials, and written where the folder is writable.
 
     Raises:
-        UsageError: it is none, was written by another schema version, or a trial's files do not hold what the schema says.
+        UsageError: this is no run, another schema version wrote it, or a trial's files do not hold what the schema says.
+        OSError: the tables cannot be written.
     """
     try:
-        plan = json.loads((run / "plan.json").read_text())
+        text = (run / "plan.json").read_bytes()
+        plan = json.loads(text)
     except (OSError, ValueError) as error:
         hint = "give the folder that 'tta-bench run' printed last"
         raise UsageError(Problem(f"not a run: {error}", where=str(run), hint=hint)) from error
     records.check_version(run)
-    segments, shifts = tables.Gathered(schema.SEGMENTS), tables.Gathered(schema.SHIFTS)
-    batches, damaged = tables.Curves(), list[str]()
-    for trial in plan["trials"]:
-        stored = records.look(run, trial["key"])
-        record = stored.record
-        damaged += [stored.damage] if stored.damage else []
-        shared = tables.shared(trial, record, stored.damage)
-        segments.add(shared, tables.segments(trial, record))
-        shifts.add(shared, tables.shifts(trial, record))
-        if record is not None and record["status"] == "ok":
-            batches.add(trial, read_arrays(run, trial["key"], tables.is_of_batches))
-    stale = len(_committed(run) - {t["key"] for t in plan["trials"]})
-    frames = segments.frame(), shifts.frame(), batches.frame()
-    return Results(run, plan, *frames, stale, tuple(dict.fromkeys(damaged)))
+    sources = _digest(run, text)
+    results = _read(run, plan, sources)
+    if results is None:
+        results = _rebuild(run, plan)
+        if os.access(run, os.W_OK):
+            _write(results, sources)
+    return results
 
 
 def read_arrays(run: pathlib.Path, key: str, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
     """The arrays of a trial, by name (``images/correct``, ``batches/step_ms``, …).
 
     Raises:
-        UsageError: they are gone, damaged, or not those of :class:`tta_bench.store.schema.Batches` and ``Images``.
+        UsageError: they are missing, damaged, or not those of :class:`tta_bench.store.schema.Batches` and ``Images``.
     """
-    file = f"{run}/trials/{key}.npz"
-    try:
-        arrays = npz.read(file, wanted)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        hint = "delete the .json beside it and run the suite again: this trial is then run anew"
-        raise UsageError(Problem(f"a trial's arrays cannot be read: {error}", file, hint=hint)) from error
+    stored = records.read_trial(run, key)
+    if stored.record is None:
+        hint = "run the suite again: it runs this trial anew"
+        raise UsageError(Problem(stored.damage or "no such trial", f"{run}/trials/{key}.json", hint=hint))
+    return _arrays(stored.arrays, wanted, f"{run}/trials/{key}.npz")
+
+
+def _arrays(content: bytes, wanted: Callable[[str], bool], file: str) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files if wanted(name)}
     if wrong := [*schema.array_faults(arrays, wanted)]:
-        raise UsageError(records.unfit(wrong, file))
+        raise UsageError(records.schema_problem(wrong, file))
     return arrays
 
 
-def _committed(run: pathlib.Path) -> set[str]:
-    """Keys of the trials on disk."""
+def _rebuild(run: pathlib.Path, plan: Mapping[str, Any]) -> Results:
+    segments, shifts = list[dict[str, Any]](), list[dict[str, Any]]()
+    ok, columns, damaged = list[Mapping[str, Any]](), list[dict[str, np.ndarray]](), dict[str, None]()
+    for trial in plan["trials"]:
+        stored = records.read_trial(run, trial["key"])
+        record = stored.record
+        if stored.damage:
+            damaged[stored.damage] = None
+        shared = tables.trial_columns(trial, record, stored.damage)
+        if record is not None and record["status"] == "ok":
+            segments += [shared | row for row in record["segments"]]
+            shifts += [shared | row for row in record["shifts"]]
+            ok.append(trial)
+            arrays = _arrays(stored.arrays, tables.is_of_batches, f"{run}/trials/{trial['key']}.npz")
+            columns.append(tables.batch_columns(arrays))
+        else:
+            segments += [shared | row for row in tables.planned_segments(trial)]
+            shifts += [shared | row for row in tables.planned_shifts(trial)]
+    stale = {path.stem for path in (run / "trials").glob("*.json")}.difference(t["key"] for t in plan["trials"])
+    frames = tables.table(schema.SEGMENTS, segments), tables.table(schema.SHIFTS, shifts), tables.batches(ok, columns)
+    return Results(run, plan, *frames, len(stale), tuple(damaged))
+
+
+# -- the written tables ------------------------------------------------------------------------------------------------
+
+
+def _digest(run: pathlib.Path, plan: bytes) -> str:
+    """SHA-256 over the plan and the name, size and times of every trial's file: it changes when one of them does."""
+    files = []
+    for path in sorted((run / "trials").glob("[!.]*")):  # not those being written
+        status = path.stat()
+        files.append((path.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    version = f"{__version__} {records.SCHEMA_VERSION}"
+    return hashlib.sha256(b"\0".join([version.encode(), plan, json.dumps(files).encode()])).hexdigest()
+
+
+def _write(results: Results, sources: str) -> None:
+    """Write each table as Parquet and CSV, and then the index that says which trials they are of; each atomically."""
+    digests = {}
+    for name, frame in results.tables.items():
+        content = frame.to_parquet(index=False)
+        digests[name] = hashlib.sha256(content).hexdigest()
+        write_atomically(results.path / f"{name}.parquet", lambda stream, content=content: stream.write(content))  # type: ignore[misc]
+        write_atomically(results.path / f"{name}.csv", functools.partial(frame.to_csv, index=False))
+    index = {"sources": sources, "tables": digests, "stale": results.stale, "damaged": results.damaged}
+    write_json(results.path / INDEX, index)
+
+
+def _read(run: pathlib.Path, plan: Mapping[str, Any], sources: str) -> Results | None:
+    """The written tables, or None where they are of other trials, incomplete or edited."""
     try:
-        names = os.listdir(run / "trials")
-    except FileNotFoundError:
-        return set()
-    return {name.removesuffix(".json") for name in names if name.endswith(".json")}
-
-
-def write_tables(results: Results) -> list[pathlib.Path]:
-    """Write each table as ``.parquet`` and ``.csv`` into the run's folder, atomically."""
-    writers: dict[str, Callable[[pd.DataFrame, IO[bytes]], Any]] = {
-        "parquet": lambda frame, stream: frame.to_parquet(stream, index=False),
-        "csv": lambda frame, stream: frame.to_csv(stream, index=False),
+        index = json.loads((run / INDEX).read_text())
+        contents = {name: (run / f"{name}.parquet").read_bytes() for name in schema.TABLES}
+    except (OSError, ValueError):
+        return None
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    if (index["sources"], index["tables"]) != (sources, digests):
+        return None
+    frames = {
+        name: tables.typed(columns, pd.read_parquet(io.BytesIO(contents[name])))
+        for name, columns in schema.TABLES.items()
     }
-    paths = []
-    for (name, frame), (ending, writer) in itertools.product(results.tables.items(), writers.items()):
-        paths.append(results.path / f"{name}.{ending}")
-        write_atomically(paths[-1], functools.partial(writer, frame))
-    return paths
+    return Results(run, plan, **frames, stale=index["stale"], damaged=tuple(index["damaged"]))

@@ -1,4 +1,4 @@
-"""A run's folder: its lock, and ``run.json``, which says how every number in it was made."""
+"""A run's folder: its lock, and ``run.json``, the provenance of each session."""
 
 from __future__ import annotations
 
@@ -106,18 +106,18 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def _gpus() -> list[str]:
-    """The names of this machine's GPUs, asked for in another process: this one would hold memory on them from then on."""
+    """The names of this machine's GPUs, from another process: a CUDA context would hold memory in this one."""
     import torch
 
     if not torch.cuda.device_count():
         return []
-    process = own_server().fork(_tell_gpus)
+    process = own_server().fork(_send_gpu_names)
     names: list[str] = process.connection.recv()
     process.end()
     return names
 
 
-def _tell_gpus(connection: Connection) -> None:
+def _send_gpu_names(connection: Connection) -> None:
     import torch
 
     connection.send([torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])

@@ -1,4 +1,4 @@
-"""The log of a trial: what it was, what it printed, how it ended."""
+"""A trial's log: its identity, output and ending."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from tta_bench.suite.plan import Trial
 
 
 def name(key: str) -> str:
-    """The log of a trial, below the run's folder."""
+    """The path of a trial's log below the run's folder."""
     return f"logs/{key}.log"
 
 
 def write(run: pathlib.Path, trial: Trial, result: TrialResult) -> None:
-    """Write a trial's log: what it was, each attempt, what it printed, and its traceback."""
+    """Write a trial's log: its identity, earlier attempts, output and traceback."""
     where = result.environment
     device = where.get("device_name") or where.get("device", "?")
     lines = [

@@ -1,10 +1,10 @@
-"""What is saved of a trial, fact by fact, with its type, kind and meaning.
+"""The schema of results: every fact that is saved of a trial, with its type, kind and meaning.
 
 The columns of the tables, the checks of what is read and the tables in ``docs/results.md`` come from the classes below;
 ``python -m tta_bench.store.schema`` prints the latter. A number's unit is in its name or its meaning. Statistics of a
 method's own, ``stat_…``, may stand beside the facts of a segment and the arrays of batches.
 
-A fact with a default may be lacking; all others are in the record of every trial that is ok.
+A fact with a default is optional; all others are in the record of every trial that is ok.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Asked:
     model: str = fact("key", "source model")
     dataset: str = fact("key", "data set; generated corruptions say so")
     protocol: str = fact("key", "the rule that made the stream: reset (before every shift), continual, …")
-    protocol_parameters: str = fact("key", "its parameters that are not at their default, in words")
+    protocol_parameters: str = fact("key", "its parameters other than the defaults")
     setting: str = fact("key", "what must agree for two numbers to stand in one table; equal where all of it is")
     adapt_images: int | None = fact(
         "key", "images of a segment adapted on; the rest meets the frozen state; empty for all"
@@ -72,7 +72,7 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentPlace:
-    """Where a segment is in its trial."""
+    """A segment's position in its trial."""
 
     position: int = fact("key", "number of the segment in its trial, from 0")
     segment: str = fact("key", "name of the segment, a run of batches: its shift, or mixed, …")
@@ -82,7 +82,7 @@ class SegmentPlace:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShiftPlace:
-    """Where graded images are in their trial."""
+    """The position of graded images in their trial."""
 
     position: int = fact("key", "number of the segment in its trial, from 0")
     segment: str = fact("key", "name of the segment, a run of batches: its shift, or mixed, …")
@@ -93,7 +93,7 @@ class ShiftPlace:
     severity: int = fact("key", "1 to 5; clean is 0")
 
 
-# -- what a trial came to ----------------------------------------------------------------------------------------------
+# -- results of a trial -------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segment(SegmentPlace):
-    """A segment, whatever shifts its batches are of."""
+    """A segment, of one or several shifts."""
 
     images: int = fact("result", "images graded in the segment")
     batches: int = fact("result", "batches in the segment")
@@ -289,19 +289,19 @@ _DTYPES = {str: "object", int: "Int64", float: "float64", bool: "boolean"}
 @functools.cache
 def types_of(owner: type) -> dict[str, tuple[type, bool]]:
     """Each fact of a class with its type and whether it may be None."""
-    found = {}
+    declared = {}
     for name, hint in typing.get_type_hints(owner).items():
         options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        found[name] = (options[0], type(None) in options)
-    return found
+        declared[name] = (options[0], type(None) in options)
+    return declared
 
 
 def _columns(*owners: type) -> tuple[Column, ...]:
     """The columns of several classes, by kind."""
-    found = [
+    columns = [
         _column(owner, field) for owner in owners for field in dataclasses.fields(owner) if field.metadata["column"]
     ]
-    return tuple(sorted(found, key=lambda column: list(KINDS).index(column.kind)))
+    return tuple(sorted(columns, key=lambda column: list(KINDS).index(column.kind)))
 
 
 def _column(owner: type, field: dataclasses.Field) -> Column:
@@ -325,9 +325,9 @@ TABLES = {"segments": SEGMENTS, "shifts": SHIFTS, "batches": BATCHES}
 
 
 def faults(record: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a record, a text for each fact that is unknown, lacking or of another type.
+    """A message for each fact of a record that is unknown, missing or of another type.
 
-    A trial that is not ok has but some facts.
+    A trial that is not ok may lack facts.
     """
     wrong = [*_faults(Record, record, "")]
     yield from wrong
@@ -339,36 +339,36 @@ def faults(record: Mapping[str, Any]) -> Iterator[str]:
     yield from row_faults(record["segments"], record["shifts"], whole)
 
 
-def fact_faults(owner: type, found: Any) -> Iterator[str]:
-    """What is wrong with some facts of a class above, of which others may still be lacking."""
-    yield from _faults(owner, found, "", whole=False)
+def fact_faults(owner: type, facts: Any) -> Iterator[str]:
+    """A message for each wrong fact; facts may be missing."""
+    yield from _faults(owner, facts, "", whole=False)
 
 
 def row_faults(segments: Iterable[Any], shifts: Iterable[Any], whole: bool = True) -> Iterator[str]:
-    """What is wrong with a trial's rows; of a trial that is not ``whole`` they may lack some facts."""
+    """A message for each wrong fact in a trial's rows; unless it is ``whole``, facts may be missing."""
     for name, owner, rows in (("segments", Segment, segments), ("shifts", Shift, shifts)):
         for number, row in enumerate(rows):
             yield from _faults(owner, row, f"{name}[{number}].", whole)
 
 
-def fitting(owner: type, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of some facts that a record can hold."""
-    return {name: value for name, value in found.items() if not [*fact_faults(owner, {name: value})]}
+def fitting(owner: type, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that fit the schema."""
+    return {name: value for name, value in facts.items() if not [*fact_faults(owner, {name: value})]}
 
 
-def _faults(owner: type, found: Any, where: str, whole: bool = True) -> Iterator[str]:
-    if not isinstance(found, Mapping):
+def _faults(owner: type, facts: Any, where: str, whole: bool = True) -> Iterator[str]:
+    if not isinstance(facts, Mapping):
         yield f"{where.rstrip('.')} is no mapping"
         return
     known = types_of(owner)
-    for name, value in found.items():
+    for name, value in facts.items():
         if name in known:
             if not _fits(value, *known[name]):
-                yield f"{where}{name} is {_told(value)}, no {known[name][0].__name__}"
+                yield f"{where}{name} is {_shown(value)}, no {known[name][0].__name__}"
         elif not (owner is Segment and name.startswith(STATISTIC) and _fits(value, float, True)):
             yield f"unknown fact {where}{name}"
     if whole:
-        yield from (f"no {where}{name}" for name in _required(owner) if name not in found)
+        yield from (f"no {where}{name}" for name in _required(owner) if name not in facts)
 
 
 def _fits(value: Any, kind: type, optional: bool) -> bool:
@@ -379,8 +379,8 @@ def _fits(value: Any, kind: type, optional: bool) -> bool:
     return type(value) is kind
 
 
-def _told(value: Any) -> str:
-    """A value in a message: a method may have made it, so that its text may be long, or fail."""
+def _shown(value: Any) -> str:
+    """A value for a message. It may come from a method: its text may be long, or fail."""
     try:
         return f"{value!r:.100}"
     except Exception:
@@ -393,13 +393,15 @@ def _required(owner: type) -> tuple[str, ...]:
 
 
 def array_faults(arrays: Mapping[str, np.ndarray], wanted: Callable[[str], bool]) -> Iterator[str]:
-    """What is wrong with the arrays that were read of a trial, those that are ``wanted``."""
+    """A message for each array that is unknown, of another type, or ``wanted`` and missing."""
     for name, array in arrays.items():
         if name in _ARRAYS:
             if array.dtype != _ARRAYS[name]:
                 yield f"{name} is of {array.dtype}, not of {_ARRAYS[name]}"
         elif not name.startswith(f"batches/{STATISTIC}"):
             yield f"unknown array {name}"
+        elif array.dtype.kind not in "biuf":
+            yield f"{name} is of {array.dtype}, not of numbers"
     yield from (f"no array {name}" for name in _ARRAYS if wanted(name) and name not in arrays)
 
 
@@ -414,7 +416,7 @@ _ARRAYS = {
 
 
 def markdown() -> str:
-    """The tables of ``docs/results.md``: columns of the three tables, and what else is in a trial's files."""
+    """The lists in ``docs/results.md``: columns of the three tables, facts that are in no table, and arrays."""
     parts = [_listed(f"Table `{name}`", columns) for name, columns in TABLES.items()]
     parts.append(_listed("Only in `trials/<key>.json`", [*_hidden(Record, Facts, Environment)]))
     for group, owner in (("batches", Batches), ("images", Images)):

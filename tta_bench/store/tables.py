@@ -1,9 +1,8 @@
-"""The rows of the tables, gathered trial by trial from what is on disk."""
+"""The rows of the three tables, from the plan and the records of a run."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,36 +10,12 @@ import pandas as pd
 
 from tta_bench.store.schema import BATCHES, STATISTIC, Asked, Column, types_of
 
-Row = Mapping[str, Any]
 _ASKED = [*types_of(Asked), "key"]
+_GRADES = ("images/batch", "images/correct", "images/graded")
 
 
-class Gathered:
-    """A table, gathered column by column: pandas takes long to sort out thousands of dictionaries."""
-
-    def __init__(self, columns: Sequence[Column]):
-        self._columns = columns
-        self._values: dict[str, list[Any]] = {column.name: [] for column in columns}
-        self._length = 0
-
-    def add(self, shared: Row, rows: Iterable[Row]) -> None:
-        """Add the rows of a trial; they may lack columns, and have further ones: statistics of its method."""
-        for row in rows:
-            for name in row:
-                if name not in self._values and name.startswith(STATISTIC):
-                    self._values[name] = [np.nan] * self._length
-            for name, values in self._values.items():
-                value = row[name] if name in row else shared.get(name, np.nan)
-                values.append(sys.intern(value) if type(value) is str else value)  # most texts are in many rows
-            self._length += 1
-
-    def frame(self) -> pd.DataFrame:
-        """The table; statistics come last, in the order in which they came."""
-        return pd.DataFrame(self._values).astype({c.name: c.dtype for c in self._columns})
-
-
-def shared(trial: Row, record: Row | None, damage: str) -> dict[str, Any]:
-    """What all rows of a trial have in common; of one that is not there (``record`` is None) why that is so."""
+def trial_columns(trial: Mapping[str, Any], record: Mapping[str, Any] | None, damage: str | None) -> dict[str, Any]:
+    """What all rows of a planned trial share. Without a record the trial is missing, and ``reason`` says why."""
     asked = {name: trial[name] for name in _ASKED}
     if record is None:
         reason = f"damaged: {damage}; run the suite again" if damage else "not run yet"
@@ -49,92 +24,85 @@ def shared(trial: Row, record: Row | None, damage: str) -> dict[str, Any]:
     return {**asked, **record["facts"], **record["environment"], **ending}
 
 
-def segments(trial: Row, record: Row | None) -> Iterable[Row]:
-    """A row for each segment, whatever became of the trial."""
-    if record is not None and record["status"] == "ok":
-        return record["segments"]
-    return [segment_place(trial, position) for position in range(len(trial["segments"]))]
+def planned_segments(trial: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each segment of a trial without results."""
+    return [
+        {"position": position, "segment": name, "visit": visit, "role": role}
+        for position, (name, visit, role) in enumerate(trial["segments"])
+    ]
 
 
-def shifts(trial: Row, record: Row | None) -> Iterable[Row]:
-    """A row for each segment, shift and visit, whatever became of the trial."""
-    if record is not None and record["status"] == "ok":
-        return record["shifts"]
-    return _planned_shifts(trial)
-
-
-def segment_place(trial: Row, position: int) -> dict[str, Any]:
-    """Where a planned segment is."""
-    name, visit, role = trial["segments"][position]
-    return {"position": position, "segment": name, "visit": visit, "role": role}
-
-
-def _planned_shifts(trial: Row) -> Iterator[Row]:
+def planned_shifts(trial: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each segment, shift and visit of a trial without results."""
+    segments, rows = planned_segments(trial), []
     for position, number, visit in trial["cells"]:
         corruption, severity, name = trial["shifts"][number]
-        about = {"visit": visit, "shift": name, "corruption": corruption, "severity": severity}
-        yield segment_place(trial, position) | about
+        shift = {"visit": visit, "shift": name, "corruption": corruption, "severity": severity}
+        rows.append(segments[position] | shift)
+    return rows
+
+
+def table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A table with the schema's columns, then the methods' own statistics in the order in which they occur."""
+    return typed(columns, pd.DataFrame.from_records(rows))
+
+
+def typed(columns: Sequence[Column], frame: pd.DataFrame) -> pd.DataFrame:
+    """The same with the schema's column order and types; any other column but a statistic is dropped."""
+    statistics = [name for name in frame if str(name).startswith(STATISTIC)]
+    ordered = frame.reindex(columns=[*(column.name for column in columns), *statistics])
+    texts = {column.name: np.nan for column in columns if column.dtype == "object"}  # Parquet knows one missing value
+    return ordered.astype({**dict.fromkeys(statistics, "float64"), **{c.name: c.dtype for c in columns}}).fillna(texts)
 
 
 # -- the online curve --------------------------------------------------------------------------------------------------
 
-_OF_IMAGES = ("images/batch", "images/correct", "images/graded")
-
 
 def is_of_batches(name: str) -> bool:
     """Whether the online curve needs an array of a trial."""
-    return name.startswith("batches/") or name in _OF_IMAGES
+    return name.startswith("batches/") or name in _GRADES
 
 
-class Curves:
-    """The table ``batches``, put together from the arrays of all trials at once."""
+def batch_columns(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A trial's columns, an element per batch: its own, the number of images graded, and of those classified correctly."""
+    batch, correct, graded = (arrays[name] for name in _GRADES)
+    own = {name.removeprefix("batches/"): array for name, array in arrays.items() if name not in _GRADES}
+    own["position"] = own.pop("segment")
+    size = len(own["batch"])
+    own["images_graded"] = np.bincount(batch[graded], minlength=size)
+    own["images_correct"] = np.bincount(batch[graded & correct], minlength=size)
+    return own
 
-    def __init__(self) -> None:
-        self._trials: list[Row] = []
-        self._parts: list[dict[str, np.ndarray]] = []  # of each trial: arrays of one length, its columns
-        self._first: list[int] = []  # of each trial: number of its first segment among those of all trials
-        self._segments: list[tuple[str, int]] = []  # of all trials: name and visit
 
-    def add(self, trial: Row, arrays: Mapping[str, np.ndarray]) -> None:
-        """Add a trial."""
-        batch, correct, graded = (arrays[name] for name in _OF_IMAGES)
-        own = {name.removeprefix("batches/"): a for name, a in arrays.items() if name not in _OF_IMAGES}
-        part = {name: a.copy() for name, a in own.items()}  # else all of the file would stay in memory
-        size = len(part["batch"])
-        part["position"] = part.pop("segment")
-        part["images_graded"] = np.bincount(batch[graded], minlength=size)
-        part["right"] = np.bincount(batch[graded & correct], minlength=size)
-        self._trials.append(trial)
-        self._parts.append(part)
-        self._first.append(len(self._segments))
-        self._segments += [(name, visit) for name, visit, _ in trial["segments"]]
+def batches(trials: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str, np.ndarray]]) -> pd.DataFrame:
+    """The table ``batches``: the online curve of each segment.
 
-    def frame(self) -> pd.DataFrame:
-        """The table, in the order in which trials were added."""
-        if not self._trials:
-            return pd.DataFrame()
-        number = np.repeat(np.arange(len(self._parts)), [len(part["batch"]) for part in self._parts])
-        own = {name: self._column(name) for name in dict.fromkeys(name for part in self._parts for name in part)}
-        segment = np.array(self._first)[number] + own["position"]
-        names, visits = zip(*self._segments, strict=True)
-        graded, right = pd.Series(own["images_graded"]), pd.Series(own.pop("right"))
-        seen = graded.groupby(segment).cumsum()
-        columns = {
-            **own,
-            **{c.name: self._of_trials(c).take(number) for c in BATCHES if c.name in _ASKED},
-            "segment": pd.Index(names).take(segment),
-            "visit": np.array(visits)[segment],
-            "error_pct": 100.0 * (1.0 - right / graded),
-            "images_seen": seen,
-            "running_error_pct": 100.0 * (1.0 - right.groupby(segment).cumsum() / seen),
+    Args:
+        trials: those that are ok, as the plan has them.
+        columns: :func:`batch_columns` of each; a statistic that a trial lacks is not a number there.
+    """
+    if not trials:
+        return table(BATCHES, [])
+    sizes = [len(own["batch"]) for own in columns]  # arrays, for a frame per trial would take pandas long
+    names = dict.fromkeys(name for own in columns for name in own)
+    lacking = [np.full(size, np.nan) for size in sizes]
+    frame = pd.DataFrame(
+        {
+            name: np.concatenate([own.get(name, nan) for own, nan in zip(columns, lacking, strict=True)])
+            for name in names
         }
-        ordered = [c.name for c in BATCHES] + [name for name in own if name.startswith(STATISTIC)]
-        return pd.DataFrame({name: columns[name] for name in ordered}).astype({c.name: c.dtype for c in BATCHES})
+    ).assign(trial=np.repeat(np.arange(len(trials)), sizes))
+    frame = frame.merge(pd.DataFrame.from_records(list(_segments(trials))), on=["trial", "position"], how="left")
+    seen = frame.groupby(["trial", "position"])[["images_graded", "images_correct"]].cumsum()
+    frame["error_pct"] = 100.0 * (1.0 - frame["images_correct"] / frame["images_graded"])
+    frame["images_seen"] = seen["images_graded"]
+    frame["running_error_pct"] = 100.0 * (1.0 - seen["images_correct"] / seen["images_graded"])
+    return typed(BATCHES, frame)
 
-    def _of_trials(self, column: Column) -> pd.Index:
-        return pd.Index([trial[column.name] for trial in self._trials], dtype=column.dtype)
 
-    def _column(self, name: str) -> np.ndarray:
-        """A column of all trials; not a number where a trial has no such statistic."""
-        parts = [part[name] if name in part else np.full(len(part["batch"]), np.nan) for part in self._parts]
-        return np.concatenate(parts)
+def _segments(trials: Sequence[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
+    """What all batches of a segment share."""
+    for number, trial in enumerate(trials):
+        asked = {column.name: trial[column.name] for column in BATCHES if column.name in _ASKED}
+        for position, (name, visit, _) in enumerate(trial["segments"]):
+            yield {**asked, "trial": number, "position": position, "segment": name, "visit": visit}

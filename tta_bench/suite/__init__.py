@@ -1,4 +1,4 @@
-"""A suite: YAML to a validated description of a benchmark, and to the list of its trials."""
+"""Suites: YAML to a validated benchmark, and to the list of its trials."""
 
 from tta_bench.suite.loader import LoadedSuite, config_problems, find, load, shipped
 from tta_bench.suite.schema import MethodEntry, Suite

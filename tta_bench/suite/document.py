@@ -1,7 +1,7 @@
-"""YAML with positions: plain Python data, and where in the file each piece of it stands.
+"""YAML with positions: plain Python data, and the line and column of each value.
 
-PyYAML alone reads ``1e-3`` as text, ``no`` as False, ``10:30`` as 630, and keeps the last of two equal keys without a
-word. Here scalars follow YAML 1.2's core schema, equal keys are a problem, and ``${VAR}`` and ``${VAR:-default}`` are
+PyYAML alone reads ``1e-3`` as text, ``no`` as False, ``10:30`` as 630, and silently keeps the last of two duplicate keys.
+Here scalars follow YAML 1.2's core schema, duplicate keys are an error, and ``${VAR}`` and ``${VAR:-default}`` are
 expanded.
 """
 
@@ -17,7 +17,7 @@ import yaml
 
 from tta_bench.errors import Problem, UsageError
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]  # mapping keys and list indices, from the top of the document
 
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -45,21 +45,51 @@ class Document:
     """A parsed file.
 
     Attributes:
-        name: how messages call the file.
+        name: the file's name in messages.
         lines: its source lines.
         data: plain dicts, lists and scalars.
-        problems: what parsing itself found (duplicate keys, unset variables).
     """
 
     name: str
     lines: list[str]
     data: Any = None
-    problems: list[Problem] = field(default_factory=list)
-    _keys: dict[Path, yaml.Node] = field(default_factory=dict)
-    _values: dict[Path, yaml.Node] = field(default_factory=dict)
+    _problems: list[tuple[KeyPath, Problem]] = field(default_factory=list)
+    _overrides: dict[KeyPath, str] = field(default_factory=dict)
+    _keys: dict[KeyPath, yaml.Node] = field(default_factory=dict)
+    _values: dict[KeyPath, yaml.Node] = field(default_factory=dict)
 
-    def problem(self, path: Path, message: str, hint: str = "", *, at_key: bool = False) -> Problem:
-        """A problem at ``path`` (or at its nearest ancestor that is in the file), with the source line and a caret."""
+    @property
+    def problems(self) -> list[Problem]:
+        """Errors found while parsing (duplicate keys, unset variables), except in values that were overridden."""
+        return [problem for path, problem in self._problems if self._override(path) is None]
+
+    def override(self, path: KeyPath, value: Any, origin: str) -> None:
+        """Replace the value at ``path``; problems with it are then reported at ``origin`` instead of a line.
+
+        Raises:
+            UsageError: an ancestor is not a mapping.
+        """
+        node, (*parents, last) = self.data, path
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UsageError(Problem(f"{parent!r} is not a mapping", where=origin))
+        node[last] = value
+        self._overrides[path] = origin
+
+    def _override(self, path: KeyPath) -> str | None:
+        """The origin of the value at ``path``, or of a value inside it that the file lacks; None: it is in the file."""
+        for length in range(len(path), 0, -1):
+            if origin := self._overrides.get(path[:length]):
+                return origin
+        if path in self._values:
+            return None
+        return next((origin for key, origin in self._overrides.items() if path and key[: len(path)] == path), None)
+
+    def problem(self, path: KeyPath, message: str, hint: str = "", *, at_key: bool = False) -> Problem:
+        """A problem at ``path`` (or at its nearest ancestor in the file), with the source line and a caret."""
+        if origin := self._override(path):
+            return Problem(message, where=origin, hint=hint)
         nodes = self._keys if at_key else self._values
         node = nodes.get(path)
         while node is None and path:
@@ -79,44 +109,49 @@ class Document:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def _convert(self, node: yaml.Node, path: Path, environment: Mapping[str, str]) -> Any:
+    def _convert(self, node: yaml.Node, path: KeyPath, environment: Mapping[str, str]) -> Any:
         self._values[path] = node
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, environment)
         if isinstance(node, yaml.SequenceNode):
             return [self._convert(child, (*path, i), environment) for i, child in enumerate(node.value)]
-        text = self._expand(node, environment)
+        text = self._expand(node, path, environment)
         if text is None:
-            return ""  # already a problem; an empty text gives rise to no second one
+            return ""  # the problem is recorded; validation accepts an empty text, so it is reported once
         return scalar(text) if isinstance(node, yaml.ScalarNode) and node.style is None else text
 
-    def _mapping(self, node: yaml.MappingNode, path: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath, environment: Mapping[str, str]) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = str(key_node.value)
             if key in result:
                 first = self._keys[(*path, key)].start_mark.line + 1
-                self.problems.append(self._at(key_node, f"duplicate key {key!r}", f"it is already on line {first}"))
+                problem = self._at(key_node, f"duplicate key {key!r}", f"first given on line {first}")
+                self._problems.append(((*path, key), problem))
                 continue
             self._keys[(*path, key)] = key_node
             result[key] = self._convert(value_node, (*path, key), environment)
         return result
 
-    def _expand(self, node: yaml.Node, environment: Mapping[str, str]) -> str | None:
-        known = len(self.problems)
+    def _expand(self, node: yaml.Node, path: KeyPath, environment: Mapping[str, str]) -> str | None:
+        """The text of a scalar with its variables expanded; None where one is not set."""
+        unset: list[str] = []
 
         def value(match: re.Match[str]) -> str:
             name, default = match.group(1), match.group(2)
-            # as in a shell, ':-' also stands in for an empty variable
-            found = environment.get(name) or (environment.get(name) if default is None else default)
-            if found is None:
-                hint = f"export {name}=…, or write ${{{name}:-default}}"
-                self.problems.append(self._at(node, f"the variable {name} is not set", hint))
-                return ""
-            return found
+            if environment.get(name):
+                return environment[name]
+            if default is not None:  # as in a shell, ':-' also replaces an empty variable
+                return default
+            if name not in environment:
+                unset.append(name)
+            return ""
 
         text = _VARIABLE.sub(value, node.value)
-        return text if len(self.problems) == known else None
+        for name in unset:
+            hint = f"export {name}=…, or write ${{{name}:-default}}"
+            self._problems.append((path, self._at(node, f"the variable {name} is not set", hint)))
+        return None if unset else text
 
 
 def parse(text: str, name: str, environment: Mapping[str, str] | None = None) -> Document:
@@ -124,11 +159,11 @@ def parse(text: str, name: str, environment: Mapping[str, str] | None = None) ->
 
     Args:
         text: the file's content.
-        name: how messages call the file.
-        environment: where variables are looked up; ``os.environ`` by default.
+        name: the file's name in messages.
+        environment: variables by name; ``os.environ`` by default.
 
     Raises:
-        UsageError: the text is not YAML at all. Problems that leave the rest readable are in ``Document.problems``.
+        UsageError: the text is not YAML. Problems that leave the rest readable are in ``Document.problems``.
     """
     document = Document(name, text.splitlines())
     try:
@@ -137,10 +172,10 @@ def parse(text: str, name: str, environment: Mapping[str, str] | None = None) ->
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         source = f"{mark.line + 1:>6} | {document.lines[mark.line]}" if mark and mark.line < len(document.lines) else ""
-        begun = error.context_mark
+        start = error.context_mark
         hint = (
-            f"{error.context}, which begins on line {begun.line + 1}"
-            if begun and mark and begun.line != mark.line
+            f"{error.context}, which begins on line {start.line + 1}"
+            if start and mark and start.line != mark.line
             else ""
         )
         raise UsageError(Problem(f"not valid YAML: {error.problem}", where, source, hint)) from error

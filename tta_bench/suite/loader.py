@@ -1,4 +1,4 @@
-"""YAML to a validated Suite: all problems at once, each with line, column and a hint."""
+"""YAML to a validated Suite; all problems are reported together, each with line, column and a hint."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import pydantic
 from pydantic import BaseModel
 
 from tta_bench.errors import Problem, UsageError, near_miss
-from tta_bench.registry import DATASETS, MODELS, PROTOCOLS, Kind, Registry, plugin_entries
+from tta_bench.registry import DATASETS, MODELS, PROTOCOLS, PluginKind, Registry, plugin_entries
 from tta_bench.streams import shift_of
-from tta_bench.suite.document import Document, Path, parse
+from tta_bench.suite.document import Document, KeyPath, parse
 from tta_bench.suite.parts import config_class, read
 from tta_bench.suite.schema import Suite, is_shift, named
 
 
 @dataclass
 class LoadedSuite:
-    """A valid suite with what is needed to speak of its file.
+    """A valid suite and its file.
 
     Attributes:
         suite: the values.
-        document: the file, for messages about places in it.
+        document: the file, for messages with line and column.
         plugins: plugin files, from the suite and the command line.
-        registry: the plugins that can be named.
+        registry: installed plugins and those files.
     """
 
     suite: Suite
@@ -39,13 +39,13 @@ class LoadedSuite:
 
 
 def shipped() -> list[str]:
-    """Names of the suites that come with the package."""
+    """Names of the shipped suites."""
     files = importlib.resources.files("tta_bench.suites").iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
 def find(name: str) -> pathlib.Path:
-    """The file of a suite, given as a path or as the name of a shipped one.
+    """The file of a suite, from its path or the name of a shipped suite.
 
     Raises:
         UsageError: there is no such file or suite.
@@ -66,17 +66,17 @@ def load(name: str, *, sets: Iterable[str] = (), plugins: Iterable[str] = ()) ->
     Args:
         name: a path, or the name of a shipped suite.
         sets: ``key=value`` pairs that replace top-level or dotted keys (``data.max_images=500``); values are YAML.
-        plugins: plugin files besides those that the suite names.
+        plugins: plugin files, in addition to those of the suite.
 
     Raises:
-        UsageError: with every problem found.
+        UsageError: with all problems.
     """
     path = find(name)
     document = parse(path.read_text(), str(path))
     if not isinstance(document.data, dict):
-        raise UsageError(Problem("a suite is a mapping of keys to values", str(path), hint="see suites/digits_c.yaml"))
+        raise UsageError(Problem("a suite must be a mapping", str(path), hint="see suites/digits_c.yaml"))
     for pair in sets:
-        _set(document.data, pair)
+        _set(document, pair)
     problems = list(document.problems)
     files, registry = _plugins(document, path, plugins, problems)
     suite = _validated(document, registry, problems)
@@ -87,32 +87,28 @@ def load(name: str, *, sets: Iterable[str] = (), plugins: Iterable[str] = ()) ->
     return LoadedSuite(suite, document, files, registry)
 
 
-def _set(data: dict[str, Any], pair: str) -> None:
+def _set(document: Document, pair: str) -> None:
     key, equals, value = pair.partition("=")
     if not equals:
         raise UsageError(Problem(f"--set {pair}: not of the form key=value", hint="for example --set seeds=[0,1]"))
-    *parents, last = key.split(".")
-    for parent in parents:
-        data = data.setdefault(parent, {})
-        if not isinstance(data, dict):
-            raise UsageError(Problem(f"--set {pair}: {parent!r} is not a mapping"))
-    parsed = parse(value, f"--set {pair}")
+    origin = f"--set {pair}"
+    parsed = parse(value, origin)
     if parsed.problems:
         raise UsageError(parsed.problems)
-    data[last] = parsed.data
+    document.override(tuple(key.split(".")), parsed.data, origin)
 
 
 # -- validation --------------------------------------------------------------------------------------------------------
 
 
-# keys under which a plugin's own Config reads what stands there, and the plugin of a mapping that names none
-_PARTS: dict[str, tuple[Kind, str | None]] = {"data": (DATASETS, None), "protocol": (PROTOCOLS, "reset"),
+# keys whose values a plugin's Config validates, with its kind and the default plugin
+_PARTS: dict[str, tuple[PluginKind, str | None]] = {"data": (DATASETS, None), "protocol": (PROTOCOLS, "reset"),
                                               "models": (MODELS, "timm")}  # fmt: skip
 
 
 def _validated(document: Document, registry: Registry, problems: list[Problem]) -> Suite | None:
     try:
-        # JSON mode is strict about types ("5" is no number, true is none either) yet takes lists for tuples
+        # JSON mode is strict about types ("5" and true are not numbers) but accepts lists as tuples
         return Suite.model_validate_json(json.dumps(document.data), strict=True, context={"registry": registry})
     except pydantic.ValidationError as error:
         problems += [_suite_problem(document, registry, dict(e)) for e in error.errors(include_url=False)]
@@ -120,7 +116,7 @@ def _validated(document: Document, registry: Registry, problems: list[Problem]) 
 
 
 def _suite_problem(document: Document, registry: Registry, error: dict[str, Any]) -> Problem:
-    """A refused value, with hints from the Config of the part in which it stands."""
+    """A refused value as a problem, with hints from the Config of the part that it is in."""
     location = error["loc"]
     if location and location[0] in _PARTS:
         kind, default = _PARTS[location[0]]
@@ -134,19 +130,19 @@ def _suite_problem(document: Document, registry: Registry, error: dict[str, Any]
 
 
 def _protocol_problems(document: Document, suite: Suite) -> Iterator[Problem]:
-    """What ``adapt_images`` cannot be together with the rest of the suite, and a probe that is no shift."""
+    """Values of ``adapt_images`` that are not a multiple of the batch size, and a probe that is not a shift."""
     probe = suite.protocol.probe
     if probe is not None and not is_shift(shift_of(probe.shift)):
         hint = "give clean, or a corruption with a severity: fog-5"
         yield document.problem(("protocol", "probe", "shift"), f"unknown shift {probe.shift!r}", hint)
     for count, size in itertools.product(suite.protocol.adapt_images, suite.batch_size):
         if count is not None and count % size:
-            what = f"adapt_images {count} is not a whole number of batches of {size}"
-            yield document.problem(("protocol", "adapt_images"), what, f"for example {-(-count // size) * size}")
+            message = f"adapt_images {count} is not a whole number of batches of {size}"
+            yield document.problem(("protocol", "adapt_images"), message, f"for example {-(-count // size) * size}")
 
 
-def _path(document: Document, location: Iterable[str | int]) -> Path:
-    """The place in the file that pydantic's location means; parts that are no keys (a union's tag) are left out."""
+def _path(document: Document, location: Iterable[str | int]) -> KeyPath:
+    """The path in the document of pydantic's location, without parts that are not keys (a union's tag)."""
     path: list[str | int] = []
     node: Any = document.data
     for part in location:
@@ -159,9 +155,9 @@ def _path(document: Document, location: Iterable[str | int]) -> Path:
 
 
 def _problem(
-    document: Document, model: type[BaseModel], error: Mapping[str, Any], prefix: Path = (), whole: str = "suite"
+    document: Document, model: type[BaseModel], error: Mapping[str, Any], prefix: KeyPath = (), whole: str = "suite"
 ) -> Problem:
-    """A refused value at its place; ``whole``: what the document is, for keys at its top."""
+    """A refused value as a problem; ``whole`` is the document's noun in messages on top-level keys."""
     location = (*prefix, *error["loc"])
     path, last, kind = _path(document, location), location[-1] if location else "", error["type"]
     where = ".".join(str(part) for part in path[:-1] if not isinstance(part, int)) or whole
@@ -179,11 +175,11 @@ def _problem(
         return document.problem(path, f"missing key 'kind' in {where}", str(context["hint"]), at_key=True)
     message = error["msg"].removeprefix("Value error, ")
     for jargon, word in (("a valid array", "a list"), ("an object", "a mapping"), ("a valid dictionary", "a mapping")):
-        message = message.replace(jargon, word)  # pydantic names JSON's kinds, the file is YAML
+        message = message.replace(jargon, word)  # pydantic speaks of JSON, the file is YAML
     shown = ".".join(str(part) for part in path)
-    known = kind.startswith("unknown_")
+    complete = kind.startswith("unknown_")
     hint = str(context.get("hint", "")) or _literal_hint(error)
-    return document.problem(path, message if known else f"{shown}: {message}", hint)
+    return document.problem(path, message if complete else f"{shown}: {message}", hint)
 
 
 def _literal_hint(error: Mapping[str, Any]) -> str:
@@ -194,7 +190,7 @@ def _literal_hint(error: Mapping[str, Any]) -> str:
 
 
 def _fields_at(model: Any, location: Iterable[str | int]) -> list[str]:
-    """Names of the fields of the part of ``model`` at pydantic's ``location``."""
+    """Field names of the part of ``model`` at pydantic's ``location``."""
     for part in location:
         if part in getattr(model, "model_fields", {}):
             model = next(_models_in(model.model_fields[part].annotation), None)
@@ -211,22 +207,22 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 def _plugins(
     document: Document, path: pathlib.Path, further: Iterable[str], problems: list[Problem]
 ) -> tuple[list[pathlib.Path], Registry]:
-    """The plugin files, and a registry with those of them that can be imported."""
-    named = document.data.get("plugins") or []
-    files = [path.parent / p for p in named if isinstance(p, str)] if isinstance(named, list) else []
+    """The plugin files, and a registry with those that can be imported."""
+    listed = document.data.get("plugins") or []
+    files = [path.parent / p for p in listed if isinstance(p, str)] if isinstance(listed, list) else []
     files += [pathlib.Path(p) for p in further]
-    good = []
+    importable = []
     for file in files:
         try:
             plugin_entries(file)
-            good.append(file)
+            importable.append(file)
         except UsageError as error:
             problems += error.problems
-    return files, Registry(plugins=good)
+    return files, Registry(plugins=importable)
 
 
 def _method_problems(document: Document, registry: Registry) -> Iterator[Problem]:
-    """Unknown and colliding names, repeated labels, unknown models; whatever the rest of the file looks like."""
+    """Unknown and ambiguous names, repeated labels, unknown models; checked even where the rest of the file is invalid."""
     entries = document.data.get("methods")
     models = document.data.get("models")
     if not isinstance(entries, list) or not isinstance(models, list):
@@ -243,13 +239,15 @@ def _method_problems(document: Document, registry: Registry) -> Iterator[Problem
             continue
         label = str(entry.get("label") or name)
         if label in labels:
-            yield document.problem(("methods", i), f"two methods have the label {label!r}", "give one another label:")
+            yield document.problem(
+                ("methods", i), f"two methods have the label {label!r}", "give one a different label:"
+            )
         labels.append(label)
-        place: Path = ("methods", i, "name") if isinstance(entries[i], dict) else ("methods", i)
+        key: KeyPath = ("methods", i, "name") if isinstance(entries[i], dict) else ("methods", i)
         try:
             registry.entry(name)
         except UsageError as error:
-            yield document.problem(place, error.problems[0].message, error.problems[0].hint)
+            yield document.problem(key, error.problems[0].message, error.problems[0].hint)
         per_model = entry.get("per_model")
         for model in per_model if isinstance(per_model, dict) else ():
             if model not in model_names:
@@ -260,17 +258,17 @@ def _method_problems(document: Document, registry: Registry) -> Iterator[Problem
 
 
 def config_problems(
-    document: Document, config: type[BaseModel], error: pydantic.ValidationError, prefix: Path, whole: str = "suite"
+    document: Document, config: type[BaseModel], error: pydantic.ValidationError, prefix: KeyPath, whole: str = "suite"
 ) -> list[Problem]:
-    """A plugin's refused values, placed below ``prefix`` in the document, which is a ``whole``."""
+    """The refused values of a plugin's Config at ``prefix`` in the document; ``whole`` is the document's noun."""
     return [_problem(document, config, dict(e), prefix, whole) for e in error.errors(include_url=False)]
 
 
-def configured(kind: Kind, value: Mapping[str, Any], registry: Registry) -> BaseModel:
-    """A part of a suite, such as its protocol, that stands in no file.
+def configured(kind: PluginKind, value: Mapping[str, Any], registry: Registry) -> BaseModel:
+    """A part of a suite, such as its protocol, from a mapping without a file.
 
     Raises:
-        UsageError: with every problem of the mapping.
+        UsageError: with all problems of the mapping.
     """
     try:
         return read(kind, value, registry)  # type: ignore[no-any-return]

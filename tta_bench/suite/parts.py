@@ -1,4 +1,4 @@
-"""The parts of a suite that plugins define: what stands under ``data``, ``protocol`` and in ``models`` is read by them."""
+"""The parts of a suite that plugins validate: ``data``, ``protocol`` and each of ``models``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pydantic import BaseModel, PlainValidator, ValidationInfo
 
 from tta_bench.errors import UsageError, refused
 from tta_bench.protocols.words import advice
-from tta_bench.registry import PROTOCOLS, Kind, Registry, installed
+from tta_bench.registry import PROTOCOLS, PluginKind, Registry, installed
 
 
-def config_class(kind: Kind, value: Any, registry: Registry, default: str | None = None) -> type[BaseModel] | None:
-    """The Config of the plugin that ``value`` (a mapping) names under ``kind``; None where it names none that loads."""
+def config_class(
+    kind: PluginKind, value: Any, registry: Registry, default: str | None = None
+) -> type[BaseModel] | None:
+    """The Config of the plugin named by ``kind`` in ``value``; None where there is no name or it cannot be loaded."""
     name = value.get("kind", default) if isinstance(value, Mapping) else None
     try:
         return registry.load(name, kind).Config if isinstance(name, str) else None  # type: ignore[no-any-return]
@@ -22,20 +24,20 @@ def config_class(kind: Kind, value: Any, registry: Registry, default: str | None
         return None
 
 
-def read(kind: Kind, value: Any, registry: Registry, default: str | None = None) -> Any:
-    """A part as the Config of the plugin that it names under ``kind``.
+def read(kind: PluginKind, value: Any, registry: Registry, default: str | None = None) -> Any:
+    """A part, validated by the Config of the plugin that it names.
 
     Args:
-        kind: of the plugin.
-        value: a mapping of plain values, as YAML gives them.
-        registry: where plugins are found.
-        default: the plugin of a mapping that names none.
+        kind: kind of plugin.
+        value: a mapping of plain YAML values; its key ``kind`` is the plugin's name.
+        registry: the plugins.
+        default: the plugin of a mapping without ``kind``.
 
     Raises:
-        pydantic.ValidationError: with every problem of the mapping.
+        pydantic.ValidationError: with all problems of the mapping.
     """
     if not isinstance(value, Mapping):
-        raise refused("mapping", "give a mapping of keys to values", (), value)
+        raise refused("mapping", "must be a mapping of keys to values", (), value)
     name = value.get("kind", default)
     if name is None:
         known = registry.names(kind)
@@ -46,12 +48,12 @@ def read(kind: Kind, value: Any, registry: Registry, default: str | None = None)
         problem = error.problems[0]
         hint = advice(str(name), problem.hint) if kind is PROTOCOLS else problem.hint
         raise refused("unknown_kind", problem.message, ("kind",), name, hint) from error
-    # JSON mode is strict about types ("5" is no number, true is none either) yet takes lists for tuples
+    # JSON mode is strict about types ("5" and true are not numbers) but accepts lists as tuples
     return cls.model_validate_json(json.dumps({**value, "kind": name}), strict=True)
 
 
-def by_plugin(kind: Kind, default: str | None = None) -> PlainValidator:
-    """Has a suite's field read by the plugin of ``kind`` that it names; validation's context holds the ``registry``."""
+def by_plugin(kind: PluginKind, default: str | None = None) -> PlainValidator:
+    """Validate a suite's field with :func:`read`; the validation context has the ``registry``."""
 
     def validated(value: Any, info: ValidationInfo) -> Any:
         return read(kind, value, (info.context or {}).get("registry") or installed(), default)

@@ -1,7 +1,7 @@
 """Suite to an ordered list of Trials, each with a content key.
 
-Planning opens the data (lists files, decodes nothing), loads every source model once to check its weights, and resolves
-every method's hyperparameters, so that whatever is wrong is said before anything runs.
+Planning opens the data (lists files, decodes nothing), loads each source model once to check its weights, and resolves
+each method's hyperparameters, so that errors are reported before anything runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tta_bench import NUMERICS_VERSION
 from tta_bench.adapter import Adapter, Config
 from tta_bench.data import DataRequest, Dataset, open_data
 from tta_bench.data.base import digest
-from tta_bench.data.cache import Entry as CacheEntry
+from tta_bench.data.cache import CacheEntry
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError
 from tta_bench.models import Network
@@ -31,10 +31,10 @@ from tta_bench.setting import Setting, setting_of
 from tta_bench.streams import Shift, StreamSpec, subset
 from tta_bench.suite import LoadedSuite, Suite
 from tta_bench.suite.keys import Keys
-from tta_bench.suite.prepare import Place
-from tta_bench.suite.resolve import Row, resolve
+from tta_bench.suite.prepare import Request
+from tta_bench.suite.resolve import ResolvedMethod, resolve
 from tta_bench.suite.select import Filter
-from tta_bench.suite.sources import Model, open_datasets, open_models
+from tta_bench.suite.sources import OpenedModel, open_datasets, open_models
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ class Trial:
         key: SHA-256 of the canonical JSON of ``asked``.
         label: the row's name in tables; ``method`` is the registered name.
         variant: the method's variant ("official" where it has only one).
-        preset: the published hyperparameters it started from; empty: the Config's own defaults.
-        preset_missing: the preset that the model names and the method lacks, so that its defaults are used; or empty.
+        preset: name of the published hyperparameters used; empty: the Config's defaults.
+        preset_missing: the model's preset where the method lacks it and its defaults are used; or empty.
         config: resolved hyperparameters.
-        model: the suite's name of the source model.
-        stream: how the stream is made.
-        setting: what must agree with another trial's for their numbers to stand in one table.
-        parameters: of its protocol, those at their default too.
+        model: name of the source model in the suite.
+        stream: specification of the stream.
+        setting: must agree with another trial's for their numbers to share a table.
+        parameters: of its protocol, including those at their default.
         seed: the trial's seed.
         precision: a name of :data:`tta_bench.run.precision.PRECISIONS`.
-        asked: all that was asked for, which is all that the key depends on.
+        asked: everything that was asked for, and that the key depends on.
     """
 
     key: str
@@ -75,17 +75,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Materials:
-    """What all trials of a run share; sent once to every worker.
+    """What all trials of a run share; sent once to each worker.
 
     Attributes:
         models: model name to its network.
         datasets: model name to its data (one object, unless the geometry depends on the weights).
-        registry: where plugins are found; files travel with it.
-        data_code: digest of the code of the kind of data, where that is no part of the harness, else empty.
-        contents: the digest of the images' fingerprint for each model name and shift, over the images that are used.
+        registry: the plugins; plugin files are pickled with it.
+        data_code: digest of the code of a third-party kind of data, else empty.
+        contents: digest of the fingerprint of the images used, for each model name and shift.
         parameters: model name to its number of parameters.
-        reopen: model name to a function that opens its data anew, on whichever machine.
-        folder: the driver's working directory, which relative paths (data, weights, checkpoints) are relative to.
+        reopen: model name to a function that opens its data on any machine.
+        folder: the driver's working directory, the base of relative paths (data, weights, checkpoints).
     """
 
     models: Mapping[str, Network]
@@ -98,8 +98,8 @@ class Materials:
     folder: str
 
     def enter(self) -> None:
-        """Make this process's working directory the driver's, where this machine has it: its paths then mean the same."""
-        with contextlib.suppress(OSError):  # what relative paths name is then not here, and said to be lacking
+        """Change to the driver's working directory, if this machine has it, so that relative paths resolve alike."""
+        with contextlib.suppress(OSError):  # files at relative paths are then reported as missing
             os.chdir(self.folder)
 
     def cache_entry(self, model: str, stream: StreamSpec, shift: Shift) -> CacheEntry:
@@ -112,12 +112,12 @@ class Materials:
         return Streams(self.registry, _labels_of(self.datasets))
 
     def all_images(self, trial: Trial) -> bool:
-        """Whether a trial's stream may use all images of all its shifts, which need not have equally many."""
+        """Whether a trial's stream may use all images of all its shifts."""
         dataset, size = self.datasets[trial.model], trial.stream.subset
         return size is None or all(size >= len(dataset.labels_of(shift)) for shift in trial.stream.shifts)
 
     def images_a_shift(self, trial: Trial) -> int:
-        """How many images a trial's stream may use of that of its shifts which has most."""
+        """Maximum number of images of one shift that a trial's stream may use."""
         dataset, stream = self.datasets[trial.model], trial.stream
         return max(len(used_images(dataset, shift, stream)) for shift in stream.shifts)
 
@@ -132,13 +132,13 @@ def _labels_of(datasets: Mapping[str, Dataset]) -> Callable[[str, Shift], np.nda
 
 
 def used_images(dataset: Dataset, shift: Shift, stream: StreamSpec) -> np.ndarray:
-    """(n,) int32 sorted indices of the images that a stream uses of a shift."""
+    """Sorted indices (n,) int32 of the images of a shift that a stream uses."""
     return subset(len(dataset.labels_of(shift)), stream.subset, stream.data_seed)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Attributes: name: the suite's; materials: what trials share; trials: in order; axes: what the suite varies."""
+    """The trials of a suite, in order, with what they share; ``axes`` are the names of what the suite varies."""
 
     name: str
     materials: Materials
@@ -147,20 +147,20 @@ class Plan:
 
     def cache_entries(self, trials: Iterable[Trial] | None = None) -> list[CacheEntry]:
         """Each (data, shift) that ``trials`` (default: all) use, once."""
-        found: dict[tuple[int, Shift], CacheEntry] = {}
+        entries: dict[tuple[int, Shift], CacheEntry] = {}
         for trial in self.trials if trials is None else trials:
             for shift in trial.stream.shifts:
-                place = (id(self.materials.datasets[trial.model]), shift)
-                if place not in found:
-                    found[place] = self.materials.cache_entry(trial.model, trial.stream, shift)
-        return list(found.values())
+                key = (id(self.materials.datasets[trial.model]), shift)
+                if key not in entries:
+                    entries[key] = self.materials.cache_entry(trial.model, trial.stream, shift)
+        return list(entries.values())
 
 
 def sources(loaded: LoadedSuite) -> dict[str, tuple[Network, Dataset, Mapping[str, Any]]]:
-    """For each source model its network, its data, and what a key would say of it; for pre-training.
+    """The network, the data set and the part of a trial's key of each source model; for pre-training.
 
     Raises:
-        UsageError: with every problem of models and data.
+        UsageError: with all problems of models and data.
     """
     problems: list[Problem] = []
     models = open_models(loaded, problems)
@@ -175,20 +175,20 @@ def make(
     limit: int | None = None,
     only: Filter | None = None,
     digests: Digests | None = None,
-    prepared: Mapping[Place, pathlib.Path] | None = None,
+    prepared: Mapping[Request, pathlib.Path] | None = None,
 ) -> Plan:
     """Plan a suite.
 
     Args:
         loaded: the suite.
-        limit: size of the seeded subset of images, in place of the suite's ``max_images``.
-        only: which rows are to be run, all by default; one that is not, and whose hyperparameters are refused (such as a
-            checkpoint that is not there), is left out.
-        digests: reads what image files hold, and remembers it; one without progress by default.
-        prepared: the files that preparations have made for rows which ask for them.
+        limit: size of the seeded subset of images, instead of the suite's ``max_images``.
+        only: selects rows, all by default; an unselected row whose hyperparameters are refused (such as a missing
+            checkpoint) is left out.
+        digests: of image files; one without progress by default.
+        prepared: files made by preparations.
 
     Raises:
-        UsageError: with every problem of models, data and hyperparameters.
+        UsageError: with all problems of models, data and hyperparameters.
     """
     suite, problems = loaded.suite, list[Problem]()
     models = open_models(loaded, problems)
@@ -209,45 +209,45 @@ def make(
         {name: reopening(loaded, model) for name, model in models.items()},
         str(pathlib.Path.cwd()),
     )
-    known = _Known(suite, materials, limit, digests)
-    trials = tuple(_trials(suite, models, materials, configs, known))
-    if known.problems:
-        places = [("protocol", *filter(None, p.where.split("."))) for p in known.problems]  # keys that are at fault
-        problems += [
-            loaded.document.problem(place, p.message, p.hint) for place, p in zip(places, known.problems, strict=True)
-        ]
-        raise UsageError(problems)
+    cells = _Cells(suite, materials, limit, digests)
+    trials = tuple(_trials(suite, models, materials, configs, cells))
+    if cells.problems:
+        keys = [("protocol", *filter(None, p.where.split("."))) for p in cells.problems]
+        raise UsageError([
+            *problems,
+            *(loaded.document.problem(key, p.message, p.hint) for key, p in zip(keys, cells.problems, strict=True)),
+        ])  # fmt: skip
     return Plan(suite.name, materials, trials, suite.axes())
 
 
 def _contents(
     suite: Suite, datasets: Mapping[str, Dataset], limit: int | None, digests: Digests, code: str
 ) -> Iterator[tuple[tuple[str, Shift], str]]:
-    """Each model and shift with the digest of the images that are used; what models share is read once."""
-    read: dict[tuple[int, Shift], str] = {}
+    """The digest of the images used for each model and shift; data shared by models is read once."""
+    known: dict[tuple[int, Shift], str] = {}
     for model, dataset in datasets.items():
         for shift in suite.shifts():
-            place = (id(dataset), shift)
-            if place not in read:
+            key = (id(dataset), shift)
+            if key not in known:
                 rows = subset(len(dataset.labels_of(shift)), limit or suite.data.max_images, suite.data.seed)
-                read[place] = content_of(dataset, shift, rows, digests, code)
-            yield (model, shift), read[place]
+                known[key] = content_of(dataset, shift, rows, digests, code)
+            yield (model, shift), known[key]
 
 
 def content_of(dataset: Dataset, shift: Shift, rows: np.ndarray, digests: Digests, code: str) -> str:
-    """The digest that stands for images ``rows`` (n,) under a shift; ``code``: of a plugin that makes them, or empty."""
-    found = dataset.fingerprint(shift, rows, digests)
-    return digest([found, code] if code else found)
+    """The digest of images ``rows`` (n,) under a shift; ``code`` is that of a third-party kind of data, or empty."""
+    fingerprint = dataset.fingerprint(shift, rows, digests)
+    return digest([fingerprint, code] if code else fingerprint)
 
 
-def reopening(loaded: LoadedSuite, model: Model) -> Callable[[], Dataset]:
-    """A function that opens a model's data anew."""
+def reopening(loaded: LoadedSuite, model: OpenedModel) -> Callable[[], Dataset]:
+    """A function that opens a model's data again."""
     request = DataRequest(loaded.suite.shifts(), model.geometry)
     return functools.partial(open_data, loaded.suite.data, request, loaded.registry)
 
 
 def _trials(
-    suite: Suite, models: Mapping[str, Model], materials: Materials, rows: list[Row], known: _Known
+    suite: Suite, models: Mapping[str, OpenedModel], materials: Materials, rows: list[ResolvedMethod], cells: _Cells
 ) -> Iterator[Trial]:
     axes = suite.axes()
     for row, precision in itertools.product(rows, suite.precision):
@@ -257,15 +257,15 @@ def _trials(
             "method": row.asked,
             "model": models[row.model].asked,
             "data": "",
-            **({"source": known.source(row.model)} if row.source_images else {}),
+            **({"source": cells.source(row.model)} if row.source_images else {}),
             "stream": "",
             "batch_size": row.batch_size,
             "seed": 0,
             "precision": precision,
         }
         key_of = Keys(shared)
-        cells = (known.cells(row.model, row.batch_size, seed) for seed in suite.seeds)
-        for stream, protocol, own in itertools.chain.from_iterable(cells):
+        by_seed = (cells.of(row.model, row.batch_size, seed) for seed in suite.seeds)
+        for stream, protocol, own in itertools.chain.from_iterable(by_seed):
             yield Trial(
                 key=key_of(own),
                 label=row.label,
@@ -287,16 +287,16 @@ def _trials(
 def _too_few_images(
     loaded: LoadedSuite, datasets: Mapping[str, Dataset], streams: Streams, limit: int | None
 ) -> Iterator[Problem]:
-    """That ``adapt_images`` adapts on a whole segment; looked for before images are read, which may take long."""
+    """Where ``adapt_images`` leaves nothing to grade; checked before images are read, which can take long."""
     after, shifts = loaded.suite.protocol.graded_after, loaded.suite.shifts()
     if after is None:
         return
     whole = {id(d): name for name, d in datasets.items() if not any(d.missing(shift) for shift in shifts)}
-    sizes = (found for model in whole.values() for found in _segments(loaded, model, streams, limit))
+    sizes = (segment for model in whole.values() for segment in _segments(loaded, model, streams, limit))
     size, name = min(sizes, default=(after + 1, ""))
     if size <= after:
-        what = f"adapt_images {after} leaves none of {size} images of segment {name} to grade"
-        yield loaded.document.problem(("protocol", "adapt_images"), what, "use more images, or smaller numbers")
+        message = f"adapt_images {after} leaves none of {size} images of segment {name} to grade"
+        yield loaded.document.problem(("protocol", "adapt_images"), message, "use more images, or smaller numbers")
 
 
 def _segments(loaded: LoadedSuite, model: str, streams: Streams, limit: int | None) -> Iterator[tuple[int, str]]:
@@ -304,7 +304,7 @@ def _segments(loaded: LoadedSuite, model: str, streams: Streams, limit: int | No
     suite = loaded.suite
     for batch_size, seed in itertools.product(suite.batch_size, suite.seeds):
         for _, spec in _wholes(suite, loaded.registry, limit, batch_size, seed):
-            with contextlib.suppress(UsageError):  # a rule that cannot be followed is told of when its trials are made
+            with contextlib.suppress(UsageError):  # reported when the trials are made
                 for _, stream in streams.specs(model, spec):
                     bounds = stream.bounds
                     parts = [s for s in stream.segments if s.role != "probe"]
@@ -314,7 +314,7 @@ def _segments(loaded: LoadedSuite, model: str, streams: Streams, limit: int | No
 def _wholes(
     suite: Suite, registry: Registry, limit: int | None, batch_size: int, seed: int
 ) -> Iterator[tuple[ProtocolConfig, StreamSpec]]:
-    """Each protocol that a suite asks for, and the whole of each stream that it makes."""
+    """Each combination of protocol parameters, with the specification of each whole stream."""
     cls: type[Protocol] = registry.load(suite.protocol.kind, PROTOCOLS)
     size, after = limit or suite.data.max_images, suite.protocol.graded_after
     groups = suite.by_severity() if cls.by_severity else [suite.shifts()]
@@ -325,11 +325,11 @@ def _wholes(
 _Cell = tuple[StreamSpec, ProtocolConfig, dict[str, Any]]
 
 
-class _Known:
-    """What the trials of different methods share, each computed once: streams and digests of the data.
+class _Cells:
+    """What trials of different methods share, computed once: streams and digests of the data.
 
     Attributes:
-        problems: why streams cannot be made.
+        problems: with making streams.
     """
 
     def __init__(self, suite: Suite, materials: Materials, limit: int | None, digests: Digests):
@@ -339,29 +339,29 @@ class _Known:
         self._sources: dict[int, str] = {}
         self.problems: list[Problem] = []
 
-    def cells(self, model: str, batch_size: int, seed: int) -> list[_Cell]:
-        """Each stream of a seed, its protocol, and what a key says of it."""
-        place = (id(self._materials.datasets[model]), batch_size, seed)
-        if place not in self._cells:
+    def of(self, model: str, batch_size: int, seed: int) -> list[_Cell]:
+        """The streams of a seed, each with its protocol and its part of a trial's key."""
+        key = (id(self._materials.datasets[model]), batch_size, seed)
+        if key not in self._cells:
             try:
-                self._cells[place] = list(self._made(model, batch_size, seed))
+                self._cells[key] = list(self._make(model, batch_size, seed))
             except UsageError as error:
-                self._cells[place] = []
+                self._cells[key] = []
                 self.problems += [p for p in error.problems if p not in self.problems]
-        return self._cells[place]
+        return self._cells[key]
 
-    def _made(self, model: str, batch_size: int, seed: int) -> Iterator[_Cell]:
-        seen = set[tuple[str, str]]()  # of each value of the protocol: two that make equal streams have rows each
+    def _make(self, model: str, batch_size: int, seed: int) -> Iterator[_Cell]:
+        seen = set[tuple[str, str]]()  # by protocol parameters: two that make equal streams both have rows
         for protocol, spec in _wholes(self._suite, self._materials.registry, self._limit, batch_size, seed):
-            for found, stream in self._streams.specs(model, spec):
-                if unknown := [s.id for s in found.shifts if (model, s) not in self._materials.contents]:
-                    what = f"the data have no images of {unknown[0]}, nor of {len(unknown) - 1} more of its shifts"
-                    raise UsageError(Problem(what, hint="these data show one corruption at a time"))
-                place = (protocol.canonical(), stream.sha256)
-                if place not in seen:  # clean images are in the stream of every severity
-                    seen.add(place)
-                    data = self._data(model, found.shifts)
-                    yield found, protocol, {"data": data, "stream": stream.sha256, "seed": seed}
+            for part, stream in self._streams.specs(model, spec):
+                if unknown := [s.id for s in part.shifts if (model, s) not in self._materials.contents]:
+                    message = f"the data have no images of {unknown[0]}, nor of {len(unknown) - 1} more of its shifts"
+                    raise UsageError(Problem(message, hint="these data show one corruption at a time"))
+                key = (protocol.canonical(), stream.sha256)
+                if key not in seen:  # clean images are in the stream of every severity
+                    seen.add(key)
+                    data = self._data(model, part.shifts)
+                    yield part, protocol, {"data": data, "stream": stream.sha256, "seed": seed}
 
     def _data(self, model: str, shifts: tuple[Shift, ...]) -> str:
         return digest([self._materials.contents[model, shift] for shift in shifts])

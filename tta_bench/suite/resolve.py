@@ -1,4 +1,4 @@
-"""The hyperparameters of every method row with every source model, resolved: preset, config, per_model, grid."""
+"""Resolved hyperparameters of each method with each source model: preset, config, per_model, grid."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pydantic
 from tta_bench.adapter import Adapter, Config
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.models import ModelConfig
-from tta_bench.registry import Entry, code_sha256
+from tta_bench.registry import PluginEntry, code_sha256
 from tta_bench.suite import LoadedSuite, MethodEntry, config_problems
-from tta_bench.suite.prepare import Place, place_of
+from tta_bench.suite.prepare import Request, request_of
 
 
 @dataclass(frozen=True)
-class Row:
-    """One method row with one model: its resolved hyperparameters, and what the key says of it.
+class ResolvedMethod:
+    """One method with one model: its resolved hyperparameters, and its part of the trial key.
 
     ``preset_missing`` is the model's preset where the method has hyperparameters but no preset of that name.
     """
@@ -40,16 +40,16 @@ class Row:
 def resolve(
     loaded: LoadedSuite,
     wanted: Callable[[str, str, str], bool],
-    prepared: Mapping[Place, pathlib.Path],
+    prepared: Mapping[Request, pathlib.Path],
     problems: list[Problem],
-) -> list[Row]:
-    """Every row of the suite's methods with every source model, in the suite's order.
+) -> list[ResolvedMethod]:
+    """Each of the suite's methods with each source model, in the suite's order.
 
     Args:
         loaded: the suite.
-        wanted: whether a row (label, method, model) is to be run; what is wrong with one that is not is not said.
-        prepared: the files that preparations have made for rows which ask for them.
-        problems: gets what is wrong, each once; such a row is left out.
+        wanted: whether (label, method, model) is selected; problems of others are not reported.
+        prepared: files made by preparations.
+        problems: receives each problem once; combinations with a problem are left out.
     """
     rows, code = [], functools.cache(code_sha256)
     for index, method in enumerate(loaded.suite.methods):
@@ -64,25 +64,28 @@ def resolve(
                 row = _row(loaded, index, cls, label, chosen, model, size, code, prepared, refused)
                 rows += [row] if row else []
     problems += _unknown_presets(loaded)
-    unique = list(dict.fromkeys(problems))  # a wrong field is wrong with every model
+    unique = list(dict.fromkeys(problems))  # a field's problem is the same with every model
     problems[:] = unique
     return rows
 
 
 def _row(
     loaded: LoadedSuite, index: int, cls: type[Adapter], label: str, chosen: Mapping[str, Any], model: ModelConfig,
-    batch_size: int, code: Callable[[Entry], str], prepared: Mapping[Place, pathlib.Path], problems: list[Problem],
-) -> Row | None:  # fmt: skip
+    batch_size: int, code: Callable[[PluginEntry], str], prepared: Mapping[Request, pathlib.Path], problems: list[Problem],
+) -> ResolvedMethod | None:  # fmt: skip
     method = loaded.suite.methods[index]
     preset = model.preset if model.preset and model.preset in cls.presets else ""
     missing = model.preset if model.preset and not preset and cls.Config.model_fields else ""
     values = cls.presets[preset].resolve(batch_size) if preset else {}
-    values |= _named(model.name, {**method.config, **method.per_model.get(model.name, {}), **chosen})
-    values = {name: _made(prepared, place_of(method.name, model.name, value), value) for name, value in values.items()}
+    values |= _substituted(model.name, {**method.config, **method.per_model.get(model.name, {}), **chosen})
+    for name, value in values.items():
+        request = request_of(method.name, model.name, value)
+        if request is not None and request in prepared:
+            values[name] = str(prepared[request])
     try:
         config = cls.Config.model_validate(values, context={"registry": loaded.registry})
     except pydantic.ValidationError as error:
-        problems += _placed(loaded, index, model.name, cls, error)
+        problems += _config_problems(loaded, index, model.name, cls, error)
         return None
     asked = {
         "name": method.name,
@@ -92,25 +95,20 @@ def _row(
         **{role: {"name": entry.name, "code_sha256": code(entry)} for role, entry in config.plugins().items()},
     }
     source_images = cls.declared(config).needs.source_images
-    return Row(method, label, model.name, batch_size, preset, missing, config, asked, source_images)
+    return ResolvedMethod(method, label, model.name, batch_size, preset, missing, config, asked, source_images)
 
 
-def _made(prepared: Mapping[Place, pathlib.Path], place: Place | None, value: Any) -> Any:
-    """A value, or in its place the file that was prepared for it."""
-    return str(prepared[place]) if place is not None and place in prepared else value
-
-
-def _named(model: str, value: Any) -> Any:
-    """``value`` with the source model's name in place of ``{model}``, in all texts: a checkpoint for each model."""
+def _substituted(model: str, value: Any) -> Any:
+    """``value`` with ``{model}`` replaced by the source model's name in all strings."""
     if isinstance(value, Mapping):
-        return {key: _named(model, item) for key, item in value.items()}
+        return {key: _substituted(model, item) for key, item in value.items()}
     return value.replace("{model}", model) if isinstance(value, str) else value
 
 
-def _placed(
+def _config_problems(
     loaded: LoadedSuite, index: int, model: str, cls: type[Adapter], error: pydantic.ValidationError
 ) -> list[Problem]:
-    """The refused fields, at the place that set them: the grid, the model's own values, or ``config``."""
+    """The refused fields as problems at the key that set them: ``grid``, ``per_model`` or ``config``."""
     method = loaded.suite.methods[index]
     fields = [str(e["loc"][0]) for e in error.errors() if e["loc"]]
     own = method.per_model.get(model, {})
@@ -123,7 +121,7 @@ def _placed(
 
 
 def _unknown_presets(loaded: LoadedSuite) -> Iterator[Problem]:
-    """Presets that none of the suite's methods has, where some method has presets at all."""
+    """Presets of models that no method of the suite has, if any method has presets."""
     classes = [loaded.registry.load(m.name) for m in loaded.suite.methods if _loads(loaded, m.name)]
     known = sorted({name for cls in classes for name in cls.presets})  # type: ignore[attr-defined]
     for index, model in enumerate(loaded.suite.models):

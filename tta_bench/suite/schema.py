@@ -1,4 +1,4 @@
-"""What a suite may say: its parts as typed, validated models. Unknown keys are refused."""
+"""The schema of a suite: typed, validated models of its parts. Unknown keys are refused."""
 
 from __future__ import annotations
 
@@ -40,13 +40,14 @@ def _precision(name: str) -> str:
 
 
 def named(value: Any) -> Any:
+    """A method given by its name alone as a mapping."""
     return {"name": value} if isinstance(value, str) else value
 
 
 def _distinct(values: list[Any]) -> list[Any]:
-    twice = [value for i, value in enumerate(values) if value in values[:i]]
-    if twice:
-        raise PydanticCustomError("twice", "{value} is listed twice", {"value": repr(twice[0])})
+    repeated = [value for i, value in enumerate(values) if value in values[:i]]
+    if repeated:
+        raise PydanticCustomError("repeated", "{value} is listed twice", {"value": repr(repeated[0])})
     return values
 
 
@@ -62,9 +63,9 @@ class MethodEntry(Part):
     Attributes:
         name: the registered name.
         label: the row's name in tables; the method's own name by default.
-        config: fields of the method's Config; ``{model}`` in a text stands for the source model's name.
-        per_model: model name to further fields, which win over ``config``.
-        grid: field to list of values; one row for each combination.
+        config: fields of the method's Config; ``{model}`` in a string is replaced by the source model's name.
+        per_model: model name to fields that override ``config``.
+        grid: field to list of values; each combination is a row.
     """
 
     name: str
@@ -83,7 +84,7 @@ class MethodEntry(Part):
 
 
 class Suite(Part):
-    """One benchmark. The shipped suites comment every key."""
+    """One benchmark. The shipped suites explain every key."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     plugins: list[str] = []
@@ -105,7 +106,7 @@ class Suite(Part):
     cache: Literal["on", "off"] = "on"
 
     def shifts(self) -> tuple[Shift, ...]:
-        """All shifts, severity by severity, corruptions in the suite's order; ``clean`` once, where it stands first."""
+        """All shifts, severity by severity, corruptions in the suite's order; ``clean`` once, at its first position."""
         return tuple(dict.fromkeys(shift for group in self.by_severity() for shift in group))
 
     def by_severity(self) -> list[tuple[Shift, ...]]:
@@ -118,6 +119,6 @@ class Suite(Part):
         return list(dict.fromkeys(groups))
 
     def axes(self) -> tuple[str, ...]:
-        """What the suite varies on purpose, besides shifts and seeds."""
+        """The names of the axes that the suite varies, besides shifts and seeds."""
         own = {"batch_size": self.batch_size, "precision": self.precision}
         return (*(name for name, values in own.items() if len(values) > 1), *self.protocol.axes())

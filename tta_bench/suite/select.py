@@ -1,4 +1,4 @@
-"""``--only``: choosing among a plan's trials."""
+"""``--only``: a selection of a plan's trials."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tta_bench.errors import Problem, UsageError, near_miss
 if TYPE_CHECKING:
     from tta_bench.suite.plan import Trial
 
-Values = Mapping[str, set[str]]  # what may be asked for, by field: every value that fits
+Values = Mapping[str, set[str]]  # of a trial: field to the values that match it
 
 
 class Filter:
-    """The trials that any of the ``--only`` expressions asks for; all where there is none.
+    """The trials that match any of the ``--only`` expressions; all trials where there are none.
 
-    An expression is ``field=value|value,field=value``. A field that a trial has no value of, as clean images have no
-    severity, does not leave it out.
+    An expression is ``field=value|value,field=value``. A trial without a value of a field matches any: clean images have
+    no severity.
 
     Args:
         only: the expressions.
@@ -30,25 +30,25 @@ class Filter:
         self._expressions = {text: dict(_condition(text, part) for part in text.split(",")) for text in only}
 
     def allows(self, label: str, method: str, model: str) -> bool:
-        """Whether a trial of this row can be asked for; used before there are trials."""
-        return self._asks(_of_row(label, method, model))
+        """Whether trials of this row can match; used before planning."""
+        return self._matches(_of_row(label, method, model))
 
     def select(self, trials: Iterable[Trial]) -> list[Trial]:
-        """The trials that are asked for.
+        """The matching trials.
 
         Raises:
-            UsageError: an unknown field, or a value that no trial has (with the nearest).
+            UsageError: a field is unknown, or no trial has a value; the hint has the closest.
         """
         trials = list(trials)
         values = [_of_trial(trial) for trial in trials]
         for text, conditions in self._expressions.items():
-            for name, asked in conditions.items():
-                _check(text, name, asked, values)
-        return [trial for trial, of_trial in zip(trials, values, strict=True) if self._asks(of_trial)]
+            for name, wanted in conditions.items():
+                _check(text, name, wanted, values)
+        return [trial for trial, of_trial in zip(trials, values, strict=True) if self._matches(of_trial)]
 
-    def _asks(self, values: Values) -> bool:
+    def _matches(self, values: Values) -> bool:
         return not self._expressions or any(
-            all(asked & values[name] for name, asked in conditions.items() if values.get(name))
+            all(wanted & values[name] for name, wanted in conditions.items() if values.get(name))
             for conditions in self._expressions.values()
         )
 
@@ -79,12 +79,12 @@ def _condition(text: str, condition: str) -> tuple[str, set[str]]:
     return name, set(values.split("|"))
 
 
-def _check(text: str, name: str, asked: set[str], trials: Iterable[Values]) -> None:
+def _check(text: str, name: str, wanted: set[str], trials: Iterable[Values]) -> None:
     known = [values[name] for values in trials if name in values]
     if not known:
         fields = sorted({field for values in trials for field in values})
         hint = f"for example --only method=tent,severity=4|5; fields: {', '.join(fields)}"
-        raise UsageError(Problem(f"--only {text}: {name!r} is no field", hint=hint))
-    for value in sorted(asked - set[str]().union(*known)):
+        raise UsageError(Problem(f"--only {text}: unknown field {name!r}", hint=hint))
+    for value in sorted(wanted - set[str]().union(*known)):
         near = near_miss(value, sorted(set[str]().union(*known)))
         raise UsageError(Problem(f"--only {text}: no trial has {name} {value!r}", hint=near))

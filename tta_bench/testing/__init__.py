@@ -1,8 +1,8 @@
-"""For authors of methods: tools that prove what an adapter does and does not do.
+"""Test tools for authors of methods and protocols.
 
-:func:`check_method` runs the conformance suite, as ``tta-bench check`` does; :func:`replay` feeds given batches to a
-method, for proofs that it equals another implementation; :func:`find_leaks` walks everything that a method can reach and
-looks for what it must never see; :func:`stream` makes a protocol's stream over given labels.
+:func:`check_method` runs the conformance suite, like ``tta-bench check``; :func:`replay` feeds given batches to a method,
+to compare it with another implementation; :func:`find_leaks` searches all objects that a method can reach for labels and
+other data that it must not see; :func:`stream` makes a protocol's stream over given labels.
 """
 
 from __future__ import annotations

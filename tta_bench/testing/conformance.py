@@ -1,7 +1,7 @@
-"""The conformance suite: what every method must do, checked in seconds on the CPU.
+"""The conformance suite: rules for every method, checked in seconds on the CPU.
 
-Each rule is a function of a :class:`Bench` (a method with one small network) that yields what it finds wrong. The rules
-run on three random networks (BatchNorm and GroupNorm ResNets, a LayerNorm ViT) and real images (the embedded digits).
+Each rule is a function of a :class:`Bench` (a method with one small network) that yields violations. The rules run on
+three random networks (BatchNorm and GroupNorm ResNets, a LayerNorm ViT) and real images (the embedded digits).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """A rule that a method breaks, on which network ("batch", "group", "layer"), and the numbers that show it."""
+    """A broken rule, the network ("batch", "group", "layer"), and a message with the numbers."""
 
     rule: str
     network: str
@@ -52,14 +52,14 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What :func:`check_method` found.
+class ConformanceReport:
+    """The result of :func:`check_method`.
 
     Attributes:
         findings: broken rules.
-        skipped: network to the reason why the method declines it.
-        rules: names of the rules that were checked.
-        networks: names of the networks that they were checked on, or skipped.
+        skipped: network to the reason why the method skips it.
+        rules: names of all rules.
+        networks: names of all networks, skipped ones included.
     """
 
     findings: list[Finding]
@@ -87,7 +87,7 @@ class Bench:
         return prepared(self.cls(mine, self.config, context), iter(self.batches(4, start=500)))
 
     def declines(self, batch_size: int = BATCH) -> str | None:
-        """Why the method says it cannot run here, or None."""
+        """The method's reason to skip this network, or None."""
         return self.cls.skip(self.model, self.config, context_for(self.model, batch_size, 32, _CPU, seed=0))
 
     def batches(self, count: int, size: int = BATCH, start: int = 0) -> list[Tensor]:
@@ -101,7 +101,7 @@ def _digits() -> Tensor:
     return to_tensor(load_split().test_images.copy(), _CPU, torch.float32)
 
 
-def _wrong_scores(scores: Any, batch: int, *, finite: bool = True) -> Iterator[str]:
+def _score_errors(scores: Any, batch: int, *, finite: bool = True) -> Iterator[str]:
     shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     if shape != (batch, 10):
         yield f"step() returned {shape}, expected ({batch}, 10)"
@@ -114,7 +114,7 @@ def _difference(one: list[Tensor], other: list[Tensor]) -> float:
 
 
 def _steps(adapter: Adapter, batches: list[Tensor]) -> list[Tensor]:
-    """Scores of each batch; runs that are compared start from equal states of the generator."""
+    """Scores of each batch; the generator is reseeded, so that runs can be compared."""
     adapter.context.generator.manual_seed(0)
     return [adapter.step(x.clone()).detach().clone() for x in batches]
 
@@ -123,11 +123,11 @@ def _steps(adapter: Adapter, batches: list[Tensor]) -> list[Tensor]:
 
 
 def global_state_is_left_alone(bench: Bench) -> Iterator[str]:
-    """torch's switches, functions of torch, timm and the harness, threads, directory, environment stay as they are.
+    """torch's flags, functions of torch, timm and the harness, threads, directory and environment stay unchanged.
 
-    The first rule: what a method changes here would show in the others.
+    This rule is first, because such changes would affect the other rules.
     """
-    batches = bench.batches(3)  # the library that holds the digits sets variables of its own
+    batches = bench.batches(3)  # loading the digits sets environment variables
     state = GlobalState()
     adapter = bench.adapter()
     _steps(adapter, batches)
@@ -141,11 +141,11 @@ def scores_have_the_right_shape(bench: Bench) -> Iterator[str]:
     """Scores are finite and (B, C)."""
     adapter = bench.adapter()
     for x in bench.batches(3):
-        yield from _wrong_scores(adapter.step(x), BATCH)
+        yield from _score_errors(adapter.step(x), BATCH)
 
 
 def deterministic(bench: Bench) -> Iterator[str]:
-    """Two fresh adapters give the same bits, whatever the global generators say."""
+    """Two fresh adapters give the same bits, whatever the state of the global generators."""
     runs = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -155,7 +155,7 @@ def deterministic(bench: Bench) -> Iterator[str]:
 
 
 def reset_restores(bench: Bench) -> Iterator[str]:
-    """After reset(), with what reset_keeps names cleared by hand, predictions equal a fresh adapter's."""
+    """After reset(), with the state in reset_keeps cleared, scores equal a fresh adapter's."""
     used = bench.adapter()
     _steps(used, bench.batches(3))
     yield from _reset_as_fresh(bench, used)
@@ -167,14 +167,14 @@ def _reset_as_fresh(bench: Bench, used: Adapter) -> Iterator[str]:
     state = used.context.generator.get_state()
     used.reset()
     if not torch.equal(state, used.context.generator.get_state()):
-        yield "reset() rewound context.generator: every shift would meet the same draws"
+        yield "reset() rewound context.generator: every shift would get the same draws"
     for path, before in kept.items():
         if not _same(before, _at(used, path)):
             yield f"reset_keeps names {path!r}, but reset() changed it"
         _clear(used, path, _at(fresh, path))
-    expected, found = (_steps(adapter, bench.batches(3, start=100)) for adapter in (fresh, used))
-    if largest := _difference(expected, found):
-        yield f"after reset() scores differ from a fresh adapter's by {largest:.3g}; is there state that reset() forgets?"
+    expected, actual = (_steps(adapter, bench.batches(3, start=100)) for adapter in (fresh, used))
+    if largest := _difference(expected, actual):
+        yield f"after reset() scores differ from a fresh adapter's by {largest:.3g}; does reset() miss some state?"
 
 
 def _at(adapter: Adapter, path: str) -> Any:
@@ -205,19 +205,19 @@ def _clear(adapter: Adapter, path: str, value: Any) -> None:
 
 def predict_changes_nothing(bench: Bench) -> Iterator[str]:
     """predict() leaves every tensor of the model and all later scores unchanged."""
-    asked, left = bench.adapter(), bench.adapter()
-    found, expected = [], []
+    predicting, reference = bench.adapter(), bench.adapter()
+    actual, expected = [], []
     for x, other in zip(bench.batches(3), bench.batches(3, start=200), strict=True):
-        state = {name: value.clone() for name, value in asked.model.state_dict().items()}
-        asked.predict(other)
-        after = asked.model.state_dict()
+        state = {name: value.clone() for name, value in predicting.model.state_dict().items()}
+        predicting.predict(other)
+        after = predicting.model.state_dict()
         changed = [name for name in state if name not in after or not _bitwise(state[name], after[name])]
         if changed:
             yield f"predict() changed {', '.join(changed[:3])}"
             return
-        found += _steps(asked, [x])
-        expected += _steps(left, [x])
-    if largest := _difference(expected, found):
+        actual += _steps(predicting, [x])
+        expected += _steps(reference, [x])
+    if largest := _difference(expected, actual):
         yield f"scores after predict() differ by {largest:.3g}"
 
 
@@ -226,7 +226,7 @@ def _bitwise(one: Tensor, other: Tensor) -> bool:
 
 
 def no_look_ahead(bench: Bench) -> Iterator[str]:
-    """What was returned for a batch does not change when later batches come."""
+    """The scores returned for a batch do not change during later batches."""
     first, second = bench.batches(2)
     adapter = bench.adapter()
     returned = adapter.step(first)
@@ -242,22 +242,22 @@ def other_batch_sizes(bench: Bench) -> Iterator[str]:
     adapter.step(bench.batches(1)[0])
     short = bench.batches(1, size=3)[0]
     act = adapter.step if adapter.needs.min_batch <= 3 else adapter.predict
-    yield from (f"a last batch of 3: {wrong}" for wrong in _wrong_scores(act(short), 3))
+    yield from (f"a last batch of 3: {error}" for error in _score_errors(act(short), 3))
     if bench.declines(batch_size=1) is None:
         single = bench.adapter(batch_size=1)
         for x in bench.batches(2, size=1):
-            yield from (f"batch size 1: {wrong}" for wrong in _wrong_scores(single.step(x), 1))
+            yield from (f"batch size 1: {error}" for error in _score_errors(single.step(x), 1))
 
 
 def everything_filtered_out(bench: Bench) -> Iterator[str]:
-    """A batch of which no prediction is reliable (all classes equally likely) leaves scores and weights finite."""
+    """A batch without reliable predictions (all classes equally likely) leaves scores and weights finite."""
     uniform = copy.deepcopy(bench.model)
     classifier: Any = uniform.classifier()
     torch.nn.init.zeros_(classifier.weight)
     torch.nn.init.zeros_(classifier.bias)
     adapter = bench.adapter(model=uniform)
     for x in bench.batches(2):
-        yield from _wrong_scores(adapter.step(x), BATCH)
+        yield from _score_errors(adapter.step(x), BATCH)
     bad = [name for name, p in adapter.model.named_parameters() if not p.isfinite().all()]
     if bad:
         yield f"{bad[0]} is not finite afterwards"
@@ -267,12 +267,12 @@ def constant_images(bench: Bench) -> Iterator[str]:
     """A batch of one grey image repeated, and one of black, give finite scores."""
     adapter = bench.adapter()
     for value in (0.5, 0.0):
-        for wrong in _wrong_scores(adapter.step(torch.full((BATCH, 3, 32, 32), value)), BATCH):
-            yield f"images of {value}: {wrong}"
+        for error in _score_errors(adapter.step(torch.full((BATCH, 3, 32, 32), value)), BATCH):
+            yield f"images of {value}: {error}"
 
 
 def nan_is_healed_by_reset(bench: Bench) -> Iterator[str]:
-    """After a batch whose scores are NaN, reset() brings everything back."""
+    """After a batch whose scores are NaN, reset() restores everything."""
     adapter = bench.adapter()
     poisoned = bench.batches(1)[0]
     poisoned[0] = float("nan")
@@ -281,7 +281,7 @@ def nan_is_healed_by_reset(bench: Bench) -> Iterator[str]:
 
 
 def needs_are_true(bench: Bench) -> Iterator[str]:
-    """What the method declares in ``needs`` is what it does."""
+    """The method does what it declares in ``needs``."""
     pristine = copy.deepcopy(bench.model)
     counter, steps = PassCounter(pristine), StepCounter()
     with steps.watching():
@@ -315,7 +315,9 @@ def _constant(adapter: Adapter) -> dict[str, Tensor]:
     networks = {
         k: v for k, v in vars(adapter).items() if isinstance(v, nn.Module) and getattr(v, "survives_reset", False)
     }
-    return {f"{place}.{name}": value for place, net in networks.items() for name, value in net.state_dict().items()}
+    return {
+        f"{attribute}.{name}": value for attribute, net in networks.items() for name, value in net.state_dict().items()
+    }
 
 
 def no_secret_in_reach(bench: Bench) -> Iterator[str]:
@@ -329,14 +331,14 @@ def no_secret_in_reach(bench: Bench) -> Iterator[str]:
 
 
 def stats_keep_their_keys(bench: Bench) -> Iterator[str]:
-    """stats() gives numbers, or tensors of one, under the same keys after every step."""
+    """stats() returns numbers, or 0-dim tensors, with the same keys after every step."""
     adapter, seen = bench.adapter(), set[tuple[str, ...]]()
     for x in bench.batches(3):
         adapter.step(x)
         stats = optimizers.stats(adapter)
         seen.add(tuple(sorted(stats)))
         if bad := [key for key, value in stats.items() if not _is_number(value)]:
-            yield f"stats()[{bad[0]!r}] is no number"
+            yield f"stats()[{bad[0]!r}] is not a number"
             return
     if len(seen) > 1:
         yield f"stats() changed its keys: {' then '.join(str(list(keys)) for keys in seen)}"
@@ -356,13 +358,13 @@ RULES: list[Callable[[Bench], Iterator[str]]] = [
 
 def check_method(
     cls: type[Adapter], config: Mapping[str, Any] | None = None, registry: Registry | None = None
-) -> Report:
+) -> ConformanceReport:
     """Check a method against every rule.
 
     Args:
         cls: the Adapter class.
-        config: fields of its Config, for one that has required fields.
-        registry: where the optimizer that they name is found; by default among what is installed.
+        config: fields of its Config, such as required ones.
+        registry: plugins that they may name; the installed ones by default.
 
     Raises:
         UsageError: its Config refuses ``config``.
@@ -381,12 +383,12 @@ def check_method(
             continue
         findings += [Finding(rule.__name__, network, message) for rule in RULES for message in _run(rule, bench)]
     if len(skipped) == len(NETWORKS):
-        findings.append(Finding("runs_somewhere", "all", f"declined everywhere: {'; '.join(skipped.values())}"))
-    return Report(findings, skipped, [rule.__name__ for rule in RULES], list(NETWORKS))
+        findings.append(Finding("runs_somewhere", "all", f"skipped everywhere: {'; '.join(skipped.values())}"))
+    return ConformanceReport(findings, skipped, [rule.__name__ for rule in RULES], list(NETWORKS))
 
 
 def _run(rule: Callable[[Bench], Iterator[str]], bench: Bench) -> list[str]:
     try:
         return list(rule(bench))
-    except (Exception, SystemExit) as error:  # whatever the method raises is what the rule found
+    except (Exception, SystemExit) as error:  # an exception of the method breaks the rule
         return [f"raised {type(error).__name__}: {text_of(error)}"]

@@ -1,4 +1,4 @@
-"""Whether anything of the labels is in reach of an adapter: a walk over everything that it can get at."""
+"""Leak search: a walk over all objects reachable from an adapter, for labels and other secrets."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-_FEWEST_LABELS = 8  # shorter runs of numbers agree with some labels by chance
+_FEWEST_LABELS = 8  # shorter sequences match some labels by chance
 
 
 @dataclass(frozen=True)
 class Secrets:
-    """What no method may reach.
+    """Data that no method may reach.
 
     Attributes:
         labels: label sequences, each int (N,): in data order, in stream order.
@@ -37,7 +37,7 @@ class Secrets:
         return frozenset(np.ascontiguousarray(image).tobytes() for image in (*self.later, *planes))
 
     def found_in(self, value: Any) -> str | None:
-        """What of it ``value`` itself gives away, in a few words; None where nothing."""
+        """The secret that ``value`` itself contains, as a short text; None if there is none."""
         if isinstance(value, str | bytes | pathlib.PurePath):
             text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
             if any(path in text for path in self.paths):
@@ -68,7 +68,7 @@ class Secrets:
 
 
 def _numbers(value: Any) -> np.ndarray | None:
-    """All numbers behind ``value``, flat: a tensor's or array's whole storage, also where it is a view of a larger one."""
+    """The numbers in ``value``, flat: the whole storage of a tensor or array, even where it is a view."""
     if isinstance(value, torch.Tensor):
         if value.is_sparse or value.dtype.is_complex or value.is_quantized:
             return None
@@ -85,7 +85,7 @@ def _numbers(value: Any) -> np.ndarray | None:
 
 
 def _contains(longer: np.ndarray, shorter: np.ndarray) -> bool:
-    """Whether ``shorter`` (m,) is a contiguous part of ``longer`` (n,)."""
+    """Whether ``shorter`` (m,) is a contiguous subsequence of ``longer`` (n,)."""
     if not _FEWEST_LABELS <= shorter.size <= longer.size:
         return False
     starts = np.flatnonzero(longer[: longer.size - shorter.size + 1] == shorter[0])
@@ -106,16 +106,16 @@ _LEAVES = (
 
 
 def find_leaks(roots: Mapping[str, Any], secrets: Secrets) -> list[str]:
-    """Walk everything reachable from ``roots`` and name each place that holds one of the ``secrets``.
+    """Search everything reachable from ``roots`` for the ``secrets``.
 
     Attributes, slots, containers, closures, defaults, bound methods, generators' locals, attributes of the objects'
     own classes and whole tensor storages are walked; modules' globals are not.
 
     Returns:
-        One line a leak, such as ``adapter.stash[0]: label array of 50``.
+        One line for each leak, such as ``adapter.stash[0]: label array of 50``.
     """
     leaks, seen, stack = [], set[int](), list(roots.items())
-    keep_alive = []  # an id is only unique while its object lives
+    keep_alive = []  # ids are unique only among live objects
     while stack:
         path, value = stack.pop()
         if isinstance(value, _LEAVES) or id(value) in seen:

@@ -1,4 +1,4 @@
-"""Replay: a method over given tensors, batch by batch, to prove it equal to other code."""
+"""Replay: run a method over given tensors, batch by batch, to compare it with another implementation."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def replay(
     seed: int = 0,
     after_step: Callable[[Adapter], None] | None = None,
 ) -> tuple[np.ndarray, Adapter]:
-    """Feed given batches to a method, in order, and return what it returned.
+    """Feed given batches to a method, in order, and return its scores.
 
     Args:
         method: a registered name, or an Adapter class.
-        hyperparameters: fields of the method's Config; a field that it does not have is an error.
-        model: a timm classifier in the precision and on the device to use; it is deep-copied, its weights stay.
-        test_batches: each (B, 3, H, W), given to the network as they are: mean and standard deviation are 0 and 1.
+        hyperparameters: fields of the method's Config; unknown fields are an error.
+        model: a timm classifier in the precision and on the device to use; it is copied, not modified.
+        test_batches: each (B, 3, H, W), passed to the network unchanged: mean and standard deviation are 0 and 1.
         source_batches: each (B, 3, H, W), for ``prepare``; one pass, in order.
-        reset_after: call ``reset()`` once, immediately before this test batch (counted from 0).
-        variant: the method's variant; methods that have only one take "official" alone.
+        reset_after: call ``reset()`` once, before this test batch (counted from 0).
+        variant: the method's variant; "official" for methods without variants.
         seed: of ``context.generator``.
-        after_step: called with the adapter after each batch, to look at it.
+        after_step: called with the adapter after each batch.
 
     Returns:
-        The scores, (batches, B, C) float array, and the adapter as the last batch left it.
+        The scores, (batches, B, C) float array, and the adapter after the last batch.
 
     Raises:
         ValueError: the method has no such variant, or its hyperparameters are refused.
@@ -69,7 +69,7 @@ def replay(
 
 
 def prepared(adapter: Adapter, source: Iterator[torch.Tensor]) -> Adapter:
-    """The adapter after ``setup`` and ``prepare``, as the runner brings it there: its generator is seeded anew."""
+    """Run ``setup`` and ``prepare`` as the runner does, and reseed the generator."""
     adapter.setup()
     adapter.remember()
     if adapter.source_request() is not None:

@@ -1,1 +1,1 @@
-"""Corruptions of images: the published ones, and the small-image strengths on NumPy, SciPy and Pillow."""
+"""Image corruptions: ImageNet-C's, and CIFAR-10-C's for small images on NumPy, SciPy and Pillow."""

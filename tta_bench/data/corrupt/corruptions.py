@@ -1,8 +1,8 @@
-"""The 19 corruptions of ImageNet-C and CIFAR-10-C, each image seeded from its own identity.
+"""The 19 corruptions of ImageNet-C and CIFAR-10-C, each image with a seed derived from its id.
 
-ImageNet-C's strengths come from the ``imagecorruptions`` package, CIFAR-10-C's from ``small_images`` beside.
-Most functions of the package draw from NumPy's global generator, which is one for each process: corrupt in processes,
-never in threads. Neither torch nor OpenCV is imported until a corruption needs it.
+ImageNet-C's strengths come from the ``imagecorruptions`` package, CIFAR-10-C's from ``small_images``. Most functions of
+the package draw from NumPy's global generator, of which a process has one: use processes, not threads. torch is not
+imported, OpenCV only when a corruption needs it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SMALL_NEEDS = {"spatter": ("opencv",), "frost": ("imagecorruptions-imaug",)}
 
 
 def image_seed(image_id: str, corruption: str, severity: int, data_seed: int) -> int:
-    """A 32-bit seed from SHA-256 of the image's identity, the corruption, its severity and the data seed."""
+    """A 32-bit seed from the SHA-256 of image id, corruption, severity and data seed."""
     text = json.dumps([image_id, corruption, severity, data_seed], separators=(",", ":"))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
@@ -50,8 +50,8 @@ def corrupt(image: np.ndarray, corruption: str, severity: int, *, strengths: Str
         image: uint8 (H, W, 3); 32×32 for "cifar", 32×32 or larger for "imagenet".
         corruption: one of :data:`NAMES`.
         severity: 1 to 5.
-        strengths: whose parameters.
-        seed: determines every draw; the caller's global NumPy generator is left as it was.
+        strengths: the parameters of ImageNet-C or of CIFAR-10-C.
+        seed: determines every draw; the global NumPy generator is restored afterwards.
 
     Returns:
         uint8 (H, W, 3).
@@ -67,7 +67,7 @@ def corrupt(image: np.ndarray, corruption: str, severity: int, *, strengths: Str
         return small_images.corrupt(image, corruption, severity, np.random.default_rng(seed))
     options = {"seed": seed} if corruption in _OWN_SEED else {}
     package = _imagecorruptions()
-    with _global_seed(seed), contextlib.redirect_stdout(io.StringIO()):  # it prints when a size does not divide
+    with _global_seed(seed), contextlib.redirect_stdout(io.StringIO()):  # it prints a warning for some sizes
         corrupted: np.ndarray = package.corrupt(image, severity=severity, corruption_name=corruption, **options)
     return corrupted
 
@@ -97,10 +97,10 @@ def _global_seed(seed: int) -> Iterator[None]:
 
 @functools.cache
 def opencv() -> Any:
-    """The ``cv2`` module, on one thread so that bytes do not depend on the number of cores.
+    """The ``cv2`` module, limited to one thread so that results do not depend on the number of cores.
 
     Raises:
-        UsageError: it cannot be loaded; the message names the library that is missing.
+        UsageError: it cannot be loaded; the message names the missing library.
     """
     try:
         import cv2
@@ -123,7 +123,7 @@ def _imagecorruptions() -> Any:
 
 
 def library_versions(strengths: Strengths, corruption: str) -> dict[str, str]:
-    """Versions of the libraries that can change the pixels of a corruption; imports none of them."""
+    """Versions of the libraries that a corruption's pixels depend on; imports none of them."""
     names: tuple[str, ...] = ("numpy", "scipy", "pillow")
     if strengths == "imagenet":
         names += ("imagecorruptions-imaug", "scikit-image", "opencv", "numba")

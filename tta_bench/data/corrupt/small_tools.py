@@ -1,4 +1,4 @@
-"""What several corruptions of small images share: blurs, zoom, colour spaces. Images are float64 in [0, 1]."""
+"""Blurs, zoom and color spaces shared by the corruptions of small images, which are float64 in [0, 1]."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy import ndimage
 
 
 def quantised(x: np.ndarray) -> np.ndarray:
-    """x rounded down to 256 levels, as an image that was stored in between."""
+    """x rounded down to 256 levels, like an image stored as uint8."""
     return np.floor(np.clip(x, 0, 1) * 255.0) / 255.0
 
 
@@ -39,7 +39,7 @@ def motion_blurred(x: np.ndarray, radius: int, sigma: float, angle: float) -> np
     for i, weight in enumerate(weights):
         dy, dx = -math.ceil(i * rise - 0.5), -math.ceil(i * run - 0.5)
         if abs(dy) >= height or abs(dx) >= breadth:
-            break  # the motion left the image
+            break  # the rest of the line is outside the image
         rows = np.clip(np.arange(height) - dy, 0, height - 1)
         columns = np.clip(np.arange(breadth) - dx, 0, breadth - 1)
         blurred += weight * x[rows[:, None], columns]

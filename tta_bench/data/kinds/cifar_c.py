@@ -23,7 +23,7 @@ def read_archive(folder: str, classes: int, part: Literal["train", "test"]) -> A
     """Read CIFAR's binary archive: records of 1 (CIFAR-100: 2) label bytes and 3,072 pixel bytes, planes R, G, B.
 
     Raises:
-        UsageError: the files are not there, or are of another size.
+        UsageError: the files are missing or have the wrong size.
     """
     root = pathlib.Path(folder).expanduser()
     pattern = {"test": "test*.bin", "train": "data_batch_*.bin" if classes == 10 else "train.bin"}[part]
@@ -34,7 +34,9 @@ def read_archive(folder: str, classes: int, part: Literal["train", "test"]) -> A
     label_bytes = 1 if classes == 10 else 2
     raw = np.concatenate([np.fromfile(file, dtype=np.uint8) for file in files])
     if raw.size % (label_bytes + 3072):
-        raise UsageError(Problem("the archive is damaged: its size is no multiple of a record", where=str(root)))
+        raise UsageError(
+            Problem("the archive is damaged: its size is not a multiple of the record size", where=str(root))
+        )
     records = raw.reshape(-1, label_bytes + 3072)
     images = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     ids = [f"{part}/{i}" for i in range(len(records))]
@@ -42,10 +44,10 @@ def read_archive(folder: str, classes: int, part: Literal["train", "test"]) -> A
 
 
 class CifarC(Dataset):
-    """The published CIFAR-10-C and CIFAR-100-C arrays, memory-mapped where they lie.
+    """The published CIFAR-10-C and CIFAR-100-C arrays, memory-mapped.
 
     Raises:
-        UsageError: ``labels.npy`` is missing or has another length.
+        UsageError: ``labels.npy`` is missing or has the wrong length.
     """
 
     name = "cifar_c"
@@ -55,7 +57,7 @@ class CifarC(Dataset):
         root: their folder.
         classes: 10 or 100.
         archive: the folder of CIFAR's binary archive (``cifar-10-batches-bin`` or ``cifar-100-binary``), for ``clean``
-            and for methods that ask for source images.
+            and for methods that use source images.
         """
 
         root: FolderPath
@@ -81,8 +83,8 @@ class CifarC(Dataset):
         except ValueError as error:
             raise UsageError(Problem(f"not a readable array: {error}", str(path), hint="download it again")) from error
         if len(array) != 5 * ROWS:
-            what = f"array has {len(array)} rows, expected {5 * ROWS} (five severities)"
-            raise UsageError(Problem(what, where=str(path), hint="download it again"))
+            message = f"array has {len(array)} rows, expected {5 * ROWS} (five severities)"
+            raise UsageError(Problem(message, where=str(path), hint="download it again"))
         return array
 
     def missing(self, shift: Shift) -> Problem | None:
@@ -111,9 +113,9 @@ class CifarC(Dataset):
         }
 
     def _extent(self, shift: Shift) -> Extent:
-        """Where the images of a severity lie in the file of the corruption."""
+        """The bytes of a severity's images in the corruption's file."""
         path, array = self._file(shift), self._load(self._file(shift).name)
-        if not isinstance(array, np.memmap) or not array.flags.c_contiguous:  # the severity's rows lie apart
+        if not isinstance(array, np.memmap) or not array.flags.c_contiguous:  # the severity's rows are not contiguous
             return Extent(str(path))
         size = array[:ROWS].nbytes
         return Extent(str(path), array.offset + (int(shift.severity or 0) - 1) * size, size)

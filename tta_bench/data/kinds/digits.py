@@ -1,4 +1,4 @@
-"""The embedded digits: scikit-learn's 1,797 handwritten digits, split so that source models never see a test image."""
+"""scikit-learn's 1,797 handwritten digits, split so that no source model was trained on a test image."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def load_split() -> DigitsSplit:
     test, train = np.sort(order[:TEST_IMAGES]), np.sort(order[TEST_IMAGES:])
     split = DigitsSplit(images[train], labels[train], train, images[test], labels[test], test)
     for array in split:
-        array.flags.writeable = False  # one for all callers
+        array.flags.writeable = False  # shared by all callers
     return split
 
 
 def _file() -> pathlib.Path:
-    """Of scikit-learn's package, which takes seconds to import."""
+    """The data file of scikit-learn, located without importing it, which takes seconds."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:
         raise UsageError(
-            Problem("the digits are scikit-learn's, which is not installed", hint="pip install scikit-learn")
+            Problem("the digits come with scikit-learn, which is not installed", hint="pip install scikit-learn")
         )
     return pathlib.Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
@@ -61,7 +61,7 @@ def _scaled(image: np.ndarray) -> np.ndarray:
 
 
 class Digits(Generated):
-    """scikit-learn's handwritten digits: 1,797 real images, of which the source models never saw 1,000."""
+    """scikit-learn's handwritten digits: 1,000 test images; the other 797 trained the source models."""
 
     name = "digits"
 

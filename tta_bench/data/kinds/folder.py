@@ -15,7 +15,7 @@ from tta_bench.data.base import (
     DataRequest,
     FolderPath,
     Geometry,
-    SomeImages,
+    ImageSubset,
 )
 from tta_bench.data.generated import Generated
 from tta_bench.data.images import FolderImages
@@ -30,13 +30,13 @@ class Folder(Generated):
     class Config(DataConfig):
         """Attributes:
         root: test images, ``<root>/<class>/<image>``.
-        source: clean images for methods that ask for some, same layout; labels are not used.
-        source_fraction: where there is no such folder: set this part of ``root`` apart as source images, drawn by the
-            data seed; only the rest is tested on.
+        source: clean images for methods that use source images, same layout; their labels are not used.
+        source_fraction: without such a folder: the fraction of ``root`` to hold out as source images, drawn by the data
+            seed; only the rest is tested on.
         strengths: "imagenet" (ImageNet-C's, for images of 32 pixels or more) or "cifar" (CIFAR-10-C's, 32×32).
         preprocess: "standard" (Resize 256, CenterCrop 224), "weights" (the size and crop that timm publishes with the
-            model's weights), or "none" (images are used as they are).
-        recompress_jpeg: JPEG quality of a last round trip after the corruption (ImageNet-C itself: 85), or None.
+            model's weights), or "none" (images unchanged).
+        recompress_jpeg: quality of a JPEG round trip after the corruption (ImageNet-C itself: 85), or None.
         """
 
         root: FolderPath
@@ -73,12 +73,12 @@ class Folder(Generated):
 
 
 def _folders(config: Folder.Config, geometry: Geometry) -> tuple[CleanImages, CleanImages | None]:
-    """(test images, source images): two folders, or two parts of one."""
+    """(test images, source images): two folders, or two parts of one folder."""
     images = FolderImages(config.root, geometry)
     if config.source:
         return images, FolderImages(config.source, geometry)
     if config.source_fraction is None:
         return images, None
     order = np.random.default_rng(derived_seed("source_fraction", config.seed)).permutation(len(images.ids))
-    apart = round(config.source_fraction * len(order))
-    return SomeImages(images, np.sort(order[apart:])), SomeImages(images, np.sort(order[:apart]))
+    held_out = round(config.source_fraction * len(order))
+    return ImageSubset(images, np.sort(order[held_out:])), ImageSubset(images, np.sort(order[:held_out]))

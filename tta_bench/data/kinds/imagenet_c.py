@@ -25,14 +25,14 @@ from tta_bench.streams import CLEAN, Shift
 
 
 class ImageNetC(Dataset):
-    """The official tree. Every shift must hold the same relative paths; clean images come from ``source``."""
+    """The official ImageNet-C tree; all shifts have the same relative paths, and clean images come from ``source``."""
 
     name = "imagenet_c"
 
     class Config(DataConfig):
         """Attributes:
         root: ``<root>/<corruption>/<severity>/<wnid>/<image>``.
-        source: the clean ImageNet validation folder, for ``clean`` and for methods that ask for source images.
+        source: the clean ImageNet validation folder, for ``clean`` and for methods that use source images.
         """
 
         root: FolderPath
@@ -61,8 +61,8 @@ class ImageNetC(Dataset):
     def _no_folder(self, shift: Shift) -> Problem | None:
         if self._folder(shift).is_dir():
             return None
-        there = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
-        hint = near_miss(shift.name, there) if there else "expected <root>/<corruption>/<severity>/<wnid>/*.JPEG"
+        names = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
+        hint = near_miss(shift.name, names) if names else "expected <root>/<corruption>/<severity>/<wnid>/*.JPEG"
         return Problem(f"no folder for {shift.id}", where=str(self._folder(shift)), hint=hint)
 
     def missing(self, shift: Shift) -> Problem | None:
@@ -70,23 +70,23 @@ class ImageNetC(Dataset):
         try:
             if shift == CLEAN:
                 clean = self._clean()
-                folder, there = clean.root, set(clean.ids)
+                folder, present = clean.root, set(clean.ids)
             else:
                 if problem := self._no_folder(shift):
                     return problem
                 folder = self._folder(shift)
-                there = set(listing(folder))
+                present = set(listing(folder))
         except UsageError as error:
             return error.problems[0]
-        lost = [path for path in self.ids if path not in there]
-        if lost:
+        absent = [path for path in self.ids if path not in present]
+        if absent:
             return Problem(
-                f"{len(lost)} of {len(self.ids)} images are missing, the first is {lost[0]}", where=str(folder)
+                f"{len(absent)} of {len(self.ids)} images are missing, the first is {absent[0]}", where=str(folder)
             )
         return None
 
     def _files(self, shift: Shift) -> tuple[pathlib.Path, Geometry]:
-        """The folder of a shift's images, and what is done to them."""
+        """The folder of a shift's images, and their geometry."""
         if shift == CLEAN:
             return self._clean().root, IMAGENET_GEOMETRY
         return self._folder(shift), IMAGENET_C_GEOMETRY

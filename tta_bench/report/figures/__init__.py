@@ -1,85 +1,94 @@
-"""The figures of a report, each drawn once and saved in every format that is asked for."""
+"""The figures of a report, each drawn once and saved in every requested format."""
 
 from __future__ import annotations
 
+import functools
 import io
 import pathlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from tta_bench.files import write_atomically
 from tta_bench.report.content import Content
-from tta_bench.report.figures import adapt_images, cost, errors, heatmap, online, ranks, severity, updates
-from tta_bench.report.figures.section import Drawn, sections
+from tta_bench.report.figures import (
+    by_adapt_images,
+    by_corruption,
+    by_cost,
+    by_severity,
+    by_updates,
+    heatmap,
+    online,
+    ranks,
+)
+from tta_bench.report.figures.section import Drawing, sections
 from tta_bench.report.figures.style import house_style
-from tta_bench.report.figures.svg import adaptive
 
-_ALL = (errors.draw, severity.draw, online.draw, cost.draw, updates.draw, heatmap.draw, ranks.draw, adapt_images.draw)
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "png": {"dpi": 150, "pil_kwargs": {"compress_level": 4}},  # twice as fast as usual, files a tenth larger
-    "pdf": {"metadata": {"CreationDate": None}},  # a figure drawn again is the same file
+_KINDS = (by_corruption, by_severity, online, by_cost, by_updates, heatmap, ranks, by_adapt_images)
+_OPTIONS: dict[str, dict[str, Any]] = {  # no dates: the same figure is the same file
+    "png": {"dpi": 200},
+    "pdf": {"metadata": {"CreationDate": None}},
+    "svg": {"metadata": {"Date": None}},
 }
 
 
 @dataclass(frozen=True)
-class Figure:
+class SavedFigure:
     """A figure on disk and for the page.
 
     Attributes:
         name: of its files, without ending.
         title: a few words.
-        caption: what is drawn, under which conditions, in a sentence or two; also the page's text for who cannot see it.
+        caption: what the figure shows and under which conditions; also the page's alternative text.
         files: where it was saved, one path a format.
-        svg: a whole SVG document for the page, whose text and lines follow the reader's light or dark scheme; empty where
-            it was not asked for.
+        width: inches.
+        svg: an SVG document for the page, None where it was not requested.
     """
 
     name: str
     title: str
     caption: str
     files: list[pathlib.Path]
-    svg: str
+    width: float
+    svg: bytes | None
 
 
-def draw(content: Content, folder: pathlib.Path, formats: Sequence[str]) -> list[Figure]:
-    """Draw every figure that there is something to draw for.
+def draw(content: Content, folder: pathlib.Path, formats: Sequence[str]) -> list[SavedFigure]:
+    """Draw and save all figures of a report.
 
     Args:
         content: the report.
-        folder: where files go; made where it is not there and a figure is.
+        folder: of the files; created if necessary.
         formats: some of png, pdf, svg; svg is not written to a file.
     """
     if not formats:
         return []
     with house_style():
-        return [_saved(figure, folder, formats) for figure in drawn(content)]
+        return [_save(drawing, folder, formats) for drawing in drawings(content)]
 
 
-def drawn(content: Content) -> Iterator[Drawn]:
-    """Every figure that there is something to draw for, not saved yet; to be called within ``style.house_style``."""
+def drawings(content: Content) -> Iterator[Drawing]:
+    """All figures of a report, not saved yet; call it inside ``style.house_style``."""
     for section in sections(content):
-        for each in _ALL:
-            yield from each(section)
+        for kind in _KINDS:
+            yield from kind.draw(section)
 
 
-def _saved(figure: Drawn, folder: pathlib.Path, formats: Sequence[str]) -> Figure:
-    files = [_file(figure, folder, name) for name in formats if name != "svg"]
-    return Figure(figure.name, figure.title, figure.caption, files, _svg(figure) if "svg" in formats else "")
+def _save(drawing: Drawing, folder: pathlib.Path, formats: Sequence[str]) -> SavedFigure:
+    text, figure = drawing.text, drawing.figure
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once for all formats
+    files = [folder / f"{text.name}.{suffix}" for suffix in formats if suffix != "svg"]
+    for path in files:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, functools.partial(_render, figure, path.suffix[1:]))
+    svg = io.BytesIO()
+    if "svg" in formats:
+        _render(figure, "svg", svg)
+    return SavedFigure(text.name, text.title, text.caption, files, figure.get_figwidth(), svg.getvalue() or None)
 
 
-def _file(figure: Drawn, folder: pathlib.Path, suffix: str) -> pathlib.Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{figure.name}.{suffix}"
-    options = _OPTIONS.get(suffix, {})
-    write_atomically(path, lambda stream: figure.figure.savefig(stream, format=suffix, facecolor="white", **options))
-    return path
-
-
-def _svg(figure: Drawn) -> str:
-    stream = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": figure.name}):
-        figure.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    return adaptive(stream.getvalue(), figure.name)
+def _render(figure: Figure, suffix: str, stream: IO[bytes]) -> None:
+    figure.savefig(stream, format=suffix, **_OPTIONS.get(suffix, {}))

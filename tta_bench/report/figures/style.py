@@ -1,29 +1,23 @@
-"""How figures look: one style a method everywhere, in figures and on the page.
+"""How figures look. Each method has one style in all figures and on the page, set by its position in the report.
 
-A method's colour goes by its place among all methods of the report. Beyond seven methods colours repeat; hatches, lines
-and fillings then tell methods of one colour apart.
+Colours repeat after seven methods; hatches, line styles and marker fills then distinguish methods of the same colour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers, with violet in place of their yellow, which is too
-# pale for lines on white; grey is for the source model. Each stands out from white and from a dark page.
-_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A3FFC"]
+# Okabe and Ito's colour-blind safe palette, with violet in place of their yellow, which is too pale for lines on white;
+# grey is for the source model. Each also has enough contrast on a dark page.
+_PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A3FFC"]
 _SOURCE = "#6C6C6C"
 
-# Stand-ins: the SVG names them by what they are for, and the reader's scheme says what they look like.
-INK = "#1b1c1d"  # text and axes
-MUTED = "#5b5c5d"  # notes
-GRID = "#dfe0e1"
-PAPER = "#fdfefe"  # gaps, and the inside of hollow markers
-ALERT = "#a61b1c"  # warnings
+INK, MUTED, GRID, ALERT = "#1b1c1d", "#5b5c5d", "#dfe0e1", "#a61b1c"  # text and axes, notes, grid lines, warnings
 
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">", "p"]
 _HATCHES = ["", "/////", ".....", "xxxxx"]
@@ -31,22 +25,22 @@ _LINES: list[Any] = ["-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2))]
 _FILLS = ["full", "full", "left", "bottom"]
 
 _RC: dict[Any, Any] = {
-    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8,
-    "text.hinting": "none",  # else a line is as wide as its resolution has it
-    
-    "text.color": INK, "text.parse_math": False,  # a label may hold $ and _
+    "font.size": 8, "text.color": INK, "text.parse_math": False,  # labels may contain $ and _
+    "figure.titlesize": 9, "figure.titleweight": "bold",
+    "axes.titlesize": 8, "axes.titlelocation": "left", "axes.titleweight": "bold",
     "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.linewidth": 0.7, "axes.axisbelow": True,
     "axes.spines.top": False, "axes.spines.right": False, "axes.labelsize": 8,
-    "xtick.color": INK, "ytick.color": INK, "xtick.major.width": 0.7, "ytick.major.width": 0.7,
-    "xtick.major.size": 3, "ytick.major.size": 3, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "xtick.color": INK, "ytick.color": INK, "xtick.labelsize": 8, "ytick.labelsize": 8,
     "grid.color": GRID, "grid.linewidth": 0.6, "hatch.linewidth": 0.9,
-    "pdf.fonttype": 42, "svg.fonttype": "none",
+    "legend.frameon": False, "legend.fontsize": 8, "legend.borderpad": 0, "legend.borderaxespad": 0.7,
+    "figure.constrained_layout.h_pad": 0.06,
+    "pdf.fonttype": 42, "svg.hashsalt": "tta-bench",  # the same figure is the same file
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Style:
-    """How a method is drawn; ``cycle`` counts how often its colour was given before."""
+class MethodStyle:
+    """How a method is drawn; ``cycle`` counts how often its colour was used before."""
 
     colour: str
     cycle: int
@@ -63,37 +57,42 @@ class Style:
         """Of lines."""
         return {"color": self.colour, "linestyle": _LINES[self.cycle], "linewidth": 1.3}
 
-    def point(self, marker: str | None = None) -> dict[str, Any]:
-        """Of points; a marker that stands for something else leaves the filling to tell methods apart."""
+    def point(self) -> dict[str, Any]:
+        """Of points. Fills also differ, as markers stand for source models in some figures."""
         return {
-            "marker": marker or MARKERS[self.cycle],
-            "markersize": 4.5 if marker is None else 6,
+            "marker": MARKERS[self.cycle],
+            "markersize": 4.5,
             "fillstyle": _FILLS[self.cycle],
             "color": self.colour,
-            "markerfacecolor": PAPER if self.cycle == 1 else self.colour,
-            "markerfacecoloralt": PAPER,
+            "markerfacecolor": "white" if self.cycle == 1 else self.colour,
+            "markerfacecoloralt": "white",
             "markeredgewidth": 1.1 if self.cycle else 0.6,
-            "markeredgecolor": self.colour if self.cycle else PAPER,
+            "markeredgecolor": self.colour if self.cycle else "white",
         }
 
 
-def colours(labels: Sequence[str]) -> dict[str, str]:
-    """A colour for each label, the same in every panel; more labels than colours repeat them."""
+def colours(labels: Iterable[str]) -> dict[str, str]:
+    """A colour for each label; more labels than colours repeat them."""
     return {label: style.colour for label, style in styles(labels).items()}
 
 
-def styles(labels: Sequence[str]) -> dict[str, Style]:
-    """A style for each label: it depends on nothing but the label's place among the others."""
-    others = [label for label in labels if label != "source"]
-    chosen = {
-        label: Style(_COLOURS[i % len(_COLOURS)], i // len(_COLOURS) % len(_HATCHES)) for i, label in enumerate(others)
-    }
-    return {label: chosen.get(label, Style(_SOURCE, 0)) for label in labels}
+def styles(labels: Iterable[str]) -> dict[str, MethodStyle]:
+    """A style for each label, which depends only on the label's position among ``labels``."""
+    assigned: dict[str, MethodStyle] = {}
+    number = 0
+    for label in labels:
+        if label == "source":
+            assigned[label] = MethodStyle(_SOURCE, 0)
+        else:
+            cycle, place = divmod(number, len(_PALETTE))
+            assigned[label] = MethodStyle(_PALETTE[place], cycle % len(_HATCHES))
+            number += 1
+    return assigned
 
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw and save within: whatever the user's own settings of matplotlib are, figures look the same."""
+    """Draw and save figures inside this context: the user's matplotlib settings then have no effect."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_RC)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.files import write_atomically
-from tta_bench.report.content import Content, Options, make
+from tta_bench.report.content import Content, ReportOptions, make
 from tta_bench.report.evidence import gather
 
 OF_RUNS = ("segments", "shifts", "batches")
@@ -19,23 +19,23 @@ TABLES = (*OF_RUNS, "errors", "pairs", "ranks", "costs", "published", "mce", "ga
 
 
 def load(runs: Sequence[pathlib.Path], table: str, *, mix: bool) -> pd.DataFrame:
-    """One table of some runs, empty where there is nothing to say; see :func:`tta_bench.load_results`."""
+    """One table of some runs, empty where it has no rows; see :func:`tta_bench.load_results`."""
     if table not in TABLES:
         raise UsageError(Problem(f"unknown table {table!r}", hint=near_miss(table, TABLES)))
     evidence = gather(runs, mix=mix)
     if table in OF_RUNS:
         return getattr(evidence, table)
-    return frames(make(evidence, Options())).get(table, pd.DataFrame())
+    return frames(make(evidence, ReportOptions())).get(table, pd.DataFrame())
 
 
 def frames(content: Content) -> dict[str, pd.DataFrame]:
-    """Each table of the report, tidy, by name; those that would be empty are left out.
+    """The tables of the report by name, without empty ones.
 
     ``segments``, ``shifts`` and ``batches`` are those of the runs (:mod:`tta_bench.store.schema`); ``errors`` has a row
-    for each cell of the error tables, means included; ``pairs`` for each two methods; ``costs``, ``ranks``,
-    ``published``, ``mce`` and ``gaps`` for each row of theirs.
+    for each cell of the error tables, means included; ``pairs`` for each pair of methods; ``costs``, ``ranks``,
+    ``published``, ``mce`` and ``gaps`` for each of their rows.
     """
-    made = {
+    tables = {
         **{name: getattr(content.evidence, name) for name in OF_RUNS},
         "errors": pd.DataFrame(_errors(content)),
         "pairs": pd.DataFrame(_pairs(content)),
@@ -45,13 +45,13 @@ def frames(content: Content) -> dict[str, pd.DataFrame]:
         "mce": pd.DataFrame(_mce(content)),
         "gaps": pd.DataFrame(dataclasses.asdict(gap) for gap in content.gaps),
     }
-    return {name: frame for name, frame in made.items() if len(frame)}
+    return {name: frame for name, frame in tables.items() if len(frame)}
 
 
 def write_csv(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Write every table as ``data/<name>.csv``, but for the online curves, which are long."""
-    made = {name: frame for name, frame in frames(content).items() if name != "batches"}
-    return [_write(folder, f"{name}.csv", frame.to_csv(index=False).encode()) for name, frame in made.items()]
+    """Write every table as ``data/<name>.csv``, without the online curves, which are long."""
+    tables = {name: frame for name, frame in frames(content).items() if name != "batches"}
+    return [_write(folder, f"{name}.csv", frame.to_csv(index=False).encode()) for name, frame in tables.items()]
 
 
 def write_parquet(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:
@@ -77,12 +77,12 @@ def _write(folder: pathlib.Path, name: str, content: bytes) -> pathlib.Path:
 
 def _errors(content: Content) -> Iterator[dict[str, Any]]:
     for table in (*content.tables, *content.curves):
-        place = {"table": table.name, **table.setting.columns()}
+        setting = {"table": table.name, **table.setting.columns()}
         for row in table.rows:
             for column in table.columns:
                 cell = dataclasses.asdict(table.cell(row, column))
                 cell["error_pct"], cell["std_over_seeds"] = cell.pop("mean"), cell.pop("std")
-                yield {**place, "label": row.label, "model": row.model, "column": column, **cell}
+                yield {**setting, "label": row.label, "model": row.model, "column": column, **cell}
 
 
 def _pairs(content: Content) -> Iterator[dict[str, Any]]:
@@ -101,13 +101,13 @@ def _ranks(content: Content) -> Iterator[dict[str, Any]]:
 
 def _costs(content: Content) -> Iterator[dict[str, Any]]:
     for table in content.costs:
-        place = {
+        hardware = {
             **(table.section.columns() if table.section else {}),
             "hardware": table.hardware,
             "shared": table.shared,
         }
         for row in table.rows:
-            yield {**place, **dataclasses.asdict(row)}
+            yield {**hardware, **dataclasses.asdict(row)}
 
 
 def _published(content: Content) -> Iterable[dict[str, Any]]:

@@ -1,14 +1,15 @@
-"""A table as it is printed, whatever on: what stands in each place, how it is marked, what its caption says."""
+"""The one model of a printed table, which the terminal, Markdown, LaTeX and the page render."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from tta_bench.report.table import Mark
 
-# Column heads: on a terminal, where 15 of them and more must fit 120 characters; and in print.
+# Column heads: short ones for a terminal, where 15 and more must fit in 120 characters, and those of print.
 _HEADS = {
     "gaussian_noise": ("gauss", "Gauss."), "shot_noise": ("shot", "Shot"), "impulse_noise": ("imp", "Impul."),
     "defocus_blur": ("defoc", "Defoc."), "glass_blur": ("glass", "Glass"), "motion_blur": ("motn", "Motion"),
@@ -23,22 +24,24 @@ Kind = Literal["cell", "mean", "interval", "number", "text"]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What stands in one place.
+class GridCell:
+    """A printed cell.
 
     Attributes:
-        value: a number with its decimals, "–", or a state.
-        spread: standard deviation over seeds, or empty.
+        value: a number with its decimals, "–", a state, or text.
+        spread: standard deviation over seeds.
         mark: as in :class:`tta_bench.report.table.Cell`.
-        starred: it is over fewer cells than were planned.
+        starred: a mean over fewer trials than planned.
         state: "ok", "failed", "skipped" or "missing".
+        note: shown on the page when the pointer is over the cell.
     """
 
     value: str
-    spread: str = ""
+    spread: str | None = None
     mark: Mark = ""
     starred: bool = False
     state: str = "ok"
+    note: str | None = None
 
     @property
     def text(self) -> str:
@@ -48,94 +51,102 @@ class Entry:
 
 @dataclass(frozen=True)
 class Column:
-    """Attributes: short, head: on a terminal, in print; group: stands above it; kind: what is in it."""
+    """Attributes: short, head: its head on a terminal, in print; kind: of its cells; group: head above several columns."""
 
     short: str
     head: str
     kind: Kind
     group: str = ""
 
+    @classmethod
+    def named(cls, name: str, group: str = "") -> Column:
+        """The column of a corruption, of a mean, or of another axis' value."""
+        return cls(*_HEADS.get(name, (name, name)), "mean" if name == "mean" else "cell", group)
+
 
 @dataclass(frozen=True)
-class Line:
-    """Attributes: name: of a method; entries: one for each column."""
+class GridRow:
+    """Attributes: name: head of the row; cells: one for each column; labels, model: what the page's filter goes by."""
 
     name: str
-    entries: list[Entry]
+    cells: list[GridCell]
+    labels: tuple[str, ...] = ()
+    model: str | None = None
 
 
 @dataclass(frozen=True)
-class Section:
-    """Attributes: title: a source model; lines: of its methods."""
+class RowGroup:
+    """Attributes: title: usually a source model; rows: usually its methods; state: colours the title."""
 
     title: str
-    lines: list[Line]
+    rows: list[GridRow]
+    state: str = "ok"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table.
+    """A printed table.
 
     Attributes:
-        name: unique in the report, for files and labels.
+        name: unique in the report, for files and links.
         title: a few words.
-        warning: that it is no result, and why; empty where there is nothing to warn of.
+        warnings: why the table is no result.
         caption: sentences that state the conditions.
         legend: sentences that explain marks and columns.
-        columns: all but the first, which holds the names of lines.
-        sections: by source model.
+        columns: all but the first, which holds the names of rows.
+        groups: of rows.
+        head: of the first column.
     """
 
     name: str
     title: str
-    warning: str
+    warnings: tuple[str, ...]
     caption: list[str]
     legend: list[str]
     columns: list[Column]
-    sections: list[Section]
+    groups: list[RowGroup]
+    head: str = "method"
 
     @property
-    def groups(self) -> list[tuple[str, list[Column]]]:
-        """Neighbouring columns of one group."""
-        found: list[tuple[str, list[Column]]] = []
-        for column in self.columns:
-            if found and found[-1][0] == column.group:
-                found[-1][1].append(column)
-            else:
-                found.append((column.group, [column]))
-        return found
+    def warning(self) -> str:
+        """All warnings in a line."""
+        return "; ".join(self.warnings)
 
-    def column(self, position: int) -> list[Entry]:
-        """A column's entries."""
-        return [line.entries[position] for section in self.sections for line in section.lines]
+    @property
+    def column_groups(self) -> list[tuple[str, list[Column]]]:
+        """Neighbouring columns of one group."""
+        return [(name, list(columns)) for name, columns in itertools.groupby(self.columns, lambda c: c.group)]
+
+    @property
+    def rows(self) -> list[GridRow]:
+        """The rows of all groups."""
+        return [row for group in self.groups for row in group.rows]
 
     def taking(self, positions: Sequence[int]) -> Grid:
         """The grid with some of its columns."""
+        taken = self._with_rows(lambda row: replace(row, cells=[row.cells[i] for i in positions]))
+        return replace(taken, columns=[self.columns[i] for i in positions])
 
-        def taken(line: Line) -> Line:
-            return replace(line, entries=[line.entries[i] for i in positions])
+    def without_spread(self) -> Grid:
+        """The grid without the spread over seeds, but for that of means."""
 
-        sections = [replace(section, lines=[taken(line) for line in section.lines]) for section in self.sections]
-        return replace(self, columns=[self.columns[i] for i in positions], sections=sections)
+        def bare(row: GridRow) -> GridRow:
+            pairs = zip(self.columns, row.cells, strict=True)
+            return replace(row, cells=[replace(c, spread=None) if column.kind == "cell" else c for column, c in pairs])
+
+        return self._with_rows(bare)
+
+    def _with_rows(self, change: Callable[[GridRow], GridRow]) -> Grid:
+        return replace(self, groups=[replace(group, rows=[*map(change, group.rows)]) for group in self.groups])
 
     def pages(self, height: int) -> Iterator[Grid]:
-        """The grid in parts of at most ``height`` lines, cut between sections where that is possible."""
-        parts: list[list[Section]] = [[]]
-        for section in self.sections:
-            for first in range(0, len(section.lines), height):
-                piece = replace(section, lines=section.lines[first : first + height])
-                if parts[-1] and sum(len(s.lines) for s in parts[-1]) + len(piece.lines) > height:
+        """The grid in parts of at most ``height`` rows, split between groups where possible."""
+        parts: list[list[RowGroup]] = [[]]
+        for group in self.groups:
+            for first in range(0, len(group.rows), height):
+                rows = group.rows[first : first + height]
+                if parts[-1] and sum(len(g.rows) for g in parts[-1]) + len(rows) > height:
                     parts.append([])
-                parts[-1].append(piece)
+                parts[-1].append(replace(group, rows=rows))
         for part in parts:
-            yield replace(self, sections=part)
-
-
-def heads(name: str) -> tuple[str, str]:
-    """A column's head on a terminal and in print; the name itself where no shorter one is known."""
-    return _HEADS.get(name, (name, name))
-
-
-def plain(text: str) -> str:
-    """Text that can be a part of a file's name or of a label: small letters, digits and hyphens."""
-    return "".join(c if c.isascii() and c.isalnum() else "-" for c in text.lower()).strip("-")
+            yield replace(self, groups=part)

@@ -1,4 +1,4 @@
-"""The tables as papers print them: booktabs, a file each, which compiles alone and can be ``\\input``."""
+"""The tables in LaTeX (booktabs), a file each, which compiles alone and can be ``\\input``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import jinja2
 from tta_bench.files import write_text
 from tta_bench.report.content import Content
 from tta_bench.report.render import grids
-from tta_bench.report.render.grid import Entry, Grid, Line
+from tta_bench.report.render.grid import Grid, GridCell, GridRow
 
-_HEIGHT = 40  # lines of a page
+_HEIGHT = 40  # rows on a page
 _WIDE = 6  # columns; with more, a table of a two-column paper takes both
 
 _ESCAPES = {
@@ -23,7 +23,7 @@ _ESCAPES = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': "''", "`": r"\textasciigrave{}",
     "/": r"/\allowbreak{}", "@": r"@\allowbreak{}",  # of a long address
-    "[": "{[}", "]": "{]}", "*": "{*}",  # after a line's end they would be its options
+    "[": "{[}", "]": "{]}", "*": "{*}",  # at the start of a line they would be options of the line break
     "±": r"$\pm$", "×": r"$\times$", "−": "$-$", "·": r"$\cdot$", "≤": r"$\leq$", "≥": r"$\geq$", "→": r"$\to$",
     "–": r"\textendash{}", "—": r"\textemdash{}", "…": r"\ldots{}", "‘": "`", "’": "'", "“": "``", "”": "''",
     "\N{NO-BREAK SPACE}": "~",
@@ -34,7 +34,7 @@ def write(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:
     """Write each table to ``<folder>/tables/<name>.tex``; returns the files."""
     paths = []
     for grid in grids.grids(content):
-        if grid.sections:  # of a paper that nothing was compared with, there is nothing to print
+        if grid.groups:  # else nothing was compared with that paper
             path = folder / "tables" / f"{grid.name}.tex"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, latex(grid))
@@ -43,7 +43,7 @@ def write(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def escape(text: str) -> str:
-    """Text as LaTeX prints it, in an argument, in a table, or anywhere in a line; other scripts' letters by number."""
+    """Text escaped for LaTeX, in arguments and tables, too; letters of other scripts become their code points."""
     return "".join(map(_escaped, re.sub(r"[ \t\r\n]+", " ", text))).replace("--", "-{}-")
 
 
@@ -87,8 +87,7 @@ def _page(grid: Grid, number: int, pages: int) -> dict[str, Any]:
         "head": " & ".join(["Method", *(escape(column.head) for column in grid.columns)]),
         "width": len(grid.columns) + 1,
         "sections": [
-            {"title": escape(section.title), "lines": [_line(line) for line in section.lines]}
-            for section in grid.sections
+            {"title": escape(group.title), "lines": [_line(row) for row in group.rows]} for group in grid.groups
         ],
     }
 
@@ -106,9 +105,9 @@ def _caption(grid: Grid, number: int, pages: int) -> str:
 
 
 def _groups(grid: Grid) -> tuple[str, str]:
-    """(the line of groups, the rules under it), both empty where columns have none."""
+    """(the row of column groups, the rules below it), both empty where there are no groups."""
     cells, rules, first = [""], [], 2
-    for name, columns in grid.groups:
+    for name, columns in grid.column_groups:
         last = first + len(columns) - 1
         cells.append(rf"\multicolumn{{{len(columns)}}}{{c}}{{{escape(name)}}}")
         if name:
@@ -117,13 +116,13 @@ def _groups(grid: Grid) -> tuple[str, str]:
     return (" & ".join(cells), " ".join(rules)) if rules else ("", "")
 
 
-def _line(line: Line) -> str:
-    return " & ".join([escape(line.name), *(_entry(entry) for entry in line.entries)])
+def _line(row: GridRow) -> str:
+    return " & ".join([escape(row.name), *map(_cell, row.cells)])
 
 
-def _entry(entry: Entry) -> str:
-    value = escape(entry.value)
+def _cell(cell: GridCell) -> str:
+    value = escape(cell.value)
     style = {"best": rf"\textbf{{{value}}}", "second": rf"\underline{{{value}}}", "tied": rf"\underline{{{value}}}"}
-    scripts = r"^{\dagger}" if entry.starred else ""
-    scripts += rf"_{{\pm{entry.spread}}}" if entry.spread else ""
-    return style.get(entry.mark, value) + (f"${scripts}$" if scripts else "")
+    scripts = r"^{\dagger}" if cell.starred else ""
+    scripts += rf"_{{\pm{cell.spread}}}" if cell.spread else ""
+    return style.get(cell.mark, value) + (f"${scripts}$" if scripts else "")

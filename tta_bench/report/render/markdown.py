@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from tta_bench.files import write_text
 from tta_bench.report.content import Content
 from tta_bench.report.render import grids
-from tta_bench.report.render.grid import Entry, Grid, Line
+from tta_bench.report.render.grid import Grid, GridCell, GridRow
 
-_SPECIAL = r"\`*_{}[]<>#|~$"  # what GitHub would take for markup, in a table or in a line
+_SPECIAL = r"\`*_{}[]<>#|~$"  # markup on GitHub, in tables and text
 
 
 def write(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Write everything that the report says to ``<folder>/errors.md``."""
+    """Write the report to ``<folder>/errors.md``."""
     path = folder / "errors.md"
     write_text(path, "\n".join(_lines(content)))
     return [path]
@@ -27,7 +27,7 @@ def _lines(content: Content) -> Iterator[str]:
     for grid in grids.grids(content):
         yield from _table(grid)
     for heading, sentences in (
-        ("Without a result", [sentence for _, sentence in grids.gaps(content)]),
+        ("Without a result", [sentence for _, sentence in grids.gap_sentences(content)]),
         ("Notes", content.notes),
     ):
         if sentences:
@@ -39,26 +39,26 @@ def _table(grid: Grid) -> Iterator[str]:
     yield f"\n## {_escaped(grid.title)}"
     if grid.warning:
         yield f"\n**{_escaped(grid.warning)}**"
-    if grid.sections:
+    if grid.groups:
         heads = [_escaped(column.head) for column in grid.columns]
         rules = [":---" if column.kind == "text" else "---:" for column in grid.columns]
         yield "\n" + _row(["source model", "method", *heads])
         yield _row([":---", ":---", *rules])
-        for section in grid.sections:
-            for number, line in enumerate(section.lines):
-                yield _row([_escaped(section.title) if number == 0 else "", *_cells(line)])
+        for group in grid.groups:
+            for number, row in enumerate(group.rows):
+                yield _row([_escaped(group.title) if number == 0 else "", *_cells(row)])
     yield "\n" + _escaped(" ".join([*grid.caption, *grid.legend]))
 
 
-def _cells(line: Line) -> list[str]:
-    return [_escaped(line.name), *map(_entry, line.entries)]
+def _cells(row: GridRow) -> list[str]:
+    return [_escaped(row.name), *map(_cell, row.cells)]
 
 
-def _entry(entry: Entry) -> str:
-    value = _escaped(entry.value)
+def _cell(cell: GridCell) -> str:
+    value = _escaped(cell.value)
     styles = {"best": f"**{value}**", "second": f"<ins>{value}</ins>", "tied": f"<ins>{value}</ins>"}
-    spread = f"±{entry.spread}" if entry.spread else ""
-    return styles.get(entry.mark, value) + spread + (r"\*" if entry.starred else "")
+    spread = f"±{cell.spread}" if cell.spread else ""
+    return styles.get(cell.mark, value) + spread + (r"\*" if cell.starred else "")
 
 
 def _row(cells: Sequence[str]) -> str:

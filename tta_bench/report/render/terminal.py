@@ -1,9 +1,8 @@
-"""What a person sees on the terminal."""
+"""The report on a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -12,7 +11,7 @@ from rich.text import Text
 
 from tta_bench.report.content import Content
 from tta_bench.report.render import grids
-from tta_bench.report.render.grid import Column, Entry, Grid
+from tta_bench.report.render.grid import Grid, GridCell
 
 _STYLES = {"best": "bold", "second": "underline", "tied": "underline", "": ""}
 _STATES = {"failed": "red", "missing": "yellow", "skipped": "dim"}
@@ -20,26 +19,26 @@ _NAMES = 12  # characters that names of methods get at least; longer ones are fo
 
 
 def show(content: Content, console: Console) -> None:
-    """Print everything that the report says; styles are left out where ``console`` is no terminal."""
-    said: set[str] = set()  # what marks mean is said once
+    """Print the report; without styles where ``console`` is no terminal."""
+    explained: set[str] = set()  # each sentence of a legend is printed once
     for grid in grids.grids(content):
-        _print(grid, console, said)
-    for status, sentence in grids.gaps(content):
+        _print(grid, console, explained)
+    for status, sentence in grids.gap_sentences(content):
         console.print(Text(sentence, style=_STATES.get(status, "")))
     for note in content.notes:
         console.print(Text(f"Note: {note}", style="yellow"))
 
 
-def _print(grid: Grid, console: Console, said: set[str]) -> None:
+def _print(grid: Grid, console: Console, explained: set[str]) -> None:
     title = Text(grid.title, style="bold")
     if grid.warning:
         title.append(f" — {grid.warning}", style="bold red")
     console.print(title)
-    if grid.sections:
+    if grid.groups:
         for part in _fitting(grid, console.width):
             console.print(_table(part))
-    legend = [sentence for sentence in grid.legend if sentence not in said]
-    said.update(legend)
+    legend = [sentence for sentence in grid.legend if sentence not in explained]
+    explained.update(legend)
     console.print(Text(" ".join(grid.caption), style="dim"))
     if legend:
         console.print(Text(" ".join(legend), style="dim"))
@@ -51,78 +50,55 @@ def _table(grid: Grid) -> Table:
     shown.add_column("method", overflow="fold")
     for column in grid.columns:
         shown.add_column(Text(column.short), justify="left" if column.kind == "text" else "right", no_wrap=True)
-    for section in grid.sections:
-        shown.add_row(Text(section.title, style="cyan"))
-        for line in section.lines:
-            shown.add_row(Text(f" {line.name}"), *(_styled(entry) for entry in line.entries))
+    for group in grid.groups:
+        shown.add_row(Text(group.title, style="cyan"))
+        for row in group.rows:
+            shown.add_row(Text(f" {row.name}"), *map(_styled, row.cells))
     return shown
 
 
-def _styled(entry: Entry) -> Text:
-    text = Text()  # without a style of its own, in which the blanks beside it would be underlined
-    text.append(_value(entry), style=_STYLES[entry.mark] or _STATES.get(entry.state, ""))
-    if entry.spread:
-        text.append(f"±{entry.spread}", style="dim")
-    return text.append("*") if entry.starred else text
+def _styled(cell: GridCell) -> Text:
+    text = Text()  # its own style would also underline the blanks beside it
+    text.append(_value(cell), style=_STYLES[cell.mark] or _STATES.get(cell.state, ""))
+    if cell.spread:
+        text.append(f"±{cell.spread}", style="dim")
+    return text.append("*") if cell.starred else text
 
 
-def _value(entry: Entry) -> str:
-    return "fail" if entry.value == "failed" else entry.value  # as wide as a number
+def _value(cell: GridCell) -> str:
+    return "fail" if cell.value == "failed" else cell.value  # as wide as a number
 
 
-# -- what fits ---------------------------------------------------------------------------------------------------------
+# -- width ------------------------------------------------------------------------------------------------------------
 
 
 def _fitting(grid: Grid, width: int) -> Iterator[Grid]:
-    """The grid where it fits; else without the spread in each cell; else in parts, one above the other."""
-    bare = _without_spread(grid)
+    """The grid if it fits; else without the spread in each cell; else in parts, one below the other."""
+    bare = grid.without_spread()
     names = _names(grid)
-    for made, least in ((grid, names), (bare, names), (bare, min(names, _NAMES))):
-        if sum(_widths(made)) - 1 <= width - least:  # no blank after the last
-            yield made
+    for candidate, least in ((grid, names), (bare, names), (bare, min(names, _NAMES))):
+        if sum(_widths(candidate)) - 1 <= width - least:  # no blank after the last
+            yield candidate
             return
     room = width - min(names, max(_NAMES, width // 3))
     yield from (bare.taking(positions) for positions in _parts(bare, room))
 
 
 def _names(grid: Grid) -> int:
-    names = [section.title for section in grid.sections]
-    names += [f" {line.name}" for section in grid.sections for line in section.lines]
+    names = [group.title for group in grid.groups] + [f" {row.name}" for row in grid.rows]
     return max(map(cell_len, names)) + 1
 
 
 def _widths(grid: Grid) -> list[int]:
-    """Characters that each column takes, the blank after it included."""
+    """Width of each column in characters, with the blank after it."""
     return [
-        1 + max(cell_len(column.short), *(cell_len(_styled(entry).plain) for entry in grid.column(i)))
+        1 + max(cell_len(column.short), *(cell_len(_styled(row.cells[i]).plain) for row in grid.rows))
         for i, column in enumerate(grid.columns)
     ]
 
 
-def _without_spread(grid: Grid) -> Grid:
-    """Only means keep their spread over seeds."""
-
-    def bare(column: Column, entry: Entry) -> Entry:
-        return replace(entry, spread="") if column.kind == "cell" else entry
-
-    sections = [
-        replace(
-            section,
-            lines=[
-                replace(line, entries=[bare(c, e) for c, e in zip(grid.columns, line.entries, strict=True)])
-                for line in section.lines
-            ],
-        )
-        for section in grid.sections
-    ]
-    return replace(grid, sections=sections)
-
-
 def _parts(grid: Grid, room: int) -> list[list[int]]:
-    """Positions of the columns of each part: as many as fit, groups and the mean with its interval kept together.
-
-    A first column of text says what a line is, and stands in each part.
-    """
+    """Positions of the columns of each part: as many as fit, column groups together; a first column of text is in each."""
     widths = _widths(grid)
     always = [0] if grid.columns[0].kind == "text" else []
     parts: list[list[int]] = [[*always]]

@@ -5,8 +5,10 @@
 
 function keyOf(row, column, kind) {
   const cell = row.cells[column];
-  if (kind === "text") return cell.textContent.trim();
-  return cell.dataset.value === undefined ? null : Number(cell.dataset.value);
+  const text = cell.textContent.trim();
+  if (kind === "text") return text;
+  const number = parseFloat(text.replace(/[<,]/g, "").replace("−", "-"));
+  return Number.isNaN(number) ? null : number;
 }
 
 const collator = new Intl.Collator("en", { numeric: true });
@@ -46,11 +48,11 @@ for (const table of document.querySelectorAll("table:not(.plain)")) {
   }
 }
 
-// -- filtering: whatever names a method or a source model is shown or hidden, everywhere ---------------------------------
+// -- filtering: shows or hides everything that belongs to a method or a source model -------------------------------------
 
 const filter = document.getElementById("filter");
 const form = filter.querySelector("form");
-const parts = [...document.querySelectorAll("main [data-label], main [data-model]")];
+const parts = [...document.querySelectorAll("main [data-labels], main [data-model]")];
 const texts = new Map(parts.map((part) => [part, `${part.textContent} ${part.dataset.model || ""}`.toLowerCase()]));
 
 function off(name) {
@@ -62,8 +64,8 @@ function apply() {
   const models = off("model");
   const labels = off("label");
   for (const part of parts) {
-    const { label, other, model } = part.dataset;
-    const chosen = !labels.has(label) && !labels.has(other) && !models.has(model);
+    const own = JSON.parse(part.dataset.labels || "[]");
+    const chosen = !own.some((label) => labels.has(label)) && !models.has(part.dataset.model);
     part.hidden = !chosen || !words.every((word) => texts.get(part).includes(word));
   }
   for (const table of document.querySelectorAll("main table:not(.plain)")) tidy(table);
@@ -73,7 +75,7 @@ function apply() {
 }
 
 function tidy(table) {
-  // heads of groups without a row go, too; a table without one says why
+  // groups without a row lose their head; a table without a row says why
   let any = false;
   for (const body of table.tBodies) {
     const some = [...body.rows].some((row) => row.dataset.place !== undefined && !row.hidden);

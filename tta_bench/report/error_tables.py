@@ -1,0 +1,214 @@
+"""Tables of errors from the rows of the runs: cells, means over corruptions, missing cells."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from tta_bench.data.corrupt.corruptions import NAMES
+from tta_bench.report import statistics
+from tta_bench.report.evidence import Evidence, adapting_most
+from tta_bench.report.images import ImageErrors
+from tta_bench.report.marks import Tested
+from tta_bench.report.statistics import Ranks
+from tta_bench.report.table import Cell, ErrorTable, MethodErrors, TableSetting, identifier, shifted_of
+from tta_bench.setting import Setting
+
+_ORDER = {name: position for position, name in enumerate(("clean", *NAMES))}
+
+
+def tables(evidence: Evidence) -> list[ErrorTable]:
+    """One table for each setting and severity; clean images alone in their stream are part of each.
+
+    Where a run varies ``adapt_images``, the table is of the trials that adapt on most; :func:`curves` has all.
+    """
+    error_tables = []
+    for base, frame in _sections(evidence):
+        several = _adapt_on_several(frame)
+        most, frame = adapting_most(frame)
+        places = set(zip(frame["key"], frame["setting"], strict=True))
+        errors = ImageErrors(evidence, places)
+        for severity in _severities(frame):
+            part = frame[frame["of_severity"].isin([severity, 0])]
+            error_tables.append(_table(evidence, part, TableSetting(base, severity, most, several), errors))
+    return _named(error_tables)
+
+
+def curves(evidence: Evidence) -> list[ErrorTable]:
+    """Tables by number of images adapted on: over all images, and over those after the suite's largest number."""
+    curve_tables = []
+    for base, frame in _sections(evidence):
+        if _adapt_on_several(frame):
+            for severity in _severities(frame):
+                part = frame[frame["of_severity"].isin([severity, 0])]
+                columns = [name for name in ("error_pct", "error_after_pct") if part[name].notna().any()]
+                curve_tables += [_curve(evidence, part, TableSetting(base, severity), column) for column in columns]
+    return _named(curve_tables)
+
+
+def _sections(evidence: Evidence) -> Iterator[tuple[Setting, pd.DataFrame]]:
+    """Settings without severity and number of images adapted on, with their rows."""
+    for section, frame in evidence.shifts.groupby("section", sort=False):
+        yield evidence.sections[str(section)], frame
+
+
+def _adapt_on_several(frame: pd.DataFrame) -> bool:
+    """Whether trials adapt on different numbers of images."""
+    return bool(frame["adapt_images"].fillna(0).nunique() > 1)
+
+
+def _severities(frame: pd.DataFrame) -> list[int]:
+    return sorted({int(s) for s in frame["of_severity"]} - {0}) or [0]
+
+
+def _named(tables: Sequence[ErrorTable]) -> list[ErrorTable]:
+    """Tables with unique names, as short as possible."""
+    bases = list(dict.fromkeys(t.setting.base for t in tables))
+    if len(bases) < 2:
+        return list(tables)
+    short = [_short(base) for base in bases]
+    names = {
+        base: identifier(base.text) if short.count(name) > 1 else name for base, name in zip(bases, short, strict=True)
+    }
+    return [replace(t, name=f"{names[t.setting.base]}-{t.name}") for t in tables]
+
+
+def _short(base: Setting) -> str:
+    return f"{identifier(base.dataset)}-{base.protocol}-{base.batch_size}"
+
+
+# -- a table -----------------------------------------------------------------------------------------------------------
+
+
+def _table(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, images: ImageErrors) -> ErrorTable:
+    corruptions = sorted(frame["corruption"].unique(), key=lambda name: _ORDER.get(name, len(_ORDER)))
+    rows = rows_of(frame, "corruption", corruptions)
+    tested = Tested(rows, corruptions, setting.severity, images)
+    severity = f", severity {setting.severity}" if setting.severity else ""
+    return ErrorTable(
+        name=f"severity-{setting.severity}" if setting.severity else "all",
+        title=f"{evidence.title}: error in per cent{severity}",
+        setting=setting,
+        caption=_caption(frame, setting),
+        corruptions=corruptions,
+        rows=tested.rows,
+        partial=bool(frame["partial"].any()),
+        seeds=frame["seed"].nunique(),
+        pairs=tested.pairs,
+        untested=tested.untested,
+        ranks=dict(_ranks(rows, corruptions)),
+        mixed=evidence.mixed,
+    )
+
+
+def _curve(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, column: str) -> ErrorTable:
+    """Mean error over corruptions by number of images adapted on, over all images or those after."""
+    shifted = frame[frame["corruption"] != "clean"] if setting.severity else frame
+    adapted_on = shifted["adapt_images"].astype("string").fillna("all")
+    shifted = shifted.assign(error_pct=shifted[column], adapted_on=adapted_on)
+    counts = list(dict.fromkeys(adapted_on))
+    counts.sort(key=lambda name: float("inf") if name == "all" else int(name))
+    after = max(int(name) for name in counts if name != "all")
+    graded = "all images" if column == "error_pct" else f"the images after the first {after}"
+    severity = f", severity {setting.severity}" if setting.severity else ""
+    grades = ["mean over the corruptions", f"graded over {graded}", "columns: images of each segment adapted on"]
+    return ErrorTable(
+        name=f"{'curve' if column == 'error_pct' else 'curve-after'}{f'-{setting.severity}' if severity else ''}",
+        title=f"{evidence.title}: error in per cent on {graded}, by images adapted on{severity}",
+        setting=setting,
+        caption=_caption(frame, setting, grades),
+        corruptions=counts,
+        rows=rows_of(shifted, "adapted_on", counts),
+        partial=bool(frame["partial"].any()),
+        averaged=False,
+        seeds=frame["seed"].nunique(),
+        untested="curves are not tested",
+        mixed=evidence.mixed,
+    )
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(frame: pd.DataFrame, axis: str, columns: Sequence[str]) -> list[MethodErrors]:
+    """A row for each source model and method, grouped by source model, of ``error_pct`` by ``axis``."""
+    parts = dict(iter(frame.groupby(["model", "label"], sort=False)))
+    seeds = sorted(frame["seed"].unique())
+    pairs = itertools.product(dict.fromkeys(frame["model"]), dict.fromkeys(frame["label"]))
+    return [_row(*pair, parts[pair], axis, columns, seeds) for pair in pairs if pair in parts]
+
+
+def _row(
+    model: str, label: str, part: pd.DataFrame, axis: str, columns: Sequence[str], seeds: Sequence[int]
+) -> MethodErrors:
+    complete = part[part["status"] == "ok"]
+    errors = complete.pivot_table(index=axis, columns="seed", values="error_pct", aggfunc="mean")
+    errors = errors.reindex(index=list(columns), columns=list(seeds))
+    reasons = [*filter(None, part["reason"]), *_lacking(part, axis, seeds)]
+    states = {str(name): _state(cell, seeds) for name, cell in part.groupby(axis, sort=False)}
+    cells = {name: _cell(errors.loc[name], states.get(name, "missing")) for name in columns}
+    shifted = shifted_of(columns)
+    counts = errors.loc[shifted].notna().sum()
+    means = errors.loc[shifted, counts == max(counts.max(), 1)].mean()  # of the seeds with most cells
+    state = next((cells[name].state for name in shifted if cells[name].state != "ok"), "ok")
+    return MethodErrors(label, model, cells, _cell(means, state), "; ".join(dict.fromkeys(reasons)), errors)
+
+
+def _state(cell: pd.DataFrame, seeds: Sequence[int]) -> str:
+    """The first status that is not ok; a seed that only other rows have (of another run) is missing here."""
+    unfinished = cell.loc[cell["status"] != "ok", "status"]
+    if len(unfinished):
+        return str(unfinished.iloc[0])
+    return "missing" if set(seeds) - set(cell["seed"]) else "ok"
+
+
+def _lacking(part: pd.DataFrame, axis: str, seeds: Sequence[int]) -> Iterator[str]:
+    for _, cell in part.groupby(axis, sort=False):
+        if lacks := sorted(set(seeds) - set(cell["seed"])):
+            yield f"not run with seed {', '.join(map(str, lacks))}"
+
+
+def _cell(by_seed: pd.Series, state: str) -> Cell:
+    errors = by_seed.dropna()
+    if errors.empty:
+        return Cell(None, None, "missing" if state == "ok" else state)
+    spread = float(errors.std()) if len(errors) > 1 else None
+    return Cell(float(errors.mean()), spread, state, seeds=len(errors))
+
+
+def _caption(frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] = ()) -> str:
+    seeds = sorted(int(s) for s in frame["seed"].unique())
+    images = sorted({int(n) for n in frame["images_planned"]})
+    partial = " (a subset: not a result)" if frame["partial"].any() else ""
+    spread = (
+        f"one seed ({seeds[0]})"
+        if len(seeds) == 1
+        else f"mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))})"
+    )
+    counted = " or ".join(f"{n:,}" for n in images)
+    parts = [f"Error in per cent on {setting.text}", f"{counted} images of each shift{partial}", *further, spread]
+    apart = not further and setting.severity and (frame["corruption"] == "clean").any()
+    return ", ".join(parts) + "." + (" The mean is without clean." if apart else "")
+
+
+def _ranks(rows: Sequence[MethodErrors], corruptions: Sequence[str]) -> Iterator[tuple[str, Ranks]]:
+    shifted = shifted_of(corruptions)
+    models, labels = (list(dict.fromkeys(names)) for names in ([r.model for r in rows], [r.label for r in rows]))
+    by_name = {(r.model, r.label): r for r in rows}
+
+    def errors(model: str) -> np.ndarray:
+        values = np.full((len(shifted), len(labels)), np.nan)
+        for j, label in enumerate(labels):
+            if row := by_name.get((model, label)):
+                cells = [row.cells[name] for name in shifted]
+                values[:, j] = [c.mean if c.mean is not None and c.state == "ok" else np.nan for c in cells]
+        return values
+
+    everywhere = np.concatenate([errors(model) for model in models])
+    for name, values in [("", everywhere), *([(m, errors(m)) for m in models] if len(models) > 1 else [])]:
+        if (ranks := statistics.average_ranks(labels, values)) is not None:
+            yield name, ranks

@@ -1,0 +1,127 @@
+"""A run's status: counts and errors so far, and ``status.json``, which ``tta-bench status`` reads in another terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from tta_bench.schedule.progress import TrialProgress
+
+STATUS_FILE = "status.json"
+EVERY_S = 1.0  # between updates of a running driver
+
+
+@dataclass
+class _TallyCell:
+    """Attributes: planned: trials of a method and source model; errors: of those with status ok, per cent."""
+
+    planned: int = 0
+    errors: list[float] = field(default_factory=list)
+
+
+class Tally:
+    """Counts trials by status and collects their errors.
+
+    Args:
+        planned: (label, model, corruptions) of every trial, in plan order.
+
+    Attributes:
+        total: number of planned trials.
+    """
+
+    def __init__(self, planned: Iterable[tuple[str, str, Iterable[str]]]):
+        self._cells: dict[tuple[str, str], _TallyCell] = {}
+        self.statuses: Counter[str] = Counter()
+        self.total = 0
+        for label, model, corruptions in planned:
+            self.total += 1
+            self._cells.setdefault((label, model), _TallyCell()).planned += any(name != "clean" for name in corruptions)
+
+    @property
+    def done(self) -> int:
+        """Number of trials with a result, of any status."""
+        return sum(self.statuses.values())
+
+    def add(self, label: str, model: str, status: str, shifts: Iterable[Mapping[str, Any]]) -> None:
+        """Count a trial; ``shifts`` are its rows of the table of that name."""
+        self.statuses[status] += 1
+        corrupted = [row for row in shifts if row["corruption"] != "clean"]
+        images = sum(row["images"] for row in corrupted)
+        if status == "ok" and images:
+            correct = sum(row["correct"] for row in corrupted)
+            self._cells[label, model].errors.append(100.0 * (images - correct) / images)
+
+    def table(self) -> Table:
+        """Mean errors so far, methods × source models, without clean images, as in the report.
+
+        A mean over fewer trials than planned shows their number: such means are over different trials and cannot be
+        compared yet.
+        """
+        labels, models = (list(dict.fromkeys(key[i] for key in self._cells)) for i in (0, 1))
+        table = Table("mean error, %", *models, box=None, pad_edge=False, header_style="bold")
+        for label in labels:
+            table.add_row(Text(label), *(Text(self._mean(label, model), justify="right") for model in models))
+        for column in table.columns[1:]:
+            column.justify = "right"
+        return table
+
+    def _mean(self, label: str, model: str) -> str:
+        cell = self._cells.get((label, model))
+        if cell is None or not cell.errors:
+            return "–"
+        mean = f"{sum(cell.errors) / len(cell.errors):.1f}"
+        return mean if len(cell.errors) == cell.planned else f"{mean} ({len(cell.errors)} of {cell.planned})"
+
+    def counts(self) -> str:
+        """ "412 of 495 trials: 400 ok, 12 failed"."""
+        parts = ", ".join(f"{count} {status}" for status, count in self.statuses.items())
+        return f"{self.done} of {self.total} trials" + (f": {parts}" if parts else "")
+
+
+class StatusFile:
+    """Writes ``status.json`` into a run's folder.
+
+    Args:
+        run: the folder.
+        progress: of this session.
+    """
+
+    def __init__(self, run: pathlib.Path, progress: TrialProgress):
+        self._file, self._progress = run / STATUS_FILE, progress
+        self._written = float("-inf")
+
+    def update(self, *, state: str = "running", now: bool = False) -> None:
+        """Write the file, at most once a second unless ``now``."""
+        if not now and time.monotonic() - self._written < EVERY_S:
+            return
+        self._written = time.monotonic()
+        content = {
+            "state": state,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "updated": time.time(),
+            "session": self._progress.summary(),
+            "workers": list(self._progress.workers) if state == "running" else [],
+        }
+        scratch = self._file.with_suffix(f".{os.getpid()}")
+        scratch.write_text(json.dumps(content))  # no fsync: it is replaced within a second
+        scratch.replace(self._file)
+
+
+def duration(seconds: float) -> str:
+    """ "2 h 05 min", "3 min", "12 s"."""
+    minutes, hours = round(seconds / 60), int(seconds // 3600)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{hours} h {round(seconds % 3600 / 60):02d} min"
