@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -88,6 +89,26 @@ def run_cli(
         return Outcome(code, *capfd.readouterr())
 
     return call
+
+
+@pytest.fixture
+def shown(run_cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The output of ``tta-bench``, so many columns wide."""
+
+    def run(*arguments: str, columns: int = 80) -> str:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        outcome = run_cli(*arguments)
+        assert outcome.code == 0, outcome.err
+        return outcome.out
+
+    return run
+
+
+def item(output: str, head: str) -> str:
+    """The item of a list that begins with ``head``, on one line."""
+    match = re.search(rf"^  {re.escape(head)}.*\n(?:      .*\n)*", output, re.MULTILINE)
+    assert match is not None, f"no {head!r} in\n{output}"
+    return " ".join(match[0].split())
 
 
 @pytest.fixture

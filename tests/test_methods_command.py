@@ -7,33 +7,12 @@ import re
 from collections.abc import Callable
 
 import pytest
-from conftest import Outcome
+from conftest import item
 
 from tta_bench import suite
 from tta_bench.suite import plan
 
-Cli = Callable[..., Outcome]
 METHODS = ("source", "norm", "tent", "eta", "eata", "sar", "mgg")
-
-
-@pytest.fixture
-def shown(run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """The output of ``tta-bench``, so many columns wide."""
-
-    def run(*arguments: str, columns: int = 80) -> str:
-        monkeypatch.setenv("COLUMNS", str(columns))
-        outcome = run_cli(*arguments)
-        assert outcome.code == 0, outcome.err
-        return outcome.out
-
-    return run
-
-
-def item(output: str, head: str) -> str:
-    """The item of a list that begins with ``head``, on one line."""
-    match = re.search(rf"^  {re.escape(head)}.*\n(?:      .*\n)*", output, re.MULTILINE)
-    assert match is not None, f"no {head!r} in\n{output}"
-    return " ".join(match[0].split())
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -134,6 +134,16 @@ def methods(name: str | None, plugins: tuple[str, ...]) -> None:
 
 
 @cli.command()
+@click.argument("name", required=False)
+@plugin_option
+def protocols(name: str | None, plugins: tuple[str, ...]) -> None:
+    """List the protocols, or show the origin, variants, parameters and an example of one."""
+    from tta_bench.commands import protocols as listing
+
+    listing.show(name, plugins) if name else listing.list_all(plugins)
+
+
+@cli.command()
 @plugin_option
 def plugins(plugins: tuple[str, ...]) -> None:
     """List the methods, optimizers, protocols, kinds of data and kinds of model that a suite can name."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from tta_bench.adapter import Config, is_file
+from tta_bench.adapter import is_file
+from tta_bench.protocols import ProtocolConfig
 from tta_bench.registry import Registry
 
 _BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
@@ -29,9 +31,9 @@ class Hyperparameter(NamedTuple):
 
 
 def hyperparameters(
-    config: type[Config], registry: Registry, example: Mapping[str, Any] | None = None
+    config: type[BaseModel], registry: Registry, example: Mapping[str, Any] | None = None
 ) -> list[Hyperparameter]:
-    """The fields of a Config, in its order.
+    """The fields of a Config, in its order, those of nested mappings after theirs (``adapt``, ``adapt.first``, …).
 
     Args:
         config: the class.
@@ -40,18 +42,24 @@ def hyperparameters(
     """
     given, descriptions = example or {}, _descriptions(config)
     values = defaults(config, registry, given)
-    return [
-        Hyperparameter(
-            name,
-            _type(field),
-            "required" if name in given or field.is_required() else f"default {as_yaml(values[name])}",
-            descriptions.get(name, ""),
+    varied = config.varied() if issubclass(config, ProtocolConfig) else []
+    fields = []
+    for name, field in config.model_fields.items():
+        default = values[name][0] if name in varied and name in values else values.get(name)
+        fields.append(
+            Hyperparameter(
+                name,
+                f"{_element(field)}, or a list" if name in varied else _type(field),
+                "required" if name in given or field.is_required() else f"default {as_yaml(default)}",
+                descriptions.get(name, ""),
+            )
         )
-        for name, field in config.model_fields.items()
-    ]
+        for nested in _nested(field.annotation):
+            fields += [each._replace(name=f"{name}.{each.name}") for each in hyperparameters(nested, registry)]
+    return fields
 
 
-def defaults(config: type[Config], registry: Registry, given: Mapping[str, Any]) -> dict[str, Any]:
+def defaults(config: type[BaseModel], registry: Registry, given: Mapping[str, Any]) -> dict[str, Any]:
     """The default of each field, where ``given`` values are set; a required field that is not given has none."""
     try:
         return dict(config.model_validate(given, context={"registry": registry}))
@@ -68,45 +76,69 @@ def as_yaml(value: Any) -> str:
 
 def _type(field: FieldInfo) -> str:
     kind = "file" if is_file(None, field.metadata) else _annotation(field.annotation)
-    bounds = [
+    return ", ".join([kind, *_bounds(field.metadata)])
+
+
+def _element(field: FieldInfo) -> str:
+    """The type of one value where a suite may give a list of them."""
+    return _annotation(get_args(field.annotation)[0])
+
+
+def _bounds(marks: Iterable[Any]) -> list[str]:
+    """``≥ 0``, … of an annotation's marks."""
+    plain = itertools.chain.from_iterable(mark.metadata if isinstance(mark, FieldInfo) else [mark] for mark in marks)
+    return [
         f"{sign} {getattr(mark, name):g}"
-        for mark in field.metadata for name, sign in _BOUNDS.items() if getattr(mark, name, None) is not None
+        for mark in plain for name, sign in _BOUNDS.items() if getattr(mark, name, None) is not None
     ]  # fmt: skip
-    return ", ".join([kind, *bounds])
+
+
+def _nested(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The mappings with fields of their own within an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _nested(argument)
 
 
 def _annotation(annotation: Any) -> str:
-    """An annotation as a reader of YAML spells it: ``float | null``, ``file | null``, ``batch | blend``."""
+    """An annotation as a reader of YAML spells it: ``float ≥ 0 | null``, ``file | null``, ``batch | blend``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return "file" if is_file(annotation) else _annotation(arguments[0])
+        return "file" if is_file(annotation) else " ".join([_annotation(arguments[0]), *_bounds(arguments[1:])])
     if origin is Literal:
         return " | ".join(map(str, arguments))
     if origin in (Union, types.UnionType):
         return " | ".join(map(_annotation, arguments))
     if origin in (list, tuple):
         return f"list of {_annotation(arguments[0])}" if arguments else "list"
-    if origin is dict or annotation is dict:
+    if origin is dict or annotation is dict or next(_nested(annotation), None):
         return "mapping"
+    if annotation is Any:
+        return "any"
     return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
 
-def _descriptions(config: type[Config]) -> dict[str, str]:
+def _descriptions(config: type[BaseModel]) -> dict[str, str]:
     """Each field's own description, or what the docstring of its class or of a base says of it."""
     texts: dict[str, str] = {}
     for cls in reversed(config.__mro__):
-        texts |= dict(_documented(cls.__dict__.get("__doc__") or "", config.model_fields))
+        texts |= dict(documented(cls.__dict__.get("__doc__") or "", "Attributes", config.model_fields))
     return texts | {name: field.description for name, field in config.model_fields.items() if field.description}
 
 
-def _documented(docstring: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The items of a docstring's ``Attributes:`` section; one may describe several fields (``lr, eps: …``).
+def section(docstring: str, title: str) -> str:
+    """The text of a section (``Attributes:``, ``Example:``, …) of a docstring; empty where there is none."""
+    return inspect.cleandoc(docstring).partition(f"{title}:")[2].partition("\n\n")[0]
+
+
+def documented(docstring: str, title: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The items of a docstring's section; one may describe several names (``lr, eps: …``).
 
     A section on one line separates its items by semicolons.
     """
-    section = inspect.cleandoc(docstring).partition("Attributes:")[2].partition("\n\n")[0]
     name = "|".join(map(re.escape, names))
-    _, *parts = re.split(rf"(?:^|;|\n)\s*((?:{name})(?:, (?:{name}))*):\s", section)
+    _, *parts = re.split(rf"(?:^|;|\n)\s*((?:{name})(?:, (?:{name}))*):\s", section(docstring, title))
     for heads, text in zip(parts[::2], parts[1::2], strict=True):
         for head in heads.split(", "):
             yield head, " ".join(text.split())

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tta_bench.adapter import Adapter, Needs, Preset
+from tta_bench.commands.description import field_items, print_heading, print_items
 from tta_bench.commands.hyperparameters import as_yaml, defaults, hyperparameters
 from tta_bench.commands.plugins import listing, summary
-from tta_bench.commands.prose import reflowed
 from tta_bench.errors import UsageError
 from tta_bench.registry import Registry
 
@@ -45,31 +45,19 @@ def show(name: str, plugins: Iterable[str] = ()) -> None:
     entry = registry.entry(name)
     cls: type[Adapter] = entry.load()
     console = Console(highlight=False)
-    console.print(Text.assemble((name, "bold"), f"  {entry.origin}  {entry.file or entry.target}\n"), soft_wrap=True)
-    console.print(reflowed(inspect.getdoc(inspect.getmodule(cls)) or inspect.getdoc(cls) or "", console.width))
+    print_heading(console, entry)
     console.print()
     facts = Table.grid(padding=(0, 2))
     facts.add_row("needs", Text(_needs(cls.needs)))
     facts.add_row("reset() keeps", Text(", ".join(cls.reset_keeps) or "nothing"))
     console.print(facts)
-    fields = hyperparameters(cls.Config, registry, cls.example)
-    _print_items(console, "Hyperparameters", ((f"{f.name}: {f.type}, {f.default}", f.description) for f in fields))
+    print_items(console, "Hyperparameters", field_items(hyperparameters(cls.Config, registry, cls.example)))
     if pretraining := getattr(cls, "Pretraining", None):
         options = hyperparameters(pretraining, registry)
         items = ((f"--{f.name.replace('_', '-')}: {f.type}, {f.default}", f.description) for f in options)
-        _print_items(console, f"Options of 'tta-bench pretrain {name}'", items)
+        print_items(console, f"Options of 'tta-bench pretrain {name}'", items)
     presets = (_preset(cls, registry, *item) for item in cls.presets.items())
-    _print_items(console, f"Presets, at batch size {_BATCH_SIZE}", presets)
-
-
-def _print_items(console: Console, title: str, items: Iterable[tuple[str, str]]) -> None:
-    """A titled list of (head, description), each description indented below its head; nothing where it is empty."""
-    for number, (head, description) in enumerate(items):
-        if number == 0:
-            console.print(Text(f"\n{title}", "bold"))
-        console.print(reflowed(head, console.width, indent=2, hanging=6))
-        if description:
-            console.print(reflowed(description, console.width, indent=6))
+    print_items(console, f"Presets, at batch size {_BATCH_SIZE}", presets)
 
 
 def _preset(cls: type[Adapter], registry: Registry, name: str, preset: Preset) -> tuple[str, str]:

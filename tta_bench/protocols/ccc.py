@@ -1,9 +1,9 @@
-"""CCC: two corruptions at a time, whose severities change continually (RDumb, Press et al. 2023, arXiv 2306.05401,
-section 3).
+"""CCC: two corruptions at a time, whose severities change continually (RDumb, Press et al. 2023, arXiv 2306.05401).
 
 The walk over pairs and severities is the published one; which images it shows is the harness's own draw, as the
 official images are not reproducible. The grid of the paper: baseline 0 (hard), 20 (medium), 40 (easy), speed 1000,
-2000, 5000, seed 43, 44, 45. RDumb resets with ``reset: {every: 1000}``.
+2000, 5000, seed 43, 44, 45. RDumb resets with ``reset: {every: 1000}``. One segment, ``stream``; batches
+are cut across steps.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _matrices(value: Any) -> Any:
 
 
 class Ccc(Protocol):
-    """One segment, ``stream``, of compound shifts of the clean images; batches are cut across steps; never reset."""
+    """Pairs of corruptions whose severities change continually; never reset (RDumb)."""
 
     name = "ccc"
     by_severity: ClassVar[bool] = False
@@ -50,6 +50,9 @@ class Ccc(Protocol):
             accuracy: an ``.npz`` of ``a+b`` to a square matrix (n, n): accuracy in per cent of the calibration network at
                 severities 5·i/(n−1) of corruption a and then 5·j/(n−1) of b. The paper's n is 21; 6 has integer
                 severities alone.
+
+        Example:
+            {kind: ccc, baseline: 20, speed: 1000, accuracy: ccc_accuracy.npz}
         """
 
         baseline: Annotated[tuple[Annotated[float, Field(ge=0, le=100)], ...], *ONE_OR_MORE]

@@ -140,9 +140,9 @@ class Probe(_Nested):
     """A shift that is shown after each part, to see what was forgotten.
 
     Attributes:
-        shift: its id, which is taken out of the other shifts.
-        adapt: whether probes are adapted on; else they are only predicted, and the state passes through untouched.
-        images: of each probe, or None for all.
+        shift: its id; it is taken out of the other shifts.
+        adapt: whether probes are adapted on; otherwise they are only predicted, and the state is left untouched.
+        images: of each probe; null: all.
     """
 
     shift: str
@@ -164,17 +164,18 @@ class ProtocolConfig(Portable, BaseModel):
 
     Attributes:
         kind: the registered name.
-        variant: whose published sequence is followed bit for bit, of ``variants``; None: the harness's own order.
+        variant: the published sequence that is followed bit for bit, one of ``variants``; null: the harness's own order.
         adapt_images: how many images of a segment are adapted on before the rest is predicted with the frozen result:
-            whole batches, or "all"; all values are graded on the same images besides. ``adapt: {first: n}`` is the same.
-        adapt: another rule of what is adapted on.
+            whole batches, or "all" (null); all values are also graded on the same images. ``adapt: {first: n}`` is the
+            same.
+        adapt: another rule for which batches are adapted on; null: all.
         reset: when the method starts anew: "never", before each "segment" (probes excepted), before each "batch"
-            (episodic; ``episodic: true`` is the same), or ``{every: k}``; None: the kind's default.
+            (episodic; ``episodic: true`` is the same), or ``{every: k}``; null: the kind's default.
         window: with a batch size of 1: each batch is the latest ``window`` images, of which the newest is graded; every
             ``window`` images the method adapts (WINDOW_LENGTH of mariodoebler/test-time-adaptation).
-        probe: a shift to see forgetting by.
-        shift_order: "seed" has the seed draw the order of the shifts, as in CoTTA's ten orders of ImageNet-C; None is
-            the suite's order.
+        probe: a shift shown after each part, to measure forgetting.
+        shift_order: "seed": the seed draws the order of the shifts, as in CoTTA's ten orders of ImageNet-C; null: the
+            suite's order.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")

@@ -1,8 +1,7 @@
-"""Continual: one shift after another, never reset (CoTTA, Wang et al. 2022, arXiv 2203.13591, section 4).
+"""Continual: one shift after another, never reset (CoTTA, Wang et al. 2022, arXiv 2203.13591).
 
-Variants: ``md`` (mariodoebler/test-time-adaptation's "continual"; with ``delta: 0`` "correlated"), ``rotta``
-("practical TTA", Yuan et al. 2023, arXiv 2303.13899), ``tribe`` (GLI-TTA, Su et al. 2024, arXiv 2309.14949), ``ttab``
-(its HomogeneousNoMixture; with ``delta`` HeterogeneousNoMixture; Zhao et al. 2023, arXiv 2306.03536).
+One segment a shift; a single one, ``stream``, where a variant cuts batches across shifts. ``order: FILE`` is one
+stored order for every shift and method (Benchmark-TTA, Yu et al. 2023, arXiv 2307.03133).
 """
 
 from __future__ import annotations
@@ -18,16 +17,31 @@ from tta_bench.protocols.shift_by_shift import ShiftByShift, ShiftByShiftConfig
 
 
 class Continual(ShiftByShift):
-    """One segment a shift, never reset; a single one, ``stream``, where a variant cuts batches across shifts."""
+    """One shift after another, never reset (CoTTA, practical TTA)."""
 
     name = "continual"
     published = {"md": md.parts, "rotta": rotta.parts, "tribe": rotta.long_tailed, "ttab": ttab.no_mixture}
 
     class Config(ShiftByShiftConfig):
-        """Attributes, of variant tribe.
+        """The order within a shift.
 
-        imbalance_factor: images of the largest class for each of the smallest (10, 100 or 200).
-        class_ratio: "constant", the first class is the largest; or "random", drawn anew for each shift.
+        Attributes:
+            imbalance_factor: of variant tribe, images of the largest class for each of the smallest (published: 10, 100,
+                200).
+            class_ratio: of variant tribe, "constant": the first class is the largest; "random": drawn anew for each
+                shift.
+
+        Variants:
+            md: "continual" of mariodoebler/test-time-adaptation (ROID, Marsden et al. 2024, arXiv 2306.00650); with
+                ``delta: 0`` its "correlated".
+            rotta: "practical TTA" (RoTTA, Yuan et al. 2023, arXiv 2303.13899); needs delta, published 0.1.
+            tribe: GLI-TTA (TRIBE, Su et al. 2024, arXiv 2309.14949): rotta's order with imbalanced classes; needs delta.
+            ttab: HomogeneousNoMixture of TTAB (Zhao et al. 2023, arXiv 2306.03536); with delta HeterogeneousNoMixture,
+                published 0.1.
+
+        Example:
+            {kind: continual}
+            {kind: continual, variant: rotta, delta: 0.1}
         """
 
         variants = ("md", "rotta", "tribe", "ttab")

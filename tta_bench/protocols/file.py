@@ -18,7 +18,7 @@ _PER_BATCH = ("reset_before", "adapt", "segment")
 
 
 class File(Protocol):
-    """The segments, batches and flags of the file; the batch size and the seed change nothing."""
+    """A recorded stream: its segments, batches and flags. The batch size and the seed change nothing."""
 
     name = "file"
     by_severity: ClassVar[bool] = False
@@ -31,6 +31,9 @@ class File(Protocol):
                 data order; ``bounds`` (batches + 1,), where batches start; and optionally for each batch
                 ``reset_before`` (default false), ``adapt`` (true) and ``segment`` (0 at first, then the same or one more;
                 one segment), for each image ``visit`` (its segment's) and ``graded`` (true).
+
+        Example:
+            {kind: file, stream: recorded.npz}
         """
 
         stream: str

@@ -1,6 +1,6 @@
-"""Gradual: each corruption becomes stronger and weaker again (CoTTA, Wang et al. 2022, arXiv 2203.13591, section 4).
+"""Gradual: each corruption becomes stronger and weaker again (CoTTA, Wang et al. 2022, arXiv 2203.13591).
 
-Variant ``md``: mariodoebler/test-time-adaptation's "gradual", whose two visits of a severity are in the same order.
+One segment for each corruption and listed severity. One stream has all severities of the suite.
 """
 
 from __future__ import annotations
@@ -18,14 +18,26 @@ _HINT = "list them under the suite's severities, and leave clean out of its corr
 
 
 class Gradual(Ordered):
-    """One segment for each corruption and listed severity; never reset. One stream has all severities of the suite."""
+    """Each corruption through severities 1 to 5 and back; never reset."""
 
     name = "gradual"
     by_severity = False
     published = {"md": md.parts}
 
     class Config(PublishedByMd):
-        """Attributes: severities: in the order in which each corruption goes through them."""
+        """The severities.
+
+        Attributes:
+            severities: in the order in which each corruption goes through them; the suite's ``severities`` must hold them.
+
+        Variants:
+            md: "gradual" of mariodoebler/test-time-adaptation (ROID, Marsden et al. 2024, arXiv 2306.00650): both visits
+                of a severity come in the same order.
+
+        Example:
+            {kind: gradual}
+            {kind: gradual, variant: md}
+        """
 
         variants = ("md",)
         deltas = {"md": "free"}

@@ -1,7 +1,7 @@
 """In and out: clean images among those of each shift (TTAB's InOutMixture, Zhao et al. 2023, arXiv 2306.03536).
 
-Variant ``ttab`` is the only one. ``ratio`` is taken of both sides; equal sizes give the same images clean and shifted
-for the first shift. The shipped code goes on from the images that it kept, so that the source's part shrinks from
+One segment, ``stream``. ``ratio`` is taken of both sides; with equal sizes the first shift's images are the same ones
+clean and shifted. The shipped code continues from the images that it kept, so that the source's part shrinks from
 shift to shift.
 """
 
@@ -19,12 +19,23 @@ from tta_bench.protocols.config import ProtocolConfig
 
 
 class InOut(Protocol):
-    """One segment, ``stream``, whose batches mix the source with one shift after another; never reset."""
+    """Clean images mixed with one shift after another; never reset (TTAB)."""
 
     name = "in_out"
 
     class Config(ProtocolConfig):
-        """Attributes: source: id of the shift to mix in; ratio: of the images of either side, above 0 and up to 1."""
+        """The mixture.
+
+        Attributes:
+            source: id of the shift to mix in.
+            ratio: share of the images of either side.
+
+        Variants:
+            ttab: InOutMixture of TTAB (Zhao et al. 2023, arXiv 2306.03536); the only one, and the default.
+
+        Example:
+            {kind: in_out, source: clean, ratio: 0.5}
+        """
 
         variants = ("ttab",)
         variant: str = "ttab"

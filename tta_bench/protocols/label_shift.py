@@ -1,9 +1,7 @@
-"""Label shift: online imbalance of labels (SAR, Niu et al. 2023, arXiv 2302.12400, section 4.2).
+"""Label shift: online imbalance of labels (SAR, Niu et al. 2023, arXiv 2302.12400).
 
-Blocks of draws, each ruled by one class, which is ``imbalance_ratio`` times as likely as any other; images are drawn
-with replacement. Variant ``sar`` is the generator of its shipped lists: seed 2022 draws whatever the seed, which
-orders classes alone. Published: 100,000 samples in batches of 64, of which the last is short, seed 2021, whose class
-orders no Python seed makes: give them as ``class_order``.
+Blocks of draws, each dominated by one class, which is ``imbalance_ratio`` times as likely as any other; images are
+drawn with replacement. One segment a shift; the same sequence where labels are equal.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ _RATIOS = (1, 1000, 2000, 3000, 4000, 5000, 500000)  # for which the authors shu
 
 
 class LabelShift(Protocol):
-    """One segment a shift, with a reset before each; the same sequence where labels are equal."""
+    """Draws dominated by one class after another, the method reset before each shift (SAR)."""
 
     name = "label_shift"
     resets = "segment"
@@ -36,6 +34,15 @@ class LabelShift(Protocol):
             samples: of each shift, in as many blocks as classes; the remainder is not drawn.
             class_order: of variant sar, an ``.npy`` of the classes in order, or an ``.npz`` with ``ratio_<R>`` for
                 several.
+
+        Variants:
+            sar: the generator of SAR's shipped lists (Niu et al. 2023, arXiv 2302.12400): seed 2022 draws whatever the
+                seed, which only orders the classes. Published: 100,000 samples in batches of 64, the last one short; seed
+                2021, whose class orders no Python seed is known to make: give them as ``class_order``.
+
+        Example:
+            {kind: label_shift, imbalance_ratio: 500000, samples: 100000}
+            {kind: label_shift, variant: sar, imbalance_ratio: [1000, 500000]}
         """
 
         variants = ("sar",)

@@ -1,9 +1,9 @@
 """Markov: shifts and classes are drawn by two Markov chains (UniTTA, Du et al. 2024, arXiv 2407.20080).
 
-Variant ``unitta`` is the only one. Published: correlation 1/number (i.i.d.), 0.85 of domains or 0.95 of classes
-(non-i.i.d.), 1 (continual); imbalance 1, or 5 of domains and 10 of classes; seed 425; state_samples 1000 for CIFAR-10,
-100 for CIFAR-100. Images repeat; where both chains keep their imbalance the stream ends once one state has been
-visited often enough.
+One segment, ``stream``. Published: correlation 1/number (i.i.d.), 0.85 of domains or 0.95 of classes (non-i.i.d.), 1
+(continual); imbalance 1, or 5 of domains and 10 of classes; seed 425; state_samples 1000 for CIFAR-10, 100 for
+CIFAR-100. Images repeat; where both chains keep their imbalance the stream ends once one state has been visited often
+enough.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _Imbalance = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
 
 class Markov(Protocol):
-    """One segment, ``stream``, whose batches mix shifts; never reset."""
+    """Shifts and classes drawn by two Markov chains; never reset (UniTTA)."""
 
     name = "markov"
 
@@ -33,9 +33,16 @@ class Markov(Protocol):
         """The chains.
 
         Attributes:
-            domain_correlation, class_correlation: probability to stay.
-            domain_imbalance, class_imbalance: of the most frequent to the least frequent.
+            domain_correlation, class_correlation: probability of staying.
+            domain_imbalance, class_imbalance: ratio of the most frequent to the least frequent.
             state_samples: visits of the most frequent pair of shift and class.
+
+        Variants:
+            unitta: UniTTA (Du et al. 2024, arXiv 2407.20080); the only one, and the default.
+
+        Example:
+            {kind: markov, domain_correlation: 0.85, domain_imbalance: 5, class_correlation: 0.95, class_imbalance: 10,
+              state_samples: 100}
         """
 
         variants = ("unitta",)

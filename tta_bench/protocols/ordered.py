@@ -24,7 +24,9 @@ Published = Callable[[Any, Source, Sequence[Outline]], Iterator[Part]]
 
 
 class OrderedConfig(ProtocolConfig):
-    """Attributes: delta: Dirichlet concentration of labels over time; None for i.i.d., 0 for sorted by label."""
+    """Attributes: delta: Dirichlet concentration of labels over time, small is strongly correlated; 0: sorted by label;
+    null: i.i.d.
+    """
 
     deltas: ClassVar[Mapping[str, DeltaRule]] = {}  # what each variant takes
     delta: Annotated[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, ...], *ONE_OR_MORE] = (None,)
@@ -42,7 +44,7 @@ class OrderedConfig(ProtocolConfig):
 
 
 class PublishedByMd(OrderedConfig):
-    """Attributes: images: of variant md, how many are drawn of each part (its NUM_EX); None for all."""
+    """Attributes: images: of variant md, how many are drawn of each part (its NUM_EX); null: all."""
 
     images: Annotated[int, Field(ge=1)] | None = None
 

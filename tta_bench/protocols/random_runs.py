@@ -1,7 +1,6 @@
 """Random runs: shifts come and go for a random time (CDC of DPCore, Zhang et al. 2024, arXiv 2406.10737).
 
-Each shift's images are a queue of batches, and runs take from the queues. Variant ``dpcore`` is the published
-sequence: seed 1, batches of 64 of 5,000 images, of 15 shifts; with three slots a shift comes at most three times.
+Each shift's images are a queue of batches, and runs take from the queues. One segment for each longest run of one shift.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _Run = tuple[int, int]  # shift, number of batches
 
 
 class RandomRuns(Protocol):
-    """One segment for each longest run of one shift; never reset."""
+    """Shifts come and go for random durations; never reset (CDC of DPCore)."""
 
     name = "random_runs"
 
@@ -33,6 +32,14 @@ class RandomRuns(Protocol):
             delta: Dirichlet concentration of how a shift's batches are spread over slots; above 0. Small is uneven.
             slots: rounds through all shifts.
             distribution: of variant dpcore, "dirichlet", or "multinomial": any shift, for any number of batches left.
+
+        Variants:
+            dpcore: CDC of DPCore (Zhang et al. 2024, arXiv 2406.10737). Published: seed 1, batches of 64 of 5,000 images,
+                15 shifts; with three slots a shift comes at most three times.
+
+        Example:
+            {kind: random_runs, delta: 1.0, slots: 3}
+            {kind: random_runs, variant: dpcore}
         """
 
         variants = ("dpcore",)

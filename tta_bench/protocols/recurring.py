@@ -1,7 +1,7 @@
 """Recurring: all shifts again and again, never reset (PeTTA, Hoang et al. 2024, arXiv 2311.18193).
 
-With one shift it is several epochs of it. Variant ``petta``: RoTTA's order of the whole sequence, batches cut across
-shifts; published with delta 0.1 (CIFAR-100: 0.01), batches of 64, seed 2020, and its own order of corruptions.
+One segment for each visit of each shift; a single one, ``stream``, with variant petta. With one shift it is several
+epochs of it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,26 @@ from tta_bench.protocols.published import rotta
 
 
 class Recurring(Ordered):
-    """One segment for each visit of each shift; a single one, ``stream``, with variant petta."""
+    """All shifts again and again, never reset (PeTTA)."""
 
     name = "recurring"
     published = {"petta": rotta.parts}
 
     class Config(OrderedConfig):
-        """Attributes: visits: how often the sequence is gone through."""
+        """The number of visits.
+
+        Attributes:
+            visits: how often the sequence of shifts is repeated.
+
+        Variants:
+            petta: PeTTA (Hoang et al. 2024, arXiv 2311.18193): RoTTA's order of the whole sequence, batches cut across
+                shifts; needs delta. Published: delta 0.1 (CIFAR-100: 0.01), batches of 64, seed 2020, and its own order of
+                corruptions.
+
+        Example:
+            {kind: recurring, visits: 20}
+            {kind: recurring, variant: petta, delta: 0.1}
+        """
 
         variants = ("petta",)
         deltas = {"petta": "needed"}
