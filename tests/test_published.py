@@ -14,8 +14,13 @@ from runs import verdicts, write_run
 
 from tta_bench.data.corrupt.corruptions import BENCHMARK
 from tta_bench.errors import UsageError
+from tta_bench.protocols import ProtocolConfig
+from tta_bench.registry import PROTOCOLS as KIND
+from tta_bench.registry import installed
 from tta_bench.report import error_tables, evidence, published
+from tta_bench.report.matching import PROTOCOLS
 from tta_bench.report.reference import Comparison, compare
+from tta_bench.suite import parts
 
 Cli = Callable[..., Outcome]
 Cell = tuple[str, str, str, int]
@@ -134,6 +139,90 @@ def test_reruns_and_further_tables_are_all_shown(tmp_path: pathlib.Path) -> None
     file = own(tmp_path, {"value": "42.5"}, {"value": "43.0", "source": "table 7"})
     [one] = compared(write_run(tmp_path / "run", eata_cells(), **LIKE_EATA), file).values()
     assert [round(row.published, 1) for row in one.rows] == [42.5, 43.0]
+
+
+# -- protocols ---------------------------------------------------------------------------------------------------------
+
+WITHOUT_COUNTERPART = {"label_shift", "Table9_exp2", "50000_images_RTX3090", "claim"}
+MD: dict[str, Any] = {"variant": "md"}
+
+
+def under(tmp_path: pathlib.Path, published_protocol: str, **about: Any) -> Comparison:
+    """Tent on fog, one number of the protocol beside a run of it."""
+    cells = {cell: v for cell, v in eata_cells().items() if cell[:3:2] == ("tent", "fog-5")}
+    run = write_run(tmp_path / "run", cells, **{**LIKE_EATA, **about})
+    [one] = compared(run, own(tmp_path, {"protocol": published_protocol})).values()
+    return one
+
+
+def test_every_published_protocol_has_a_counterpart_or_is_known_to_have_none() -> None:
+    with published.shipped().open() as stream:
+        names = {row["protocol"] for row in csv.DictReader(stream)}
+    assert names - set(PROTOCOLS) == WITHOUT_COUNTERPART
+    assert set(PROTOCOLS) - names == {"reset"}, "the word for files of one's own"
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_counterpart_is_what_a_suite_can_have(name: str) -> None:
+    one = PROTOCOLS[name]
+    config = parts.read(KIND, {"kind": one.kind, **one.parameters}, installed())
+    assert isinstance(config, ProtocolConfig)
+    assert config.parameters() == one.parameters, "no value is at its default"
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_run_of_the_same_protocol_is_compared_without_a_reason(tmp_path: pathlib.Path, name: str) -> None:
+    one = PROTOCOLS[name]
+    [row] = under(tmp_path, name, protocol=one.kind, parameters=dict(one.parameters)).rows
+    assert (row.reason, row.same) == ("", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "parameters", "reason"),
+    [
+        ("continual", "continual", {}, "order of images: own, published md"),
+        ("reset_per_corruption", "reset", {"variant": "sar"}, "order of images: sar, published not stated"),
+        ("correlated_sorted", "continual", {"delta": 0.0}, "order of images: own, published md"),
+        ("label_shift_ir500000", "label_shift", {"variant": "sar", "class_order": "order.npz"}, ""),
+        ("episodic_online", "reset", {"adapt": {"eta": 1.0, "cost_ratio": 2.5}}, "cost ratio 2.5, published measured"),
+    ],
+)
+def test_another_order_by_the_same_rule_is_a_reason(
+    tmp_path: pathlib.Path, name: str, protocol: str, parameters: dict[str, Any], reason: str
+) -> None:
+    [row] = under(tmp_path, name, protocol=protocol, parameters=parameters).rows
+    assert row.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "parameters"),
+    [
+        ("continual", "continual", {**MD, "delta": 0.0}),
+        ("continual", "continual", {**MD, "reset": "batch"}),
+        ("continual", "continual", {**MD, "window": 64}),
+        ("continual", "continual", {**MD, "images": 5000}),
+        ("continual", "mixed", MD),
+        ("mixed_correlated_dir0.01", "mixed", {**MD, "delta": 0.1}),
+        ("correlated_sorted", "continual", MD),
+        ("label_shift_ir500000", "label_shift", {"variant": "sar", "imbalance_ratio": 1000.0}),
+        ("episodic_online", "reset", {}),
+        ("episodic_online", "reset", {"adapt": {"eta": 0.5, "cost_ratio": "measure"}}),
+        ("episodic_offline", "reset", {"adapt": {"eta": 1.0, "cost_ratio": "measure"}}),
+        ("reset_per_corruption", "reset", {"probe": {"shift": "clean"}}),
+    ],
+)
+def test_other_parameters_are_another_protocol(
+    tmp_path: pathlib.Path, name: str, protocol: str, parameters: dict[str, Any]
+) -> None:
+    one = under(tmp_path, name, protocol=protocol, parameters=parameters)
+    assert one.rows == []
+    assert f"1 of another protocol ({name})" in one.unmatched
+
+
+def test_a_protocol_without_a_counterpart_is_said(tmp_path: pathlib.Path) -> None:
+    one = under(tmp_path, "label_shift", protocol="label_shift", parameters={})
+    assert one.rows == []
+    assert "1 of a protocol without a counterpart here (label_shift)" in one.unmatched
 
 
 # -- why numbers need not agree ----------------------------------------------------------------------------------------

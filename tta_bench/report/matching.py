@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tta_bench.data.corrupt.corruptions import BENCHMARK
 from tta_bench.report.published import Published
 from tta_bench.report.table import Cell, ErrorTable, MethodErrors
 
-# Names of protocols in the file: ours, and the batch size that the name states. Other names have no counterpart.
-_PROTOCOLS: dict[str, tuple[str, int | None]] = {
-    "reset": ("reset", None),
-    "reset_per_corruption": ("reset", None),
-    "reset_per_corruption_bs64": ("reset", 64),
-    "continual": ("continual", None),
-    "lifelong_no_reset": ("continual", None),
+
+@dataclass(frozen=True)
+class Counterpart:
+    """What a suite has under ``protocol:`` for a published protocol.
+
+    Attributes:
+        kind: the registered name.
+        parameters: values other than the defaults, as in a :class:`tta_bench.setting.Setting`.
+        batch_size: None where the publication's differs between data sets or is not known.
+    """
+
+    kind: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int | None = None
+
+
+# Names of protocols in the file of published numbers. Other names have no counterpart.
+PROTOCOLS = {
+    "reset": Counterpart("reset"),
+    "reset_per_corruption": Counterpart("reset"),
+    "reset_per_corruption_bs64": Counterpart("reset", batch_size=64),
+    "stream_bs64": Counterpart("reset", batch_size=64),  # of a single shift
+    "in_distribution": Counterpart("reset"),  # of clean images alone
+    "episodic_offline": Counterpart("reset"),
+    "episodic_online": Counterpart("reset", {"adapt": {"eta": 1.0, "cost_ratio": "measure"}}),
+    "continual": Counterpart("continual", {"variant": "md"}),
+    "lifelong_no_reset": Counterpart("continual"),
+    "correlated_sorted": Counterpart("continual", {"variant": "md", "delta": 0.0}),
+    "mixed_domains": Counterpart("mixed", {"variant": "md"}),
+    "mixed_correlated_dir0.01": Counterpart("mixed", {"variant": "md", "delta": 0.01}),
+    "mixed_shifts": Counterpart("mixed"),
+    "label_shift_ir500000": Counterpart("label_shift", {"variant": "sar"}, batch_size=64),
 }
 # Weights as the file names them: timm's full tags of the same weights.
 _WEIGHTS = {
@@ -76,16 +102,35 @@ def _severity(number: Published, ours: Ours) -> list[str] | None:
     return [] if number.severity == ours.table.setting.severity else None
 
 
+def _counterpart(number: Published, ours: Ours) -> list[str] | None:
+    return [] if number.protocol in PROTOCOLS else None
+
+
 def _protocol(number: Published, ours: Ours) -> list[str] | None:
-    setting = ours.table.setting
-    protocol, size = _PROTOCOLS.get(number.protocol, ("", None))
-    if (
-        protocol != setting.protocol or setting.base.parameters
-    ):  # published protocols have no parameters that we know of
+    setting, published = ours.table.setting, PROTOCOLS[number.protocol]
+    parameters = {name: json.loads(value) for name, value in setting.base.parameters}
+    if (published.kind, _rule(published.parameters)) != (setting.protocol, _rule(parameters)):
         return None
-    first = [f"adapted on the first {setting.adapt_images} images"] if setting.adapt_images else []
-    other = size is not None and size != setting.batch_size
-    return first + ([f"batch size {setting.batch_size}, published {size}"] if other else [])
+    reasons = [f"adapted on the first {setting.adapt_images} images"] if setting.adapt_images else []
+    if published.batch_size not in (None, setting.batch_size):
+        reasons.append(f"batch size {setting.batch_size}, published {published.batch_size}")
+    variant, followed = parameters.get("variant"), published.parameters.get("variant")
+    if variant != followed:
+        reasons.append(f"order of images: {variant or 'own'}, published {followed or 'not stated'}")
+    ratio = (parameters.get("adapt") or {}).get("cost_ratio", "measure")
+    return reasons + ([f"cost ratio {ratio}, published measured"] if ratio != "measure" else [])
+
+
+def _rule(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters without those that may differ between a number and its counterpart.
+
+    These are the variant (another random order by the same rule), the order of dominating classes (random, too), and the
+    cost ratio (machines differ).
+    """
+    rule = {name: value for name, value in parameters.items() if name not in ("variant", "class_order")}
+    if "adapt" in rule:
+        rule["adapt"] = {name: value for name, value in rule["adapt"].items() if name != "cost_ratio"}
+    return rule
 
 
 def _model(number: Published, ours: Ours) -> list[str] | None:
@@ -146,6 +191,7 @@ _Condition = Callable[[Published, Ours], "list[str] | None"]
 CONDITIONS: list[tuple[str, str, _Condition]] = [
     ("of another data set", "dataset", _dataset),
     ("of another severity", "severity", _severity),
+    ("of a protocol without a counterpart here", "protocol", _counterpart),
     ("of another protocol", "protocol", _protocol),
     ("of another source model", "model", _model),
     ("of a method that was not run", "method", _method),
