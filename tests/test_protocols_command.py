@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pathlib
 import re
+import shlex
 from collections.abc import Callable
 
 import pytest
 import yaml
 from conftest import Outcome, item
 
+from tta_bench import load_results
 from tta_bench.protocols import Protocol, ProtocolConfig
 from tta_bench.registry import PROTOCOLS, installed
 from tta_bench.suite import parts
@@ -112,3 +114,48 @@ def test_a_strangers_protocol_is_shown_with_an_example(shown: Shown) -> None:
     assert output.endswith("\n  protocol: {kind: mine, pace: …}\n")
     listed = shown("protocols", "--plugin", "mine.py", columns=120)
     assert re.search(r"^mine +file mine.py +quick +Ours\.", listed, re.MULTILINE)
+
+
+# -- docs/protocols.md -------------------------------------------------------------------------------------------------
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "protocols.md").read_text()
+LINES = re.findall(r"`(\{kind: .*?\})`", PAGE)
+
+
+def test_every_kind_and_variant_is_on_the_page() -> None:
+    given = [yaml.safe_load(line) for line in LINES]
+    pairs = {(one["kind"], one.get("variant")) for one in given}
+    assert {kind for kind, _ in pairs} == set(NAMES)
+    variants = {(name, variant) for name in NAMES for variant in loaded(name).Config.variants}
+    assert variants - pairs == set()
+    assert set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)) == COMMON - {"adapt_images"} | {
+        "variant", "delta"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("line", dict.fromkeys(LINES))
+def test_every_line_of_the_page_is_a_protocol(line: str) -> None:
+    parts.read(PROTOCOLS, yaml.safe_load(line), installed())
+
+
+def test_the_page_is_linked() -> None:
+    assert "(docs/protocols.md)" in (ROOT / "README.md").read_text()
+    assert "(protocols.md)" in (ROOT / "docs" / "plugins.md").read_text()
+
+
+def test_the_pages_protocol_runs_as_it_stands(run_cli: Cli, shown: Shown) -> None:
+    [code] = re.findall(r"```python\n(# my_protocol\.py\n.*?)```", PAGE, re.DOTALL)
+    assert len(code.splitlines()) < 25
+    pathlib.Path("my_protocol.py").write_text(code)
+    [command] = re.findall(r"^tta-bench (run .*my_protocol\.py.*)$", PAGE, re.MULTILINE)
+    smaller = ["--limit", 150, "--only", "method=norm,model=resnet_bn", "--executor", "local", "--out", "out"]
+    outcome = run_cli(*shlex.split(command), *smaller)
+    assert outcome.code == 0, outcome.err
+    rows = load_results("out").query("status == 'ok'")
+    shifts = list(dict.fromkeys(rows["shift"]))
+    assert len(shifts) == 7
+    assert list(zip(rows["shift"], rows["visit"], rows["images"], strict=True)) == [
+        *((shift, 0, 100) for shift in shifts), *((shift, 1, 50) for shift in shifts),
+    ]  # fmt: skip
+    assert "protocol: {kind: interleaved}" in shown("protocols", "interleaved", "--plugin", "my_protocol.py")
