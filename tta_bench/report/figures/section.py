@@ -62,7 +62,7 @@ class Section:
         """The rows that the tables are made from, of any status."""
         frame, setting = self.content.evidence.shifts, self.worst.setting
         frame = frame[frame["section"] == setting.base.id]
-        return frame[frame["adapt_images"].fillna(0) == setting.adapt_images]
+        return frame[(frame["adapt_images"].fillna(0) == setting.adapt_images) & (frame["role"] == "stream")]
 
     @property
     def most_severe(self) -> pd.DataFrame:
