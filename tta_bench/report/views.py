@@ -13,7 +13,7 @@ import pandas as pd
 
 from tta_bench.report.error_tables import caption, named, rows_of, sections, severities
 from tta_bench.report.evidence import Evidence, of_shifts
-from tta_bench.report.table import Cell, ErrorTable, MethodErrors, TableSetting
+from tta_bench.report.table import Cell, ErrorTable, MethodErrors, TableSetting, identifier
 from tta_bench.setting import Setting
 
 PLACES, VISITS, PROBES, PARTS, COLLAPSE, OVERVIEW = "place", "visit", "probe", "adaptation", "collapse", "overview"
@@ -23,7 +23,7 @@ _PLAIN = {"reset"}  # protocols whose streams are no reason for a method to coll
 
 def views(evidence: Evidence, baseline: str) -> list[ErrorTable]:
     """All views that the runs have data for, by setting."""
-    tables = []
+    tables: list[ErrorTable] = []
     for base, frame in sections(evidence, role=None):
         stream, probes = frame[frame["role"] == "stream"], frame[frame["role"] == "probe"]
         gradual = base.protocol == "gradual"
@@ -94,7 +94,7 @@ def _by_visit(frame: pd.DataFrame) -> pd.DataFrame:
     last = int(frame["visit"].max()) if len(frame) else 0
     if last == 0:
         return frame.iloc[:0].assign(view="")
-    shown = {int(round(v)) for v in np.linspace(0, last, min(_SHOWN, last + 1))}
+    shown = {round(v) for v in np.linspace(0, last, min(_SHOWN, last + 1))}
     visits = frame[frame["visit"].isin(shown)].sort_values("visit", kind="stable")
     change = _difference(frame[frame["visit"] == last], frame[frame["visit"] == 0], [*_ROW, "shift"])
     columns = [visits.assign(view=(visits["visit"] + 1).astype(str)), change.assign(view="last − first")]
@@ -136,7 +136,7 @@ def _forgetting(probes: pd.DataFrame, baseline: str) -> pd.DataFrame:
     if probes.empty:
         return probes.assign(view="")
     visits = sorted(int(visit) for visit in probes["visit"].unique())
-    shown = {visits[int(round(i))] for i in np.linspace(0, len(visits) - 1, min(_SHOWN, len(visits)))}
+    shown = {visits[round(i)] for i in np.linspace(0, len(visits) - 1, min(_SHOWN, len(visits)))}
     columns = [probes[probes["visit"].isin(shown)].sort_values("visit", kind="stable")]
     columns = [columns[0].assign(view="after " + (columns[0]["visit"] + 1).astype(str)), probes.assign(view="mean ")]
     unadapted = probes[(probes["label"] == baseline) & (probes["status"] == "ok")]
@@ -152,20 +152,15 @@ def overview(title: str, tables: Sequence[ErrorTable], mixed: tuple[str, ...]) -
     """Methods × protocols for each data set: mean error over the corruptions at the highest severity, average rank."""
     worst = {table.setting.base: table for table in tables}  # tables are ordered by severity
     datasets = dict.fromkeys(base.dataset for base in worst)
-    made = [
-        _overview(title, dataset, [t for b, t in worst.items() if b.dataset == dataset], mixed) for dataset in datasets
-    ]
-    return [table for table in made if len(table.corruptions) > 2]
+    by_dataset = {name: [table for base, table in worst.items() if base.dataset == name] for name in datasets}
+    return [_overview(title, name, own, mixed) for name, own in by_dataset.items() if len(own) > 1]
 
 
 def _overview(title: str, dataset: str, tables: Sequence[ErrorTable], mixed: tuple[str, ...]) -> ErrorTable:
     names = _protocol_names(tables)
     columns = [names[table.setting.base] for table in tables]
-    errors = {
-        (row.model, row.label, column): row.mean
-        for table, column in zip(tables, columns, strict=True)
-        for row in table.rows
-    }
+    pairs = zip(tables, columns, strict=True)
+    errors = {(row.model, row.label, column): row.mean for table, column in pairs for row in table.rows}
     places = dict.fromkeys((row.model, row.label) for table in tables for row in table.rows)
     ranks = _ranks(errors, list(places), columns)
     rows = []
@@ -179,10 +174,10 @@ def _overview(title: str, dataset: str, tables: Sequence[ErrorTable], mixed: tup
             rows.append(MethodErrors(label, model, {**plain, "rank": cell}, cell, "; ".join(reasons)))
     first = tables[0]
     severity = f", severity {first.setting.severity}" if first.setting.severity else ""
-    text = (f"Mean error over the corruptions in per cent on {dataset}{severity}, by protocol; rank: mean over the protocols "
-            "of a method's rank among the methods of its source model that have a result under every protocol.")  # fmt: skip
+    text = f"Mean error over the corruptions in per cent on {dataset}{severity}, by protocol; rank: mean over the protocols "
+    text += "of a method's rank among the methods of its source model that have a result under every protocol."
     return ErrorTable(
-        name=f"{OVERVIEW}-{dataset.lower()}" if title else OVERVIEW,
+        name=f"{OVERVIEW}-{identifier(dataset)}",
         title=f"{title}: error in per cent by protocol{severity}",
         setting=first.setting,
         caption=text,
@@ -215,11 +210,8 @@ def _ranks(
     ranks: dict[tuple[str, str], float] = {}
     for model in dict.fromkeys(model for model, _ in places):
         labels = [label for m, label in places if m == model]
-        complete = [
-            label
-            for label in labels
-            if all((cell := errors.get((model, label, c))) and cell.state == "ok" for c in columns)
-        ]
+        cells = {label: [errors.get((model, label, column)) for column in columns] for label in labels}
+        complete = [label for label in labels if all(cell and cell.state == "ok" for cell in cells[label])]
         if len(complete) > 1:
             means = pd.DataFrame(
                 {c: [errors[model, label, c].mean for label in complete] for c in columns}, dtype=float
