@@ -174,7 +174,9 @@ def _overview(title: str, dataset: str, tables: Sequence[ErrorTable], mixed: tup
             rows.append(MethodErrors(label, model, {**plain, "rank": cell}, cell, "; ".join(reasons)))
     first = tables[0]
     severity = f", severity {first.setting.severity}" if first.setting.severity else ""
-    text = f"Mean error over the corruptions in per cent on {dataset}{severity}, by protocol; rank: mean over the protocols "
+    text = (
+        f"Mean error over the corruptions in per cent on {dataset}{severity}, by protocol; rank: mean over protocols "
+    )
     text += "of a method's rank among the methods of its source model that have a result under every protocol."
     return ErrorTable(
         name=f"{OVERVIEW}-{identifier(dataset)}",
