@@ -11,7 +11,7 @@ import pandas as pd
 
 from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.report import statistics
-from tta_bench.report.evidence import Evidence, adapting_most
+from tta_bench.report.evidence import TRIAL, Evidence, adapting_most
 from tta_bench.report.images import ImageErrors
 from tta_bench.report.marks import Tested
 from tta_bench.report.statistics import Ranks
@@ -27,32 +27,33 @@ def tables(evidence: Evidence) -> list[ErrorTable]:
     Where a run varies ``adapt_images``, the table is of the trials that adapt on most; :func:`curves` has all.
     """
     error_tables = []
-    for base, frame in _sections(evidence):
+    for base, frame in sections(evidence):
         several = _adapt_on_several(frame)
         most, frame = adapting_most(frame)
         places = set(zip(frame["key"], frame["setting"], strict=True))
         errors = ImageErrors(evidence, places)
-        for severity in _severities(frame):
+        for severity in severities(frame):
             part = frame[frame["of_severity"].isin([severity, 0])]
             error_tables.append(_table(evidence, part, TableSetting(base, severity, most, several), errors))
-    return _named(error_tables)
+    return named(error_tables)
 
 
 def curves(evidence: Evidence) -> list[ErrorTable]:
     """Tables by number of images adapted on: over all images, and over those after the suite's largest number."""
     curve_tables = []
-    for base, frame in _sections(evidence):
+    for base, frame in sections(evidence):
         if _adapt_on_several(frame):
-            for severity in _severities(frame):
+            for severity in severities(frame):
                 part = frame[frame["of_severity"].isin([severity, 0])]
                 columns = [name for name in ("error_pct", "error_after_pct") if part[name].notna().any()]
                 curve_tables += [_curve(evidence, part, TableSetting(base, severity), column) for column in columns]
-    return _named(curve_tables)
+    return named(curve_tables)
 
 
-def _sections(evidence: Evidence) -> Iterator[tuple[Setting, pd.DataFrame]]:
-    """Settings without severity and number of images adapted on, with their rows."""
-    for section, frame in evidence.shifts.groupby("section", sort=False):
+def sections(evidence: Evidence, role: str | None = "stream") -> Iterator[tuple[Setting, pd.DataFrame]]:
+    """Settings without severity and number of images adapted on, with their rows, those of one role or of all."""
+    shifts = evidence.shifts if role is None else evidence.shifts[evidence.shifts["role"] == role]
+    for section, frame in shifts.groupby("section", sort=False):
         yield evidence.sections[str(section)], frame
 
 
@@ -61,11 +62,12 @@ def _adapt_on_several(frame: pd.DataFrame) -> bool:
     return bool(frame["adapt_images"].fillna(0).nunique() > 1)
 
 
-def _severities(frame: pd.DataFrame) -> list[int]:
+def severities(frame: pd.DataFrame) -> list[int]:
+    """Severities that have a table of their own."""
     return sorted({int(s) for s in frame["of_severity"]} - {0}) or [0]
 
 
-def _named(tables: Sequence[ErrorTable]) -> list[ErrorTable]:
+def named(tables: Sequence[ErrorTable]) -> list[ErrorTable]:
     """Tables with unique names, as short as possible."""
     bases = list(dict.fromkeys(t.setting.base for t in tables))
     if len(bases) < 2:
@@ -93,7 +95,7 @@ def _table(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, image
         name=f"severity-{setting.severity}" if setting.severity else "all",
         title=f"{evidence.title}: error in per cent{severity}",
         setting=setting,
-        caption=_caption(frame, setting),
+        caption=caption(frame, setting),
         corruptions=corruptions,
         rows=tested.rows,
         partial=bool(frame["partial"].any()),
@@ -120,7 +122,7 @@ def _curve(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, colum
         name=f"{'curve' if column == 'error_pct' else 'curve-after'}{f'-{setting.severity}' if severity else ''}",
         title=f"{evidence.title}: error in per cent on {graded}, by images adapted on{severity}",
         setting=setting,
-        caption=_caption(frame, setting, grades),
+        caption=caption(frame, setting, grades),
         corruptions=counts,
         rows=rows_of(shifted, "adapted_on", counts),
         partial=bool(frame["partial"].any()),
@@ -180,19 +182,26 @@ def _cell(by_seed: pd.Series, state: str) -> Cell:
     return Cell(float(errors.mean()), spread, state, seeds=len(errors))
 
 
-def _caption(frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] = ()) -> str:
+def caption(frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] = ()) -> str:
+    """The conditions of a table in a sentence."""
     seeds = sorted(int(s) for s in frame["seed"].unique())
-    images = sorted({int(n) for n in frame["images_planned"]})
+    images = _images(frame)
     partial = " (a subset: not a result)" if frame["partial"].any() else ""
     spread = (
         f"one seed ({seeds[0]})"
         if len(seeds) == 1
         else f"mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))})"
     )
-    counted = " or ".join(f"{n:,}" for n in images)
+    counted = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
     parts = [f"Error in per cent on {setting.text}", f"{counted} images of each shift{partial}", *further, spread]
     apart = not further and setting.severity and (frame["corruption"] == "clean").any()
     return ", ".join(parts) + "." + (" The mean is without clean." if apart else "")
+
+
+def _images(frame: pd.DataFrame) -> list[int]:
+    """Numbers of images of a shift that are graded, or planned where nothing is."""
+    graded = frame[frame["status"] == "ok"].groupby([*TRIAL, "shift"], sort=False)["images"].sum()
+    return sorted({int(n) for n in (graded if len(graded) else frame["images_planned"])})
 
 
 def _ranks(rows: Sequence[MethodErrors], corruptions: Sequence[str]) -> Iterator[tuple[str, Ranks]]:

@@ -11,7 +11,7 @@ import numpy as np
 from tta_bench.report.evidence import Evidence
 from tta_bench.store import results
 
-_ARRAYS = ("images/image", "images/shift", "images/correct", "images/graded")
+_ARRAYS = ("images/image", "images/shift", "images/correct", "images/graded", "images/batch", "batches/segment")
 
 CellKey = tuple[str, str, str]  # label, source model, shift
 
@@ -55,7 +55,9 @@ class ImageErrors:
                 self._add(trial, results.read_arrays(run.path, trial["key"], _ARRAYS.__contains__))
 
     def _add(self, trial: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        image, shift, correct, graded = (arrays[name] for name in _ARRAYS)
+        image, shift, correct, graded, batch, segment = (arrays[name] for name in _ARRAYS)
+        is_stream = np.array([role == "stream" for *_, role in trial["segments"]])
+        graded = graded & is_stream[segment[batch]]
         shifts = (trial["model"], ",".join(name for _, _, name in trial["shifts"]))
         self._mixed_images |= self._fingerprints.setdefault(shifts, trial["data"]) != trial["data"]
         for number, (_, _, name) in enumerate(trial["shifts"]):

@@ -19,6 +19,7 @@ from tta_bench.report.figures import (
     by_cost,
     by_severity,
     by_updates,
+    by_view,
     heatmap,
     online,
     ranks,
@@ -26,7 +27,7 @@ from tta_bench.report.figures import (
 from tta_bench.report.figures.section import Drawing, sections
 from tta_bench.report.figures.style import house_style
 
-_KINDS = (by_corruption, by_severity, online, by_cost, by_updates, heatmap, ranks, by_adapt_images)
+_KINDS = (by_corruption, by_severity, online, by_cost, by_updates, heatmap, ranks, by_adapt_images, by_view)
 _OPTIONS: dict[str, dict[str, Any]] = {  # no dates: the same figure is the same file
     "png": {"dpi": 200},
     "pdf": {"metadata": {"CreationDate": None}},

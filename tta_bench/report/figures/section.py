@@ -33,12 +33,14 @@ class Section:
         content: the report.
         tables: by severity, the most severe last; at least one.
         curves: by number of images adapted on.
+        views: along the stream.
         suffix: of the figures' names: empty where the report has one section.
     """
 
     content: Content
     tables: list[ErrorTable]
     curves: list[ErrorTable]
+    views: list[ErrorTable]
     suffix: str
 
     @property
@@ -62,7 +64,7 @@ class Section:
         """The rows that the tables are made from, of any status."""
         frame, setting = self.content.evidence.shifts, self.worst.setting
         frame = frame[frame["section"] == setting.base.id]
-        return frame[frame["adapt_images"].fillna(0) == setting.adapt_images]
+        return frame[(frame["adapt_images"].fillna(0) == setting.adapt_images) & (frame["role"] == "stream")]
 
     @property
     def most_severe(self) -> pd.DataFrame:
@@ -124,7 +126,8 @@ def sections(content: Content) -> Iterator[Section]:
     for base, tables in by_setting.items():
         name = tables[-1].name.removesuffix(f"-severity-{tables[-1].setting.severity}").removesuffix("-all")
         curves = [curve for curve in content.curves if curve.setting.base == base]
-        yield Section(content, tables, curves, f"-{name}" if len(by_setting) > 1 else "")
+        views = [view for view in content.views if view.setting.base == base]
+        yield Section(content, tables, curves, views, f"-{name}" if len(by_setting) > 1 else "")
 
 
 def has_result(row: MethodErrors) -> bool:

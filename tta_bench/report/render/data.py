@@ -76,7 +76,7 @@ def _write(folder: pathlib.Path, name: str, content: bytes) -> pathlib.Path:
 
 
 def _errors(content: Content) -> Iterator[dict[str, Any]]:
-    for table in (*content.tables, *content.curves):
+    for table in (*content.tables, *content.views, *content.curves, *content.overviews):
         setting = {"table": table.name, **table.setting.columns()}
         for row in table.rows:
             for column in table.columns:

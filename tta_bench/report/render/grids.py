@@ -32,7 +32,7 @@ def grids(content: Content) -> list[Grid]:
     """The tables of every format, in order: errors, curves, costs, published numbers, mean corruption errors."""
     warnings = content.warnings
     return [
-        *(error_grid(table) for table in (*content.tables, *content.curves)),
+        *(error_grid(table) for table in (*content.overviews, *content.tables, *content.views, *content.curves)),
         *(cost_grid(table, f"cost-{number}", warnings) for number, table in enumerate(content.costs, 1)),
         *(comparison_grid(comparison, warnings) for comparison in content.comparisons),
         *(mce_grid(table, f"mce-{number}") for number, table in enumerate(content.mce, 1)),

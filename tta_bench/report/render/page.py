@@ -74,7 +74,10 @@ def _sections(content: Content) -> Iterator[PageSection]:
     summaries = [(page_grids.summary_grid(content, table), None) for table in last.values()]
     sections: list[tuple[str, str, str, Sequence[tuple[Grid, Grid | None]]]] = [
         ("summary", "Summary", about + severe, summaries),
+        ("protocols", "Protocols", "Each method under each protocol.",
+         [(grids.error_grid(table), None) for table in content.overviews]),
         ("errors", "Errors", "", errors),
+        ("views", "Along the stream", "", [(grids.error_grid(table), None) for table in content.views]),
         ("curves", "Curves", "Adaptation on the first images of each segment; the frozen result predicts the rest.",
          [(grids.error_grid(table), None) for table in content.curves]),
         ("cost", "Cost", "Times measured on different hardware are never compared; counts do not depend on it.",

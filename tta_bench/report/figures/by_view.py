@@ -1,0 +1,53 @@
+"""Figures: error by place, by visit and of probes, a line for each method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tta_bench.report import views
+from tta_bench.report.figures import layout, plot
+from tta_bench.report.figures.section import Drawing, Section, has_result
+from tta_bench.report.table import ErrorTable
+
+_FIGURES = {
+    views.PLACES: (
+        "Error along the sequence of severities",
+        "severity",
+        "Error in per cent at each place of the sequence",
+    ),
+    views.VISITS: ("Error by visit", "visit", "Error in per cent by visit"),
+    views.PROBES: ("Error of the probe", "part of the stream", "Error in per cent of the probe after each part"),
+}
+_SUMMARIES = ("last − first", "mean ", "forgetting")  # columns that are no point of a line
+
+
+def draw(section: Section) -> Iterator[Drawing]:
+    """A figure for each view of a sequence, at the most severe severity."""
+    for kind, (title, axis, summary) in _FIGURES.items():
+        tables = [table for table in section.views if f"-{kind}" in f"-{table.name}"]
+        if tables and len(_points(tables[-1])) > 1:
+            yield from _figure(section, tables[-1], kind, title, axis, summary)
+
+
+def _points(table: ErrorTable) -> list[str]:
+    return [name for name in table.corruptions if name not in _SUMMARIES]
+
+
+def _figure(section: Section, table: ErrorTable, kind: str, title: str, axis: str, summary: str) -> Iterator[Drawing]:
+    models = [model for model in table.models if any(has_result(row) for row in table.of(model))]
+    if not models:
+        return
+    names = _points(table)
+    styles = section.styles_of(row.label for row in table.rows if has_result(row))
+    cells = [row.cells[name] for row in table.rows for name in names]
+    spread = plot.Spread.of(cells)
+    text = section.text(kind, title, f"{summary}, mean over the corruptions.", rows=table.rows,
+                        notes=plot.notes(spread, cells, shifted=len(styles) > 1))  # fmt: skip
+    figure, grid = layout.square_panels(text, models, [layout.legend(styles)])
+    for axes, model in zip(grid, models, strict=True):
+        points = {row.label: [(i, row.cells[name]) for i, name in enumerate(names)] for row in table.of(model)}
+        plot.lines(axes, points, styles, spread)
+        axes.set_xticks(range(len(names)), [name.removeprefix("after ").removesuffix(" again") for name in names])
+        axes.set_xlabel(axis)
+        plot.error_axis(axes, "error, %")
+    yield Drawing(text, figure)

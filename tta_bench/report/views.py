@@ -1,0 +1,223 @@
+"""Tables along the stream and across protocols: error by place, by visit, of probes, by adaptation; one overview.
+
+They are error tables with other columns than corruptions, rendered like all others and not tested for significance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from tta_bench.report.error_tables import caption, named, rows_of, sections, severities
+from tta_bench.report.evidence import Evidence, of_shifts
+from tta_bench.report.table import Cell, ErrorTable, MethodErrors, TableSetting, identifier
+from tta_bench.setting import Setting
+
+PLACES, VISITS, PROBES, PARTS, COLLAPSE, OVERVIEW = "place", "visit", "probe", "adaptation", "collapse", "overview"
+_SHOWN = 10  # visits with a column
+_PLAIN = {"reset"}  # protocols whose streams are no reason for a method to collapse
+
+
+def views(evidence: Evidence, baseline: str) -> list[ErrorTable]:
+    """All views that the runs have data for, by setting."""
+    tables: list[ErrorTable] = []
+    for base, frame in sections(evidence, role=None):
+        stream, probes = frame[frame["role"] == "stream"], frame[frame["role"] == "probe"]
+        gradual = base.protocol == "gradual"
+        if gradual:
+            tables += _view(evidence, base, stream, 0, PLACES, _by_place(stream))
+        for severity in severities(stream):
+            part = stream[stream["of_severity"].isin([severity, 0])]
+            shifted = part[part["corruption"] != "clean"] if severity else part
+            if not gradual:
+                tables += _view(evidence, base, part, severity, VISITS, _by_visit(shifted))
+            tables += _view(evidence, base, part, severity, PARTS, _by_adaptation(shifted))
+            if base.protocol not in _PLAIN or base.parameters:
+                tables += _view(evidence, base, part, severity, COLLAPSE, _collapse(evidence, shifted))
+        tables += _view(evidence, base, probes, 0, PROBES, _forgetting(probes, baseline))
+    return named(tables)
+
+
+_TITLES = {
+    PLACES: "by place in the sequence of severities",
+    VISITS: "by visit, mean over the corruptions",
+    PROBES: "of the probe after each part of the stream",
+    PARTS: "on all images, on those adapted on and on those only predicted",
+    COLLAPSE: "mean over images and over classes, and share of the most predicted class",
+}
+_NOTES = {
+    PLACES: "mean over the corruptions at each severity of the sequence; mean over all places",
+    VISITS: "last − first: change from the first visit to the last",
+    PROBES: "forgetting: mean error of the probes minus the baseline's",
+    PARTS: "share: images adapted on, per cent of the images graded",
+    COLLAPSE: "most predicted: 100 after a collapse to one class; uniform predictions of C classes have 100/C",
+}
+
+
+def _view(
+    evidence: Evidence, base: Setting, frame: pd.DataFrame, severity: int, kind: str, rows: pd.DataFrame
+) -> Iterator[ErrorTable]:
+    """The table of ``rows``, which have their column's name in ``view``; nothing where there are none."""
+    columns = list(dict.fromkeys(rows["view"])) if len(rows) else []
+    if (len(columns) < 2 and kind != PROBES) or not columns:
+        return
+    setting = TableSetting(base, severity)
+    at = f", severity {severity}" if severity else ""
+    yield ErrorTable(
+        name=f"{kind}{f'-{severity}' if severity else ''}",
+        title=f"{evidence.title}: error in per cent {_TITLES[kind]}, {base.protocol}{at}",
+        setting=setting,
+        caption=caption(frame, setting, [_NOTES[kind]]),
+        corruptions=columns,
+        rows=rows_of(rows, "view", columns),
+        partial=bool(frame["partial"].any()),
+        averaged=kind == PLACES,
+        seeds=frame["seed"].nunique(),
+        untested="views are not tested",
+        mixed=evidence.mixed,
+    )
+
+
+def _by_place(frame: pd.DataFrame) -> pd.DataFrame:
+    """Severities up and, from their second visit on, back down."""
+    shifted = frame[frame["corruption"] != "clean"]
+    severity = shifted["severity"].astype(int).astype(str)
+    return shifted.assign(view=severity.where(shifted["visit"] == 0, severity + " again")).sort_values(
+        "position", kind="stable"
+    )
+
+
+def _by_visit(frame: pd.DataFrame) -> pd.DataFrame:
+    last = int(frame["visit"].max()) if len(frame) else 0
+    if last == 0:
+        return frame.iloc[:0].assign(view="")
+    shown = {round(v) for v in np.linspace(0, last, min(_SHOWN, last + 1))}
+    visits = frame[frame["visit"].isin(shown)].sort_values("visit", kind="stable")
+    change = _difference(frame[frame["visit"] == last], frame[frame["visit"] == 0], [*_ROW, "shift"])
+    columns = [visits.assign(view=(visits["visit"] + 1).astype(str)), change.assign(view="last − first")]
+    return pd.concat(columns, ignore_index=True)
+
+
+_ROW = ["run", "label", "model", "setting", "seed"]
+
+
+def _difference(of: pd.DataFrame, minus: pd.DataFrame, on: Sequence[str]) -> pd.DataFrame:
+    """Rows of ``of`` with the difference of their errors to those of ``minus``."""
+    errors = minus.groupby(list(on))["error_pct"].mean().rename("minus")
+    joined = of.join(errors, on=list(on))
+    return joined.assign(error_pct=joined["error_pct"] - joined["minus"])
+
+
+def _by_adaptation(frame: pd.DataFrame) -> pd.DataFrame:
+    """Error on all images, on those adapted on, on those only predicted; and the share of the first."""
+    parts = frame[frame["images_adapted"].notna() | (frame["status"] != "ok")]
+    if not frame["images_adapted"].notna().any():
+        return frame.iloc[:0].assign(view="")
+    adapted, skipped = parts["images_adapted"].astype(float), parts["images_skipped"].astype(float)
+    values = {"all": parts["error_pct"], "adapted": parts["error_adapted_pct"], "predicted": parts["error_skipped_pct"],
+              "share": 100.0 * adapted / (adapted + skipped)}  # fmt: skip
+    return pd.concat([parts.assign(view=name, error_pct=value) for name, value in values.items()], ignore_index=True)
+
+
+def _collapse(evidence: Evidence, frame: pd.DataFrame) -> pd.DataFrame:
+    segments = of_shifts(evidence.segments, frame)
+    share = segments.assign(error_pct=segments["most_predicted_pct"], view="most predicted")
+    return pd.concat(
+        [frame.assign(view="images"), frame.assign(view="classes", error_pct=frame["class_mean_error_pct"]), share],
+        ignore_index=True,
+    )
+
+
+def _forgetting(probes: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Probe errors by position, their mean, and its difference from the baseline's."""
+    if probes.empty:
+        return probes.assign(view="")
+    visits = sorted(int(visit) for visit in probes["visit"].unique())
+    shown = {visits[round(i)] for i in np.linspace(0, len(visits) - 1, min(_SHOWN, len(visits)))}
+    columns = [probes[probes["visit"].isin(shown)].sort_values("visit", kind="stable")]
+    columns = [columns[0].assign(view="after " + (columns[0]["visit"] + 1).astype(str)), probes.assign(view="mean ")]
+    unadapted = probes[(probes["label"] == baseline) & (probes["status"] == "ok")]
+    if len(unadapted):
+        columns.append(_difference(probes, unadapted, ["model", "seed", "visit"]).assign(view="forgetting"))
+    return pd.concat(columns, ignore_index=True)
+
+
+# -- across protocols --------------------------------------------------------------------------------------------------
+
+
+def overview(title: str, tables: Sequence[ErrorTable], mixed: tuple[str, ...]) -> list[ErrorTable]:
+    """Methods × protocols for each data set: mean error over the corruptions at the highest severity, average rank."""
+    worst = {table.setting.base: table for table in tables}  # tables are ordered by severity
+    datasets = dict.fromkeys(base.dataset for base in worst)
+    by_dataset = {name: [table for base, table in worst.items() if base.dataset == name] for name in datasets}
+    return [_overview(title, name, own, mixed) for name, own in by_dataset.items() if len(own) > 1]
+
+
+def _overview(title: str, dataset: str, tables: Sequence[ErrorTable], mixed: tuple[str, ...]) -> ErrorTable:
+    names = _protocol_names(tables)
+    columns = [names[table.setting.base] for table in tables]
+    pairs = zip(tables, columns, strict=True)
+    errors = {(row.model, row.label, column): row.mean for table, column in pairs for row in table.rows}
+    places = dict.fromkeys((row.model, row.label) for table in tables for row in table.rows)
+    ranks = _ranks(errors, list(places), columns)
+    rows = []
+    for model in dict.fromkeys(model for model, _ in places):
+        for label in (label for m, label in places if m == model):
+            cells = {c: errors.get((model, label, c), Cell(None, None, "missing")) for c in columns}
+            plain = {c: replace(cell, mark="") for c, cell in cells.items()}
+            rank = ranks.get((model, label))
+            cell = Cell(rank, None, "ok") if rank is not None else Cell(None, None, "skipped")
+            reasons = dict.fromkeys(r.reason for t in tables for r in t.of(model) if r.label == label and r.reason)
+            rows.append(MethodErrors(label, model, {**plain, "rank": cell}, cell, "; ".join(reasons)))
+    first = tables[0]
+    severity = f", severity {first.setting.severity}" if first.setting.severity else ""
+    text = (
+        f"Mean error over the corruptions in per cent on {dataset}{severity}, by protocol; rank: mean over protocols "
+    )
+    text += "of a method's rank among the methods of its source model that have a result under every protocol."
+    return ErrorTable(
+        name=f"{OVERVIEW}-{identifier(dataset)}",
+        title=f"{title}: error in per cent by protocol{severity}",
+        setting=first.setting,
+        caption=text,
+        corruptions=[*columns, "rank"],
+        rows=rows,
+        partial=any(table.partial for table in tables),
+        averaged=False,
+        seeds=max(table.seeds for table in tables),
+        untested="protocols are not tested against each other",
+        mixed=mixed,
+    )
+
+
+def _protocol_names(tables: Sequence[ErrorTable]) -> dict[Setting, str]:
+    """Short unique column names: the kind, with parameters, batch size and precision where these are needed."""
+    bases = [table.setting.base for table in tables]
+    short = {base: base.protocol for base in bases}
+    for detail in (lambda b: b.told, lambda b: f"batch size {b.batch_size}", lambda b: b.precision):
+        names = list(short.values())
+        short = {
+            b: f"{name}, {detail(b)}" if names.count(name) > 1 and detail(b) else name for b, name in short.items()
+        }
+    return short
+
+
+def _ranks(
+    errors: dict[tuple[str, str, str], Cell], places: Sequence[tuple[str, str]], columns: Sequence[str]
+) -> dict[tuple[str, str], float]:
+    """Average rank over the columns, 1 is best, of methods that have a complete result in each."""
+    ranks: dict[tuple[str, str], float] = {}
+    for model in dict.fromkeys(model for model, _ in places):
+        labels = [label for m, label in places if m == model]
+        cells = {label: [errors.get((model, label, column)) for column in columns] for label in labels}
+        complete = [label for label in labels if all(cell and cell.state == "ok" for cell in cells[label])]
+        if len(complete) > 1:
+            means = pd.DataFrame(
+                {c: [errors[model, label, c].mean for label in complete] for c in columns}, dtype=float
+            )
+            average = means.rank().mean(axis=1)
+            ranks |= {(model, label): float(rank) for label, rank in zip(complete, average, strict=True)}
+    return ranks
