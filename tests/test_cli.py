@@ -162,7 +162,7 @@ def test_dry_run_writes_nothing(run_cli: Cli, suite_file: SuiteFile, tmp_path: p
     outcome = local(run_cli, suite_file(), "--dry-run", "--cache", tmp_path / "cache")
     assert outcome.code == 0
     assert "4 to run" in outcome.err
-    assert "2 shifts to make" in outcome.err
+    assert "2 shifts to build" in outcome.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["small.yaml"]
 
 
@@ -263,7 +263,7 @@ def test_methods_lists_origin_needs_and_hyperparameters(run_cli: Cli) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["run", "digit_c"], "no such suite: digit_c"), (["report", "nowhere"], "not a run"), (["report"], "no run below results/"),
+    [(["run", "digit_c"], "no such suite: digit_c"), (["report", "nowhere"], "not a run"), (["report"], "no run in results/"),
      (["run", "digits_c", "--set", "seeds"], "not of the form key=value"), (["run", "digits_c", "--limit", "x"], "'x'")],
 )  # fmt: skip
 def test_usage_errors_exit_2(run_cli: Cli, arguments: list[str], message: str) -> None:

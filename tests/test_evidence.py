@@ -112,7 +112,7 @@ def test_sessions_of_other_machines_in_one_run_are_said(tmp_path: pathlib.Path) 
     record = json.loads(first.read_text())
     first.write_text(json.dumps({**record, "environment": {**record["environment"], "device": "cuda"}}))
     reseal(first)
-    assert "one was made with several of device: cpu, cuda." in gather([run]).notes
+    assert "one mixes several values of device: cpu, cuda." in gather([run]).notes
 
 
 def test_damaged_arrays_make_a_missing_cell_with_a_note(tmp_path: pathlib.Path) -> None:
@@ -121,7 +121,7 @@ def test_damaged_arrays_make_a_missing_cell_with_a_note(tmp_path: pathlib.Path) 
     file.write_bytes(file.read_bytes()[:200])
     found = gather([run])
     assert sorted(found.shifts["status"]) == sorted(found.segments["status"]) == ["missing", "ok"]
-    assert "one has 1 damaged trials, which count as missing: run the suite again." in found.notes
+    assert "one has 1 damaged trials, counted as missing: run the suite again." in found.notes
 
 
 def test_load_results_gives_tidy_frames(tmp_path: pathlib.Path) -> None:

@@ -270,7 +270,7 @@ def test_an_edited_number_is_named_never_printed_and_run_again(
     damage = f"{file} or the .npz beside it does not match its checksum"
     told = run_cli("report", run, "--format", "md")
     assert f"damaged, and left out: {damage}" in told.err
-    assert "seed0 has 1 damaged trials, which count as missing" in told.out
+    assert "seed0 has 1 damaged trials, counted as missing" in told.out
     tent = next(line for line in told.out.splitlines() if line.strip().startswith("tent"))
     assert "1.0" not in tent
     assert results.load(run).segments["status"].tolist() == ["ok", "ok", "ok", "missing"]

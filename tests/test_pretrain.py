@@ -264,7 +264,7 @@ def test_an_interrupted_preparation_goes_on(
     monkeypatch.setattr(MetaTrainer, "step", interrupted)
     stopped = run_cli(*command)
     assert stopped.code == 130
-    assert "interrupted; what had finished is kept. To go on:" in stopped.err
+    assert "interrupted; finished trials are kept. To resume:" in stopped.err
     outcome = run_cli(*command)
     assert outcome.code == 0, outcome.err
     assert "going on after epoch 1" in outcome.err

@@ -382,4 +382,4 @@ def test_a_baseline_that_no_row_has_is_refused(run_cli: Cli, tmp_path: pathlib.P
     assert "--baseline: no row has the label 'tnt'\n  hint: did you mean 'tent'?" in outcome.err
     outcome = run_cli("report", run, "--format", "csv")
     assert outcome.code == 0, outcome.err
-    assert "No row has the label source: what would be relative to it is left out." in outcome.out
+    assert "No row has the label source: numbers relative to it are left out." in outcome.out

@@ -114,4 +114,4 @@ def test_one_seed_says_that_the_spread_is_not_known(tmp_path: pathlib.Path) -> N
     one = content.make(evidence.gather([write_run(tmp_path / "run", cells)]), ReportOptions(baseline="x"))
     [legend] = [grid.legend for grid in grids.grids(one) if grid.name == "errors-severity-5"]
     assert "With one seed, the spread over seeds is unknown and not part of the tests." in legend
-    assert "No row has the label x: what would be relative to it is left out." in one.notes
+    assert "No row has the label x: numbers relative to it are left out." in one.notes

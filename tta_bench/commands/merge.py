@@ -47,7 +47,7 @@ def merge(names: Sequence[str], out: str, keep: str | None = None, suite: str | 
     with rundir.locked(target):
         _check_target(target)  # another process may have been faster
         merging.write(target, runs, plan, sources)
-        tables = results.load(target)
+        tables = results.write_tables(target)
     copied = Counter(source.run.name for source in sources.values())
     incomplete = [line for status in ("missing", "failed") for line in _incomplete(status, plan["trials"], sources)]
     name, counts = plan["suite"], ", ".join(f"{count} {status}" for status, count in tables.counts.items())

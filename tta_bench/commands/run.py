@@ -318,7 +318,7 @@ def _conclude(
 
     with interrupts.deferred(), _writing(out):
         try:
-            tables = results.load(out)
+            tables = results.write_tables(out)
         except UsageError as error:  # in a trial's files, not in the command: trials were run
             raise Stopped(error.problems[0]) from error
     counts = ", ".join(f"{count} {status}" for status, count in tables.counts.items())

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 import pathlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -81,15 +80,29 @@ class Results:
 
 
 def load(run: pathlib.Path) -> Results:
-    """Load a run's tables.
-
-    The written ones are read if neither the plan nor a trial's file has changed since. Otherwise they are rebuilt from
-    the trials, and written where the folder is writable.
+    """Load a run's tables: the written ones if neither the plan nor a trial's file has changed since, else rebuilt ones.
 
     Raises:
         UsageError: this is no run, another schema version wrote it, or a trial's files do not hold what the schema says.
+    """
+    return _load(run)[0]
+
+
+def write_tables(run: pathlib.Path) -> Results:
+    """Load a run's tables, and write them unless they are current.
+
+    Raises:
+        UsageError: as :func:`load`.
         OSError: the tables cannot be written.
     """
+    results, sources = _load(run)
+    if sources is not None:
+        _write(results, sources)
+    return results
+
+
+def _load(run: pathlib.Path) -> tuple[Results, str | None]:
+    """(the tables; the digest of what they were rebuilt from, None where the written ones are current)."""
     try:
         text = (run / "plan.json").read_bytes()
         plan = json.loads(text)
@@ -98,12 +111,8 @@ def load(run: pathlib.Path) -> Results:
         raise UsageError(Problem(f"not a run: {error}", where=str(run), hint=hint)) from error
     records.check_version(run)
     sources = _digest(run, text)
-    results = _read(run, plan, sources)
-    if results is None:
-        results = _rebuild(run, plan)
-        if os.access(run, os.W_OK):
-            _write(results, sources)
-    return results
+    written = _read(run, plan, sources)
+    return (_rebuild(run, plan), sources) if written is None else (written, None)
 
 
 def read_arrays(run: pathlib.Path, key: str, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
