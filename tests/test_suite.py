@@ -180,7 +180,7 @@ def test_set_replaces_keys_and_dotted_keys(suite_file: SuiteFile) -> None:
     loaded = suite.load(str(suite_file()), sets=["seeds=[1, 2]", "data.max_images=7", "protocol.kind=continual"])
     assert loaded.suite.seeds == [1, 2]
     assert loaded.suite.data.max_images == 7
-    assert loaded.suite.protocol.kind == "continual"
+    assert loaded.suite.protocol[0].config.kind == "continual"
 
 
 def test_clean_ignores_severities(suite_file: SuiteFile) -> None:
