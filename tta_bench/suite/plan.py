@@ -73,6 +73,11 @@ class Trial:
     precision: str
     asked: Mapping[str, Any] = field(repr=False)
 
+    @property
+    def step_size(self) -> int:
+        """How many images the method adapts on at a time: the batch size, or the length of a window."""
+        return self.parameters["window"] or self.stream.batch_size
+
 
 @dataclass(frozen=True)
 class Materials:
