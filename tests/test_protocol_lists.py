@@ -86,19 +86,18 @@ def test_a_list_of_one_protocol_is_that_protocol(suite_file: SuiteFile, listed: 
     assert isinstance(one.suite.model_dump(mode="json")["protocol"], dict)
 
 
-def test_the_resolved_suite_has_every_entry_and_is_a_suite_again(listed: Listed, tmp_path: pathlib.Path) -> None:
-    file = listed("{kind: reset}", "{kind: gradual, severities: [3, 1], seeds: [1, 2]}")
-    resolved = suite.load(str(file)).suite.model_dump(mode="json")
-    first, second = resolved["protocol"]
-    assert "seeds" not in first
+def test_the_resolved_suite_has_every_entry_with_what_it_replaces(listed: Listed) -> None:
+    file = listed("{kind: reset}", "{kind: gradual, severities: [3, 1], seeds: [1, 2], batch_size: 20}")
+    first, second = suite.load(str(file)).suite.model_dump(mode="json")["protocol"]
+    assert not {"seeds", "batch_size", "severities", "corruptions"} & set(first)
     assert (second["kind"], second["severities"], second["seeds"]) == ("gradual", [3, 1], [1, 2])
-    again = tmp_path / "again.yaml"
-    again.write_text(json.dumps(resolved))
-    assert suite.load(str(again)).suite.model_dump(mode="json") == resolved
+    assert second["batch_size"] == [20]
 
 
 def test_severities_of_gradual_are_its_walk_and_its_shifts_are_of_them(listed: Listed) -> None:
-    made = of_source(planned(listed("{kind: gradual, corruptions: [contrast], severities: [2, 4, 2]}", "{kind: reset}")))
+    made = of_source(
+        planned(listed("{kind: gradual, corruptions: [contrast], severities: [2, 4, 2]}", "{kind: reset}"))
+    )
     assert [shift.id for shift in made[0].stream.shifts] == ["contrast-2", "contrast-4"]
     assert made[0].stream.length == 300
     assert [shift.id for trial in made[1:] for shift in trial.stream.shifts] == ["clean", "contrast-5"]
@@ -114,9 +113,7 @@ def test_entries_that_overlap_share_their_trials(listed: Listed) -> None:
     [("{kind: reset, batch_size: 1}", 1e-3 / 64), ("{kind: reset, batch_size: 1, window: 16}", 1e-3 * 16 / 64),
      ("{kind: reset}", 1e-3 * 40 / 64)],
 )  # fmt: skip
-def test_a_published_rate_is_for_the_images_that_a_method_adapts_on(
-    listed: Listed, protocol: str, rate: float
-) -> None:
+def test_a_published_rate_is_for_the_images_that_a_method_adapts_on(listed: Listed, protocol: str, rate: float) -> None:
     file = listed(protocol, replacements=(("    mean:", "    preset: imagenet_vit_b16\n    mean:"),))
     made = [trial for trial in planned(file, limit=20).trials if trial.label == "tent"]
     assert {trial.config["lr"] for trial in made} == {rate}
@@ -127,7 +124,7 @@ def test_a_published_rate_is_for_the_images_that_a_method_adapts_on(
 
 RESET = "{kind: reset}"
 WRONG = {
-    "an override": ("{kind: continual, severities: [9]}", 34, "protocol.1.severities.0: Input should be less than"),
+    "an override": ("{kind: continual, severities: [9]}", 36, "protocol.1.severities.0: Input should be less than"),
     "twice": ("{kind: continual, seeds: [1, 1]}", 30, "protocol.1.seeds: 1 is listed twice"),
     "a corruption": ("{kind: continual, corruptions: [fgo]}", 37, "unknown corruption 'fgo'"),
     "its own key": ("{kind: continual, delta: -1}", 30, "protocol.1.delta: Input should be greater than"),
@@ -135,10 +132,14 @@ WRONG = {
     "the kind": ("{kind: continul}", 12, "unknown protocol 'continul'"),
     "no mapping": ("continual", 5, "protocol.1: must be a mapping"),
     "repeated": (RESET, 5, "repeats entry 0 of protocol"),
-    "half a batch": ("{kind: continual, adapt_images: 41}", 37, "adapt_images 41 is not a whole number of batches of 40"),
+    "half a batch": (
+        "{kind: continual, adapt_images: 41}",
+        37,
+        "adapt_images 41 is not a whole number of batches of 40",
+    ),
     "too few": ("{kind: continual, adapt_images: 120}", 37, "adapt_images 120 leaves none of 100 images"),
     "the probe": ("{kind: continual, probe: {shift: fgo}}", 38, "unknown shift 'fgo'"),
-    "a stream": ("{kind: continual, window: 8}", 31, "window"),
+    "a stream": ("{kind: continual, window: 8}", 31, "needs batches of 1, not of 40"),
     "the same cell": ("{kind: reset, adapt_images: [40, all]}", 5, "entry 0 of protocol has another stream of clean"),
 }
 
@@ -148,7 +149,7 @@ def test_a_wrong_entry_is_refused_at_its_line_and_column(listed: Listed, case: s
     entry, column, message = WRONG[case]
     file = listed(RESET, entry)
     [problem] = problems(file)
-    assert problem.message.startswith(message) or message in problem.message.split(" ")
+    assert problem.message.startswith(message)
     assert problem.where == f"{file}:14:{column}"
 
 
