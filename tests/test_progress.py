@@ -30,7 +30,7 @@ def shown(trials: tuple[Trial, ...], *, terminal: bool) -> str:
     """All that a session of every kind of event prints."""
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=100, color_system="standard" if terminal else None)
-    tally = Tally((t.label, t.model, ["contrast"]) for t in trials)
+    tally = Tally((t.label, "reset", t.model, ["contrast"]) for t in trials)
     good = [{"corruption": "contrast", "images": 10, "correct": 5}]
     with TrialProgress(console, tally, len(trials)) as progress:
         progress.tick(1, ["worker 0: …"], 12.0)
@@ -66,12 +66,14 @@ def test_on_a_terminal_there_is_a_bar_and_lines_for_what_went_wrong(trials: tupl
 
 
 def test_the_mean_excludes_clean_images_and_shows_how_many_trials_it_covers() -> None:
-    tally = Tally([("tent", "net", ["clean"]), ("tent", "net", ["fog"]), ("tent", "net", ["snow"])])
-    tally.add("tent", "net", "ok", [{"corruption": "clean", "images": 10, "correct": 10}])
-    tally.add("tent", "net", "ok", [{"corruption": "fog", "images": 10, "correct": 6}])
+    tally = Tally(
+        [("tent", "reset", "net", ["clean"]), ("tent", "reset", "net", ["fog"]), ("tent", "reset", "net", ["snow"])]
+    )
+    tally.add("tent", "reset", "net", "ok", [{"corruption": "clean", "images": 10, "correct": 10}])
+    tally.add("tent", "reset", "net", "ok", [{"corruption": "fog", "images": 10, "correct": 6}])
     console = Console(width=80, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(tally.table())
     assert "40.0 (1 of 2)" in console.export_text()
     assert tally.counts() == "2 of 3 trials: 2 ok"
-    tally.add("tent", "net", "failed", [])
+    tally.add("tent", "reset", "net", "failed", [])
     assert tally.counts() == "3 of 3 trials: 2 ok, 1 failed"

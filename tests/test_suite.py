@@ -180,7 +180,7 @@ def test_set_replaces_keys_and_dotted_keys(suite_file: SuiteFile) -> None:
     loaded = suite.load(str(suite_file()), sets=["seeds=[1, 2]", "data.max_images=7", "protocol.kind=continual"])
     assert loaded.suite.seeds == [1, 2]
     assert loaded.suite.data.max_images == 7
-    assert loaded.suite.protocol.kind == "continual"
+    assert loaded.suite.protocol[0].config.kind == "continual"
 
 
 def test_clean_ignores_severities(suite_file: SuiteFile) -> None:
@@ -194,7 +194,8 @@ def test_every_shipped_suite_is_valid(monkeypatch: pytest.MonkeyPatch, tmp_path:
     for part in ("test", "train"):
         (tmp_path / part).mkdir()
     assert suite.shipped() == [
-        "cifar10_c", "digits_c", "imagenet_c", "imagenet_c_lite0", "mgg_ablation", "mgg_curve", "mgg_rates",
+        "cifar10_c", "digits_c", "digits_protocols", "imagenet_c", "imagenet_c_lite0", "mgg_ablation", "mgg_curve", "mgg_rates",
+        "protocols_cifar10_c",
     ]  # fmt: skip
     for name in suite.shipped():
         assert suite.load(name).suite.name == name

@@ -65,13 +65,18 @@ class Setting:
 
     @property
     def varied_told(self) -> str:
-        """The axes that the suite varies: ``batch_size 20, rounds 2``."""
-        return _text(self.varied)
+        """The parameters, with the axes that the suite varies: ``batch_size 20, rounds 2``."""
+        return _text(sorted({**dict(self.varied), **dict(self.parameters)}.items()))
 
     @property
     def told(self) -> str:
         """The parameters: ``rounds 3, delta 0.1``; empty where all are at their default."""
         return _text(self.parameters)
+
+    @property
+    def protocol_text(self) -> str:
+        """The protocol with its parameters: ``continual, delta 0.1``."""
+        return ", ".join(filter(None, [self.protocol, self.told]))
 
     def columns(self) -> dict[str, object]:
         """The values, except severities, as columns of a table."""
@@ -107,6 +112,7 @@ class Setting:
 
 
 _FIELDS = {each.name for each in fields(Setting)}
+_LEADING = ("first", "every", "eta", "shift")  # keys that name a rule, before those that qualify it
 
 
 def setting_of(dataset: str, protocol: Any, spec: StreamSpec, precision: str, axes: Collection[str] = ()) -> Setting:
@@ -126,10 +132,24 @@ def setting_of(dataset: str, protocol: Any, spec: StreamSpec, precision: str, ax
     return Setting(dataset, protocol.kind, parameters, severities, spec.batch_size, precision, varied)
 
 
+def words(name: str, value: Any) -> str:
+    """A parameter's value in JSON as text; a rule like ``{first: 512, classes: 5}`` is ``first 512, classes 5``."""
+    if isinstance(value, Mapping):
+        keys = sorted(value, key=lambda key: (key not in _LEADING, key))
+        parts = [f"{key} {_in_rule(value[key])}" for key in keys]
+        return ", ".join(parts).removeprefix("shift ")  # probe clean
+    return "all" if (name, value) == ("adapt_images", None) else str(value)
+
+
+def _in_rule(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return "all" if value is None else json.dumps(value).removesuffix(".0")
+
+
 def _text(items: Iterable[tuple[str, str]]) -> str:
-    """Parameters as a suite spells them."""
-    values = ((name, json.loads(value)) for name, value in items)
-    return ", ".join(f"{name} {'all' if (name, value) == ('adapt_images', None) else value}" for name, value in values)
+    """Parameters as text."""
+    return ", ".join(f"{name} {words(name, json.loads(value))}" for name, value in items)
 
 
 def _without(items: tuple[tuple[str, str], ...], axis: str) -> tuple[tuple[str, str], ...]:

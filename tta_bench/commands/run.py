@@ -181,7 +181,7 @@ def _resume_state(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retr
     Raises:
         UsageError: the folder holds records of something else.
     """
-    tally = Tally((t.label, t.model, [s.name for s in t.stream.shifts]) for t in plan.trials)
+    tally = Tally((t.label, t.setting.protocol_text, t.model, [s.name for s in t.stream.shifts]) for t in plan.trials)
     estimates, finished, selected_keys = Estimates(plan.materials), set[str](), {trial.key for trial in selected}
     damaged: dict[str, None] = {}
     for trial in plan.trials:
@@ -194,7 +194,7 @@ def _resume_state(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retr
         if record is None or (trial.key in selected_keys and not _finished(record, retry_failed)):
             continue
         finished.add(trial.key)
-        tally.add(trial.label, trial.model, record["status"], record["shifts"])
+        tally.add(trial.label, trial.setting.protocol_text, trial.model, record["status"], record["shifts"])
         if record["status"] == "ok":
             estimates.learn(trial, record["facts"]["trial_s"])
     pending = [trial for trial in _distinct(selected) if trial.key not in finished]
@@ -208,10 +208,11 @@ def _summary(
     distinct = len(_distinct(selected))
     first = next(iter(plan.materials.datasets.values()))
     images = " or ".join(map(str, sorted({plan.materials.images_a_shift(trial) for trial in plan.trials})))
-    methods = len({t.label for t in plan.trials})
+    methods, protocols = len({t.label for t in plan.trials}), len({t.setting.protocol_text for t in plan.trials})
+    under = f" × {protocols} protocols" if protocols > 1 else ""
     lines = [
         f"{plan.name}: {first.title}, {images} images per shift",
-        f"  {distinct} trials of {methods} methods × {len(plan.materials.models)} models: "
+        f"  {distinct} trials of {methods} methods × {len(plan.materials.models)} models{under}: "
         f"{distinct - len(pending)} finished, {len(pending)} to run",
         f"  {scheduler.describe(options, len(pending))}",
         f"  results in {out}",

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from tta_bench.errors import Problem, UsageError
 from tta_bench.schedule.status import STATUS_FILE, Tally, duration
+from tta_bench.setting import Setting
 from tta_bench.store import records
 
 _SHOWN = 10  # failures
@@ -30,11 +31,13 @@ def show(run: pathlib.Path) -> None:
     if plan is None:
         raise UsageError(Problem("not a run", str(run), hint="give the folder that 'tta-bench run' works in"))
     records.check_version(run)
-    tally = Tally((t["label"], t["model"], [shift[0] for shift in t["shifts"]]) for t in plan["trials"])
+    rows = [(t["label"], Setting.of(t["setting_values"]).protocol_text, t["model"]) for t in plan["trials"]]
+    shifts = ([shift[0] for shift in trial["shifts"]] for trial in plan["trials"])
+    tally = Tally((*row, names) for row, names in zip(rows, shifts, strict=True))
     failed: Counter[str] = Counter()
-    for trial in plan["trials"]:
+    for trial, row in zip(plan["trials"], rows, strict=True):
         if record := records.read_trial(run, trial["key"]).record:
-            tally.add(trial["label"], trial["model"], record["status"], record["shifts"])
+            tally.add(*row, record["status"], record["shifts"])
             failed[record["reason"]] += record["status"] == "failed"
     _print(run, plan["suite"], tally, failed)
 

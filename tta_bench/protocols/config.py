@@ -157,7 +157,7 @@ _Reset = Annotated[
 
 
 class ProtocolConfig(Portable, BaseModel):
-    """What a suite says of its protocol; every kind adds what it needs. Unknown keys are refused.
+    """What a suite says of a protocol; every kind adds what it needs. Unknown keys are refused.
 
     A field annotated ``Annotated[tuple[T, ...], *ONE_OR_MORE]`` takes one value or a list; a list makes a row of the
     results for each value.
@@ -255,6 +255,10 @@ class ProtocolConfig(Portable, BaseModel):
         values = self.model_dump(mode="json", exclude={"kind"})
         single = {n for n in self.varied() if len(values[n]) == 1}
         return {n: value[0] if n in single else value for n, value in values.items()}
+
+    def shift_severities(self, given: list[int]) -> list[int]:
+        """The severities of the shifts that the protocol gets, from those that the suite gives."""
+        return given
 
     @property
     def graded_after(self) -> int | None:

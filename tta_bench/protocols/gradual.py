@@ -14,11 +14,11 @@ from tta_bench.protocols.base import Outline, Source, refusal
 from tta_bench.protocols.ordered import Ordered, PublishedByMd
 from tta_bench.protocols.published import md
 
-_HINT = "list them under the suite's severities, and leave clean out of its corruptions"
+_HINT = "list severities from 1 to 5, and leave clean out of the corruptions"
 
 
 class Gradual(Ordered):
-    """Each corruption through severities 1 to 5 and back; never reset."""
+    """Each corruption through severities 1 to 5 and back, in one stream; never reset."""
 
     name = "gradual"
     by_severity = False
@@ -42,6 +42,11 @@ class Gradual(Ordered):
         variants = ("md",)
         deltas = {"md": "free"}
         severities: Annotated[list[int], Field(min_length=1)] = [1, 2, 3, 4, 5, 4, 3, 2, 1]
+
+        def shift_severities(self, given: list[int]) -> list[int]:
+            """The given ones where they include those listed, else those listed."""
+            listed = set(self.severities)
+            return given if listed <= set(given) or not listed <= set(range(1, 6)) else sorted(listed)
 
     def outlines(self, source: Source) -> list[Outline]:
         ids = {shift.id: number for number, shift in enumerate(source.shifts)}

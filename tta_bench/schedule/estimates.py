@@ -151,7 +151,7 @@ def forecast(plan: Plan, trials: Sequence[Trial], estimates: Estimates, threads:
         estimates.learn_forward(name, costs[name].seconds)
     torch.set_num_threads(threads_before)
     total = sum(estimates.seconds(t) for t in trials)
-    batch = max(t.stream.batch_size for t in trials)
+    batch = max(t.step_size for t in trials)
     memory = {name: 3 * cost.weights + batch * cost.activations for name, cost in costs.items()}
     largest = max(memory, key=lambda name: memory[name])
     device_name = "GPU" if device.type == "cuda" else "CPU"

@@ -29,6 +29,8 @@ class Observer(Protocol):
 def title(trial: Trial) -> str:
     """A short description of a trial for progress lines."""
     shifts = trial.stream.shifts
-    shown = shifts[0].id if len(shifts) == 1 else f"{len(shifts)} shifts, {trial.setting.protocol}"
-    parts = [trial.label, trial.model, shown, trial.setting.varied_told, f"seed {trial.seed}"]
+    shown = shifts[0].id if len(shifts) == 1 else f"{len(shifts)} shifts"
+    protocol = trial.setting.protocol if trial.setting.protocol != "reset" else ""
+    parts = [trial.label, trial.model, ", ".join(filter(None, [shown, protocol])), trial.setting.varied_told]
+    parts.append(f"seed {trial.seed}")
     return " · ".join(filter(None, parts))

@@ -115,7 +115,7 @@ class TrialProgress:
         self.done += 1
         self.failed += result.status == "failed"
         self.images += sum(row["images"] for row in result.shifts)
-        self._tally.add(trial.label, trial.model, result.status, result.shifts)
+        self._tally.add(trial.label, trial.setting.protocol_text, trial.model, result.status, result.shifts)
         if not self._bar or result.status == "failed":
             self._print(*self._line(trial, result))
 

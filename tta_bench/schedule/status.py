@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pathlib
@@ -24,7 +25,7 @@ EVERY_S = 1.0  # between updates of a running driver
 
 @dataclass
 class _TallyCell:
-    """Attributes: planned: trials of a method and source model; errors: of those with status ok, per cent."""
+    """Attributes: planned: trials of a row and source model; errors: of those with status ok, per cent."""
 
     planned: int = 0
     errors: list[float] = field(default_factory=list)
@@ -34,50 +35,55 @@ class Tally:
     """Counts trials by status and collects their errors.
 
     Args:
-        planned: (label, model, corruptions) of every trial, in plan order.
+        planned: (label, protocol, model, corruptions) of every trial, in plan order; the protocol with its parameters.
 
     Attributes:
         total: number of planned trials.
     """
 
-    def __init__(self, planned: Iterable[tuple[str, str, Iterable[str]]]):
-        self._cells: dict[tuple[str, str], _TallyCell] = {}
+    def __init__(self, planned: Iterable[tuple[str, str, str, Iterable[str]]]):
+        self._cells: dict[tuple[str, str, str], _TallyCell] = {}
         self.statuses: Counter[str] = Counter()
         self.total = 0
-        for label, model, corruptions in planned:
+        for *key, corruptions in planned:
             self.total += 1
-            self._cells.setdefault((label, model), _TallyCell()).planned += any(name != "clean" for name in corruptions)
+            cell = self._cells.setdefault(tuple(key), _TallyCell())  # type: ignore[arg-type]
+            cell.planned += any(name != "clean" for name in corruptions)
 
     @property
     def done(self) -> int:
         """Number of trials with a result, of any status."""
         return sum(self.statuses.values())
 
-    def add(self, label: str, model: str, status: str, shifts: Iterable[Mapping[str, Any]]) -> None:
+    def add(self, label: str, protocol: str, model: str, status: str, shifts: Iterable[Mapping[str, Any]]) -> None:
         """Count a trial; ``shifts`` are its rows of the table of that name."""
         self.statuses[status] += 1
         corrupted = [row for row in shifts if row["corruption"] != "clean"]
         images = sum(row["images"] for row in corrupted)
         if status == "ok" and images:
             correct = sum(row["correct"] for row in corrupted)
-            self._cells[label, model].errors.append(100.0 * (images - correct) / images)
+            self._cells[label, protocol, model].errors.append(100.0 * (images - correct) / images)
 
     def table(self) -> Table:
-        """Mean errors so far, methods × source models, without clean images, as in the report.
+        """Mean errors so far, methods under each protocol × source models, without clean images, as in the report.
 
         A mean over fewer trials than planned shows their number: such means are over different trials and cannot be
         compared yet.
         """
-        labels, models = (list(dict.fromkeys(key[i] for key in self._cells)) for i in (0, 1))
-        table = Table("mean error, %", *models, box=None, pad_edge=False, header_style="bold")
-        for label in labels:
-            table.add_row(Text(label), *(Text(self._mean(label, model), justify="right") for model in models))
-        for column in table.columns[1:]:
+        labels, protocols, models = (list(dict.fromkeys(key[i] for key in self._cells)) for i in range(3))
+        told = ["protocol"] if len(protocols) > 1 else []
+        table = Table("mean error, %", *told, *models, box=None, pad_edge=False, header_style="bold")
+        for protocol, label in itertools.product(protocols, labels):
+            means = [self._mean(label, protocol, model) for model in models]
+            table.add_row(
+                Text(label), *(Text(protocol) for _ in told), *(Text(mean, justify="right") for mean in means)
+            )
+        for column in table.columns[1 + len(told) :]:
             column.justify = "right"
         return table
 
-    def _mean(self, label: str, model: str) -> str:
-        cell = self._cells.get((label, model))
+    def _mean(self, label: str, protocol: str, model: str) -> str:
+        cell = self._cells.get((label, protocol, model))
         if cell is None or not cell.errors:
             return "–"
         mean = f"{sum(cell.errors) / len(cell.errors):.1f}"

@@ -63,19 +63,31 @@ class Document:
         """Errors found while parsing (duplicate keys, unset variables), except in values that were overridden."""
         return [problem for path, problem in self._problems if self._override(path) is None]
 
-    def override(self, path: KeyPath, value: Any, origin: str) -> None:
-        """Replace the value at ``path``; problems with it are then reported at ``origin`` instead of a line.
+    def override(self, keys: list[str], value: Any, origin: str) -> None:
+        """Replace the value at ``keys``; problems with it are then reported at ``origin`` instead of a line.
+
+        Args:
+            keys: of mappings, or the index of a mapping in a list.
+            value: the new value.
+            origin: where it is given.
 
         Raises:
-            UsageError: an ancestor is not a mapping.
+            UsageError: an ancestor is neither a mapping nor a list of mappings.
         """
-        node, (*parents, last) = self.data, path
+        *parents, last = keys
+        node, path = self.data, list[str | int]()
         for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise UsageError(Problem(f"{parent!r} is not a mapping", where=origin))
+            in_list = isinstance(node, list)
+            if in_list and not (parent.isdigit() and int(parent) < len(node)):
+                raise _not_a_mapping(path[-1], node, origin)
+            path.append(int(parent) if in_list else parent)
+            node = node[int(parent)] if in_list else node.setdefault(parent, {})
+            if not isinstance(node, dict | list):
+                raise _not_a_mapping(parent, node, origin)
+        if not isinstance(node, dict):
+            raise _not_a_mapping(path[-1], node, origin)
         node[last] = value
-        self._overrides[path] = origin
+        self._overrides[*path, last] = origin
 
     def _override(self, path: KeyPath) -> str | None:
         """The origin of the value at ``path``, or of a value inside it that the file lacks; None: it is in the file."""
@@ -152,6 +164,12 @@ class Document:
             hint = f"export {name}=…, or write ${{{name}:-default}}"
             self._problems.append((path, self._at(node, f"the variable {name} is not set", hint)))
         return None if unset else text
+
+
+def _not_a_mapping(key: str | int, value: Any, origin: str) -> UsageError:
+    entries = len(value) if isinstance(value, list) and any(isinstance(item, dict) for item in value) else 0
+    hint = f"it is a list: name an entry by its index, {key}.0 to {key}.{entries - 1}" if entries else ""
+    return UsageError(Problem(f"{key!r} is not a mapping", where=origin, hint=hint))
 
 
 def parse(text: str, name: str, environment: Mapping[str, str] | None = None) -> Document:

@@ -18,7 +18,7 @@ from tta_bench.registry import DATASETS, MODELS, PROTOCOLS, PluginKind, Registry
 from tta_bench.streams import shift_of
 from tta_bench.suite.document import Document, KeyPath, parse
 from tta_bench.suite.parts import config_class, read
-from tta_bench.suite.schema import Suite, is_shift, named
+from tta_bench.suite.schema import OVERRIDES, Evaluation, Suite, is_shift, named
 
 
 @dataclass
@@ -36,6 +36,14 @@ class LoadedSuite:
     document: Document
     plugins: list[pathlib.Path] = field(default_factory=list)
     registry: Registry = field(default_factory=Registry)
+
+    def protocol_path(self, index: int) -> KeyPath:
+        """Where the document has an entry of ``protocol``."""
+        return _protocol_path(self.document, index)
+
+
+def _protocol_path(document: Document, index: int) -> KeyPath:
+    return ("protocol", index) if isinstance(document.data.get("protocol"), list) else ("protocol",)
 
 
 def shipped() -> list[str]:
@@ -95,7 +103,7 @@ def _set(document: Document, pair: str) -> None:
     parsed = parse(value, origin)
     if parsed.problems:
         raise UsageError(parsed.problems)
-    document.override(tuple(key.split(".")), parsed.data, origin)
+    document.override(key.split("."), parsed.data, origin)
 
 
 # -- validation --------------------------------------------------------------------------------------------------------
@@ -120,25 +128,39 @@ def _suite_problem(document: Document, registry: Registry, error: dict[str, Any]
     location = error["loc"]
     if location and location[0] in _PARTS:
         kind, default = _PARTS[location[0]]
-        prefix = location[:2] if location[0] == "models" else location[:1]
-        value = document.data.get(location[0])
-        value = value[prefix[1]] if len(prefix) == 2 and isinstance(value, list) else value
+        value, prefix = document.data.get(location[0]), location[:1]
+        if isinstance(value, list) and len(location) > 1:
+            value, prefix = value[location[1]], location[:2]
         config = config_class(kind, value, registry, default)
+        further: tuple[str, ...] = ()
+        if kind is PROTOCOLS:  # pydantic sees a tuple of entries, each with the protocol's own keys in a part
+            location = (*prefix, *(part for part in location[2:] if part != "config"))
+            further = OVERRIDES
         if config is not None and len(location) > len(prefix):
-            return _problem(document, config, {**error, "loc": location[len(prefix) :]}, prefix)
-    return _problem(document, Suite, error)
+            error = {**error, "loc": location[len(prefix) :]}
+            return _problem(document, config, error, prefix, further=further)
+    return _problem(document, Suite, {**error, "loc": location})
 
 
 def _protocol_problems(document: Document, suite: Suite) -> Iterator[Problem]:
+    evaluations = suite.evaluations()
+    for number, evaluation in enumerate(evaluations):
+        path = _protocol_path(document, number)
+        if (first := suite.protocol.index(suite.protocol[number])) < number:
+            yield document.problem(path, f"repeats entry {first} of protocol", "leave one of them out")
+        yield from _evaluation_problems(document, evaluation, path)
+
+
+def _evaluation_problems(document: Document, evaluation: Evaluation, path: KeyPath) -> Iterator[Problem]:
     """Values of ``adapt_images`` that are not a multiple of the batch size, and a probe that is not a shift."""
-    probe = suite.protocol.probe
+    probe = evaluation.protocol.probe
     if probe is not None and not is_shift(shift_of(probe.shift)):
         hint = "give clean, or a corruption with a severity: fog-5"
-        yield document.problem(("protocol", "probe", "shift"), f"unknown shift {probe.shift!r}", hint)
-    for count, size in itertools.product(suite.protocol.adapt_images, suite.batch_size):
+        yield document.problem((*path, "probe", "shift"), f"unknown shift {probe.shift!r}", hint)
+    for count, size in itertools.product(evaluation.protocol.adapt_images, evaluation.batch_size):
         if count is not None and count % size:
             message = f"adapt_images {count} is not a whole number of batches of {size}"
-            yield document.problem(("protocol", "adapt_images"), message, f"for example {-(-count // size) * size}")
+            yield document.problem((*path, "adapt_images"), message, f"for example {-(-count // size) * size}")
 
 
 def _path(document: Document, location: Iterable[str | int]) -> KeyPath:
@@ -155,14 +177,23 @@ def _path(document: Document, location: Iterable[str | int]) -> KeyPath:
 
 
 def _problem(
-    document: Document, model: type[BaseModel], error: Mapping[str, Any], prefix: KeyPath = (), whole: str = "suite"
+    document: Document,
+    model: type[BaseModel],
+    error: Mapping[str, Any],
+    prefix: KeyPath = (),
+    whole: str = "suite",
+    further: tuple[str, ...] = (),
 ) -> Problem:
-    """A refused value as a problem; ``whole`` is the document's noun in messages on top-level keys."""
+    """A refused value as a problem; ``whole`` is the document's noun in messages on top-level keys.
+
+    ``further`` are keys that are known at ``prefix`` beside the fields of ``model``.
+    """
     location = (*prefix, *error["loc"])
     path, last, kind = _path(document, location), location[-1] if location else "", error["type"]
     where = ".".join(str(part) for part in path[:-1] if not isinstance(part, int)) or whole
     if kind == "extra_forbidden":
-        hint = near_miss(str(last), _fields_at(model, error["loc"][:-1]))
+        inside = error["loc"][:-1]
+        hint = near_miss(str(last), [*_fields_at(model, inside), *(further if not inside else ())])
         return document.problem(path, f"unknown key {last!r} in {where}", hint, at_key=True)
     if kind == "missing" and isinstance(last, int):
         return document.problem(path, f"{'.'.join(map(str, path))}: item {last + 1} of the list is missing")

@@ -52,10 +52,15 @@ def read(kind: PluginKind, value: Any, registry: Registry, default: str | None =
     return cls.model_validate_json(json.dumps({**value, "kind": name}), strict=True)
 
 
+def registry_of(info: ValidationInfo) -> Registry:
+    """The plugins of a suite's validation: those in its context, or the installed ones."""
+    return (info.context or {}).get("registry") or installed()
+
+
 def by_plugin(kind: PluginKind, default: str | None = None) -> PlainValidator:
     """Validate a suite's field with :func:`read`; the validation context has the ``registry``."""
 
     def validated(value: Any, info: ValidationInfo) -> Any:
-        return read(kind, value, (info.context or {}).get("registry") or installed(), default)
+        return read(kind, value, registry_of(info), default)
 
     return PlainValidator(validated)

@@ -33,6 +33,7 @@ from tta_bench.suite import LoadedSuite, Suite
 from tta_bench.suite.keys import Keys
 from tta_bench.suite.prepare import Request
 from tta_bench.suite.resolve import ResolvedMethod, resolve
+from tta_bench.suite.schema import Evaluation
 from tta_bench.suite.select import Filter
 from tta_bench.suite.sources import OpenedModel, open_datasets, open_models
 
@@ -71,6 +72,11 @@ class Trial:
     seed: int
     precision: str
     asked: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def step_size(self) -> int:
+        """How many images the method adapts on at a time: the batch size, or the length of a window."""
+        return self.parameters["window"] or self.stream.batch_size
 
 
 @dataclass(frozen=True)
@@ -209,14 +215,10 @@ def make(
         {name: reopening(loaded, model) for name, model in models.items()},
         str(pathlib.Path.cwd()),
     )
-    cells = _Cells(suite, materials, limit, digests)
-    trials = tuple(_trials(suite, models, materials, configs, cells))
+    cells = _Cells(loaded, materials, limit, digests)
+    trials = tuple(_trials(models, materials, configs, cells))
     if cells.problems:
-        keys = [("protocol", *filter(None, p.where.split("."))) for p in cells.problems]
-        raise UsageError([
-            *problems,
-            *(loaded.document.problem(key, p.message, p.hint) for key, p in zip(keys, cells.problems, strict=True)),
-        ])  # fmt: skip
+        raise UsageError(cells.problems)
     return Plan(suite.name, materials, trials, suite.axes())
 
 
@@ -247,10 +249,10 @@ def reopening(loaded: LoadedSuite, model: OpenedModel) -> Callable[[], Dataset]:
 
 
 def _trials(
-    suite: Suite, models: Mapping[str, OpenedModel], materials: Materials, rows: list[ResolvedMethod], cells: _Cells
+    models: Mapping[str, OpenedModel], materials: Materials, rows: list[ResolvedMethod], cells: _Cells
 ) -> Iterator[Trial]:
-    axes = suite.axes()
-    for row, precision in itertools.product(rows, suite.precision):
+    for row, precision in [(each, precision) for each in rows for precision in each.evaluation.precision]:
+        axes = row.evaluation.axes()
         config = row.config.model_dump(mode="json")
         shared = {
             "numerics_version": NUMERICS_VERSION,
@@ -264,7 +266,7 @@ def _trials(
             "precision": precision,
         }
         key_of = Keys(shared)
-        by_seed = (cells.of(row.model, row.batch_size, seed) for seed in suite.seeds)
+        by_seed = (cells.of(row.model, row.evaluation, row.batch_size, seed) for seed in row.evaluation.seeds)
         for stream, protocol, own in itertools.chain.from_iterable(by_seed):
             yield Trial(
                 key=key_of(own),
@@ -288,38 +290,46 @@ def _too_few_images(
     loaded: LoadedSuite, datasets: Mapping[str, Dataset], streams: Streams, limit: int | None
 ) -> Iterator[Problem]:
     """Where ``adapt_images`` leaves nothing to grade; checked before images are read, which can take long."""
-    after, shifts = loaded.suite.protocol.graded_after, loaded.suite.shifts()
-    if after is None:
-        return
-    whole = {id(d): name for name, d in datasets.items() if not any(d.missing(shift) for shift in shifts)}
-    sizes = (segment for model in whole.values() for segment in _segments(loaded, model, streams, limit))
-    size, name = min(sizes, default=(after + 1, ""))
-    if size <= after:
-        message = f"adapt_images {after} leaves none of {size} images of segment {name} to grade"
-        yield loaded.document.problem(("protocol", "adapt_images"), message, "use more images, or smaller numbers")
+    whole = {
+        id(d): name for name, d in datasets.items() if not any(d.missing(shift) for shift in loaded.suite.shifts())
+    }
+    for evaluation in loaded.suite.evaluations():
+        after = evaluation.protocol.graded_after
+        if after is None:
+            continue
+        trials = itertools.product(whole.values(), evaluation.batch_size, evaluation.seeds)
+        segments = (
+            segment
+            for model, batch_size, seed in trials
+            for _, spec in _wholes(loaded, evaluation, limit, batch_size, seed)
+            for segment in _segments(streams, model, spec)
+        )
+        size, name = min(segments, default=(after + 1, ""))
+        if size <= after:
+            message = f"adapt_images {after} leaves none of {size} images of segment {name} to grade"
+            path = (*loaded.protocol_path(evaluation.index), "adapt_images")
+            yield loaded.document.problem(path, message, "use more images, or smaller numbers")
 
 
-def _segments(loaded: LoadedSuite, model: str, streams: Streams, limit: int | None) -> Iterator[tuple[int, str]]:
-    """(images, name) of each segment of a suite's streams."""
-    suite = loaded.suite
-    for batch_size, seed in itertools.product(suite.batch_size, suite.seeds):
-        for _, spec in _wholes(suite, loaded.registry, limit, batch_size, seed):
-            with contextlib.suppress(UsageError):  # reported when the trials are made
-                for _, stream in streams.specs(model, spec):
-                    bounds = stream.bounds
-                    parts = [s for s in stream.segments if s.role != "probe"]
-                    yield from ((int(bounds[s.last] - bounds[s.first]), s.name) for s in parts)
+def _segments(streams: Streams, model: str, spec: StreamSpec) -> Iterator[tuple[int, str]]:
+    """(images, name) of each segment of a stream, probes excepted."""
+    with contextlib.suppress(UsageError):  # reported when the trials are made
+        for _, stream in streams.specs(model, spec):
+            bounds = stream.bounds
+            parts = [s for s in stream.segments if s.role != "probe"]
+            yield from ((int(bounds[s.last] - bounds[s.first]), s.name) for s in parts)
 
 
 def _wholes(
-    suite: Suite, registry: Registry, limit: int | None, batch_size: int, seed: int
+    loaded: LoadedSuite, evaluation: Evaluation, limit: int | None, batch_size: int, seed: int
 ) -> Iterator[tuple[ProtocolConfig, StreamSpec]]:
     """Each combination of protocol parameters, with the specification of each whole stream."""
-    cls: type[Protocol] = registry.load(suite.protocol.kind, PROTOCOLS)
-    size, after = limit or suite.data.max_images, suite.protocol.graded_after
-    groups = suite.by_severity() if cls.by_severity else [suite.shifts()]
-    for protocol, given in itertools.product(suite.protocol.singles(), groups):
-        yield protocol, StreamSpec(protocol.canonical(), given, size, suite.data.seed, batch_size, seed, after)
+    cls: type[Protocol] = loaded.registry.load(evaluation.protocol.kind, PROTOCOLS)
+    data, after = loaded.suite.data, evaluation.protocol.graded_after
+    groups = evaluation.by_severity() if cls.by_severity else [evaluation.shifts()]
+    for protocol, given in itertools.product(evaluation.protocol.singles(), groups):
+        spec = StreamSpec(protocol.canonical(), given, limit or data.max_images, data.seed, batch_size, seed, after)
+        yield protocol, spec
 
 
 _Cell = tuple[StreamSpec, ProtocolConfig, dict[str, Any]]
@@ -332,36 +342,59 @@ class _Cells:
         problems: with making streams.
     """
 
-    def __init__(self, suite: Suite, materials: Materials, limit: int | None, digests: Digests):
-        self._suite, self._materials, self._limit, self._digests = suite, materials, limit, digests
+    def __init__(self, loaded: LoadedSuite, materials: Materials, limit: int | None, digests: Digests):
+        self._loaded, self._materials, self._limit, self._digests = loaded, materials, limit, digests
         self._streams = materials.streams()
-        self._cells: dict[tuple[int, int, int], list[_Cell]] = {}
+        self._cells: dict[tuple[int, int, int, int], list[_Cell]] = {}
+        self._compared: dict[tuple[object, ...], tuple[int, str]] = {}  # entry and stream of each cell of the tables
         self._sources: dict[int, str] = {}
         self.problems: list[Problem] = []
 
-    def of(self, model: str, batch_size: int, seed: int) -> list[_Cell]:
-        """The streams of a seed, each with its protocol and its part of a trial's key."""
-        key = (id(self._materials.datasets[model]), batch_size, seed)
+    def of(self, model: str, evaluation: Evaluation, batch_size: int, seed: int) -> list[_Cell]:
+        """The streams of a protocol and a seed, each with its parameters and its part of a trial's key."""
+        key = (id(self._materials.datasets[model]), evaluation.index, batch_size, seed)
         if key not in self._cells:
             try:
-                self._cells[key] = list(self._make(model, batch_size, seed))
+                self._cells[key] = list(self._make(model, evaluation, batch_size, seed))
             except UsageError as error:
                 self._cells[key] = []
-                self.problems += [p for p in error.problems if p not in self.problems]
+                located = [self._located(evaluation, problem) for problem in error.problems]
+                self.problems += [problem for problem in located if problem not in self.problems]
         return self._cells[key]
 
-    def _make(self, model: str, batch_size: int, seed: int) -> Iterator[_Cell]:
+    def _located(self, evaluation: Evaluation, problem: Problem) -> Problem:
+        path = (*self._loaded.protocol_path(evaluation.index), *filter(None, problem.where.split(".")))
+        return self._loaded.document.problem(path, problem.message, problem.hint)
+
+    def _make(self, model: str, evaluation: Evaluation, batch_size: int, seed: int) -> Iterator[_Cell]:
         seen = set[tuple[str, str]]()  # by protocol parameters: two that make equal streams both have rows
-        for protocol, spec in _wholes(self._suite, self._materials.registry, self._limit, batch_size, seed):
+        for protocol, spec in _wholes(self._loaded, evaluation, self._limit, batch_size, seed):
             for part, stream in self._streams.specs(model, spec):
                 if unknown := [s.id for s in part.shifts if (model, s) not in self._materials.contents]:
                     message = f"the data have no images of {unknown[0]}, nor of {len(unknown) - 1} more of its shifts"
                     raise UsageError(Problem(message, hint="these data show one corruption at a time"))
                 key = (protocol.canonical(), stream.sha256)
-                if key not in seen:  # clean images are in the stream of every severity
-                    seen.add(key)
+                if key not in seen and not self._repeated(model, evaluation, part, stream.sha256):
+                    seen.add(key)  # clean images are in the stream of every severity
                     data = self._data(model, part.shifts)
                     yield part, protocol, {"data": data, "stream": stream.sha256, "seed": seed}
+
+    def _repeated(self, model: str, evaluation: Evaluation, spec: StreamSpec, sha256: str) -> bool:
+        """Whether an earlier entry of the suite's protocols has the stream.
+
+        Raises:
+            UsageError: an earlier entry has another stream, whose numbers would be in the same cells of a table.
+        """
+        severities = frozenset(shift.severity for shift in spec.shifts if shift.severity is not None)
+        setting = (id(self._materials.datasets[model]), spec.protocol, spec.batch_size, spec.seed, severities)
+        for shift in spec.shifts:
+            index, other = self._compared.setdefault((*setting, shift), (evaluation.index, sha256))
+            if index != evaluation.index and other != sha256:
+                message = f"entry {index} of protocol has another stream of {shift.id} in the same setting"
+                raise UsageError(Problem(message, hint="join the two entries, or leave the shift out of one of them"))
+            if index != evaluation.index:
+                return True
+        return False
 
     def _data(self, model: str, shifts: tuple[Shift, ...]) -> str:
         return digest([self._materials.contents[model, shift] for shift in shifts])

@@ -17,6 +17,7 @@ from tta_bench.models import ModelConfig
 from tta_bench.registry import PluginEntry, code_sha256
 from tta_bench.suite import LoadedSuite, MethodEntry, config_problems
 from tta_bench.suite.prepare import Request, request_of
+from tta_bench.suite.schema import Evaluation
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class ResolvedMethod:
     method: MethodEntry
     label: str
     model: str
+    evaluation: Evaluation
     batch_size: int
     preset: str
     preset_missing: str
@@ -43,7 +45,7 @@ def resolve(
     prepared: Mapping[Request, pathlib.Path],
     problems: list[Problem],
 ) -> list[ResolvedMethod]:
-    """Each of the suite's methods with each source model, in the suite's order.
+    """Each of the suite's methods with each source model, protocol and batch size, in the suite's order.
 
     Args:
         loaded: the suite.
@@ -59,10 +61,11 @@ def resolve(
             problems += error.problems
             continue
         for label, chosen in method.variants():
-            for model, size in itertools.product(loaded.suite.models, loaded.suite.batch_size):
+            for model, evaluation in itertools.product(loaded.suite.models, loaded.suite.evaluations()):
                 refused = problems if wanted(label, method.name, model.name) else []
-                row = _row(loaded, index, cls, label, chosen, model, size, code, prepared, refused)
-                rows += [row] if row else []
+                for size in evaluation.batch_size:
+                    row = _row(loaded, index, cls, label, chosen, model, evaluation, size, code, prepared, refused)
+                    rows += [row] if row else []
     problems += _unknown_presets(loaded)
     unique = list(dict.fromkeys(problems))  # a field's problem is the same with every model
     problems[:] = unique
@@ -71,12 +74,13 @@ def resolve(
 
 def _row(
     loaded: LoadedSuite, index: int, cls: type[Adapter], label: str, chosen: Mapping[str, Any], model: ModelConfig,
-    batch_size: int, code: Callable[[PluginEntry], str], prepared: Mapping[Request, pathlib.Path], problems: list[Problem],
+    evaluation: Evaluation, batch_size: int, code: Callable[[PluginEntry], str],
+    prepared: Mapping[Request, pathlib.Path], problems: list[Problem],
 ) -> ResolvedMethod | None:  # fmt: skip
     method = loaded.suite.methods[index]
     preset = model.preset if model.preset and model.preset in cls.presets else ""
     missing = model.preset if model.preset and not preset and cls.Config.model_fields else ""
-    values = cls.presets[preset].resolve(batch_size) if preset else {}
+    values = cls.presets[preset].resolve(evaluation.step_size(batch_size)) if preset else {}
     values |= _substituted(model.name, {**method.config, **method.per_model.get(model.name, {}), **chosen})
     for name, value in values.items():
         request = request_of(method.name, model.name, value)
@@ -95,7 +99,9 @@ def _row(
         **{role: {"name": entry.name, "code_sha256": code(entry)} for role, entry in config.plugins().items()},
     }
     source_images = cls.declared(config).needs.source_images
-    return ResolvedMethod(method, label, model.name, batch_size, preset, missing, config, asked, source_images)
+    return ResolvedMethod(
+        method, label, model.name, evaluation, batch_size, preset, missing, config, asked, source_images
+    )
 
 
 def _substituted(model: str, value: Any) -> Any:

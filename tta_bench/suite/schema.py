@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    field_serializer,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from tta_bench.data.base import DataConfig
@@ -17,7 +29,7 @@ from tta_bench.protocols.config import ONE_OR_MORE, ProtocolConfig
 from tta_bench.registry import DATASETS, MODELS, PROTOCOLS
 from tta_bench.run.precision import PRECISIONS
 from tta_bench.streams import CLEAN, Shift, shift_of
-from tta_bench.suite.parts import by_plugin
+from tta_bench.suite.parts import by_plugin, config_class, registry_of
 
 
 def _corruption(name: str) -> str:
@@ -83,6 +95,91 @@ class MethodEntry(Part):
             yield (f"{label}[{shown}]" if shown else label), chosen
 
 
+_BatchSizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], *ONE_OR_MORE]
+_Corruptions = Annotated[
+    list[Annotated[str, AfterValidator(_corruption)]], Field(min_length=1), AfterValidator(_distinct)
+]
+_Severities = Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1), AfterValidator(_distinct)]
+_Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
+
+OVERRIDES = ("batch_size", "corruptions", "severities", "seeds")  # keys of the suite that an entry may set for itself
+
+
+class ProtocolEntry(Part):
+    """An entry of ``protocol``: the protocol's own keys, beside those that it sets in place of the suite's.
+
+    A key that the protocol has itself is the protocol's: the ``severities`` of gradual are the steps of its walk.
+
+    Attributes:
+        config: the protocol's own keys.
+        batch_size, corruptions, severities, seeds: as in the suite; None: the suite's.
+    """
+
+    config: Annotated[SerializeAsAny[ProtocolConfig], by_plugin(PROTOCOLS, "reset")]
+    batch_size: _BatchSizes | None = None
+    corruptions: _Corruptions | None = None
+    severities: _Severities | None = None
+    seeds: _Seeds | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _separated(cls, value: Any, info: ValidationInfo) -> Any:
+        """The protocol's own keys moved to ``config``."""
+        if not isinstance(value, Mapping):
+            return {"config": value}
+        config = config_class(PROTOCOLS, value, registry_of(info), "reset")
+        own = config.model_fields if config else {}
+        overrides = {name: value[name] for name in OVERRIDES if name in value and name not in own}
+        return {**overrides, "config": {name: item for name, item in value.items() if name not in overrides}}
+
+    @model_serializer
+    def _together(self) -> dict[str, Any]:
+        overrides = {name: value for name in OVERRIDES if (value := getattr(self, name)) is not None}
+        return {**self.config.model_dump(mode="json"), **overrides}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A protocol with everything that it is run with.
+
+    Attributes:
+        index: of its entry under ``protocol``.
+        protocol: its Config.
+        batch_size, corruptions, severities, seeds: its entry's, or the suite's.
+        precision: the suite's.
+    """
+
+    index: int
+    protocol: ProtocolConfig
+    batch_size: tuple[int, ...]
+    corruptions: list[str]
+    severities: list[int]
+    seeds: list[int]
+    precision: tuple[str, ...]
+
+    def shifts(self) -> tuple[Shift, ...]:
+        """All shifts, severity by severity, corruptions in their order; ``clean`` once, at its first position."""
+        return tuple(dict.fromkeys(shift for group in self.by_severity() for shift in group))
+
+    def by_severity(self) -> list[tuple[Shift, ...]]:
+        """The shifts of each severity, corruptions in their order; the protocol's probe is among them."""
+        probe = [shift_of(self.protocol.probe.shift)] if self.protocol.probe else []
+        groups = [
+            tuple(dict.fromkeys([*(CLEAN if n == CLEAN.name else Shift(n, s) for n in self.corruptions), *probe]))
+            for s in self.severities
+        ]
+        return list(dict.fromkeys(groups))
+
+    def axes(self) -> tuple[str, ...]:
+        """The names of the axes that are varied, besides shifts and seeds."""
+        own = {"batch_size": self.batch_size, "precision": self.precision}
+        return (*(name for name, values in own.items() if len(values) > 1), *self.protocol.axes())
+
+    def step_size(self, batch_size: int) -> int:
+        """How many images a method adapts on at a time: the batch size, or the length of a window."""
+        return self.protocol.window or batch_size
+
+
 class Suite(Part):
     """One benchmark. The shipped suites explain every key."""
 
@@ -92,33 +189,43 @@ class Suite(Part):
     models: Annotated[list[Annotated[SerializeAsAny[ModelConfig], by_plugin(MODELS, "timm")]], Field(min_length=1)]
     methods: Annotated[list[Annotated[MethodEntry, BeforeValidator(named)]], Field(min_length=1)]
     protocol: Annotated[
-        SerializeAsAny[ProtocolConfig],
-        by_plugin(PROTOCOLS, "reset"),
-        Field(validate_default=True, default_factory=dict),
+        tuple[ProtocolEntry, ...],
+        BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else (value,)),
+        Field(min_length=1, validate_default=True, default_factory=dict),
     ]
-    batch_size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], *ONE_OR_MORE] = (64,)
-    corruptions: Annotated[
-        list[Annotated[str, AfterValidator(_corruption)]], Field(min_length=1), AfterValidator(_distinct)
-    ]
-    severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1), AfterValidator(_distinct)] = [5]
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)] = [0]
+    batch_size: _BatchSizes = (64,)
+    corruptions: _Corruptions
+    severities: _Severities = [5]
+    seeds: _Seeds = [0]
     precision: Annotated[tuple[Annotated[str, AfterValidator(_precision)], ...], *ONE_OR_MORE] = ("float32",)
     cache: Literal["on", "off"] = "on"
 
-    def shifts(self) -> tuple[Shift, ...]:
-        """All shifts, severity by severity, corruptions in the suite's order; ``clean`` once, at its first position."""
-        return tuple(dict.fromkeys(shift for group in self.by_severity() for shift in group))
+    @field_serializer("protocol")
+    def _one_or_more(self, entries: tuple[ProtocolEntry, ...]) -> Any:
+        """A mapping where there is one entry, as suites write it."""
+        written = [entry.model_dump(mode="json") for entry in entries]
+        return written if len(written) > 1 else written[0]
 
-    def by_severity(self) -> list[tuple[Shift, ...]]:
-        """The shifts of each severity, corruptions in the suite's order; the protocol's probe is among them."""
-        probe = [shift_of(self.protocol.probe.shift)] if self.protocol.probe else []
-        groups = [
-            tuple(dict.fromkeys([*(CLEAN if n == CLEAN.name else Shift(n, s) for n in self.corruptions), *probe]))
-            for s in self.severities
-        ]
-        return list(dict.fromkeys(groups))
+    def evaluations(self) -> list[Evaluation]:
+        """Each protocol with everything that it is run with, in the suite's order."""
+        return [self._evaluation(index, entry) for index, entry in enumerate(self.protocol)]
+
+    def _evaluation(self, index: int, entry: ProtocolEntry) -> Evaluation:
+        severities = entry.config.shift_severities(entry.severities or self.severities)
+        return Evaluation(
+            index,
+            entry.config,
+            entry.batch_size or self.batch_size,
+            entry.corruptions or self.corruptions,
+            severities,
+            entry.seeds or self.seeds,
+            self.precision,
+        )
+
+    def shifts(self) -> tuple[Shift, ...]:
+        """The shifts of all protocols, each once."""
+        return tuple(dict.fromkeys(shift for each in self.evaluations() for shift in each.shifts()))
 
     def axes(self) -> tuple[str, ...]:
-        """The names of the axes that the suite varies, besides shifts and seeds."""
-        own = {"batch_size": self.batch_size, "precision": self.precision}
-        return (*(name for name, values in own.items() if len(values) > 1), *self.protocol.axes())
+        """The names of the axes that any protocol varies, besides shifts and seeds."""
+        return tuple(dict.fromkeys(name for each in self.evaluations() for name in each.axes()))

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from tta_bench.errors import Problem, UsageError, near_miss
+from tta_bench.setting import words
 
 if TYPE_CHECKING:
     from tta_bench.suite.plan import Trial
 
+_AND = re.compile(r",\s*(?=\w+=)")  # a comma before another field; other commas are in values
 Values = Mapping[str, set[str]]  # of a trial: field to the values that match it
 
 
 class Filter:
     """The trials that match any of the ``--only`` expressions; all trials where there are none.
 
-    An expression is ``field=value|value,field=value``. A trial without a value of a field matches any: clean images have
-    no severity.
+    An expression is ``field=value|value,field=value``; a value may hold commas: ``adapt=first 512, classes 5``. Clean
+    images have no severity and match any; a trial whose protocol lacks a parameter matches none.
 
     Args:
         only: the expressions.
@@ -27,11 +30,15 @@ class Filter:
     """
 
     def __init__(self, only: Iterable[str] = ()):
-        self._expressions = {text: dict(_condition(text, part) for part in text.split(",")) for text in only}
+        self._expressions = {text: dict(_condition(text, part) for part in _AND.split(text)) for text in only}
 
     def allows(self, label: str, method: str, model: str) -> bool:
         """Whether trials of this row can match; used before planning."""
-        return self._matches(_of_row(label, method, model))
+        row = _of_row(label, method, model)
+        return not self._expressions or any(
+            all(wanted & row[name] for name, wanted in conditions.items() if name in row)
+            for conditions in self._expressions.values()
+        )
 
     def select(self, trials: Iterable[Trial]) -> list[Trial]:
         """The matching trials.
@@ -48,7 +55,7 @@ class Filter:
 
     def _matches(self, values: Values) -> bool:
         return not self._expressions or any(
-            all(wanted & values[name] for name, wanted in conditions.items() if values.get(name))
+            all(name in values and (wanted & values[name] or not values[name]) for name, wanted in conditions.items())
             for conditions in self._expressions.values()
         )
 
@@ -58,17 +65,22 @@ def _of_row(label: str, method: str, model: str) -> dict[str, set[str]]:
 
 
 def _of_trial(trial: Trial) -> Values:
-    shifts, setting, adapted = trial.stream.shifts, trial.setting, trial.parameters["adapt_images"]
+    shifts, setting = trial.stream.shifts, trial.setting
     return {
-        **{name: {str(value)} for name, value in trial.parameters.items()},
+        **{name: {_spelled(words(name, value))} for name, value in trial.parameters.items()},
         **_of_row(trial.label, trial.method, trial.model),
         "corruption": {shift.name for shift in shifts},
         "severity": {f"{shift.severity:g}" for shift in shifts if shift.severity is not None},
         "seed": {str(trial.seed)},
         "batch_size": {str(setting.batch_size)},
         "precision": {setting.precision},
-        "adapt_images": {"all" if adapted is None else str(adapted)},
+        "protocol": {setting.protocol},
     }
+
+
+def _spelled(value: str) -> str:
+    """A value without the spaces after its commas, which are left out as easily as not."""
+    return value.replace(", ", ",")
 
 
 def _condition(text: str, condition: str) -> tuple[str, set[str]]:
@@ -76,7 +88,7 @@ def _condition(text: str, condition: str) -> tuple[str, set[str]]:
     if not equals:
         hint = "for example --only method=tent,severity=4|5"
         raise UsageError(Problem(f"--only {text}: {condition!r} is not field=value", hint=hint))
-    return name, set(values.split("|"))
+    return name, {_spelled(value) for value in values.split("|")}
 
 
 def _check(text: str, name: str, wanted: set[str], trials: Iterable[Values]) -> None:

@@ -17,7 +17,9 @@ from tta_bench.errors import Problem, UsageError
 from tta_bench.models import Network, open_network, state_sha256
 from tta_bench.registry import MODELS, foreign_code
 from tta_bench.run.server import Process, own_server
+from tta_bench.streams import Shift
 from tta_bench.suite import LoadedSuite
+from tta_bench.suite.document import KeyPath
 
 _MAX_PROCESSES = 4  # each has one network in memory
 
@@ -133,12 +135,21 @@ def open_datasets(
     for dataset in opened.values():
         for shift in shifts:
             if problem := dataset.missing(shift):
-                key = ("corruptions", loaded.suite.corruptions.index(shift.name))
-                problems.append(loaded.document.problem(key, _sentence(problem), problem.hint))
+                problems.append(loaded.document.problem(_shift_path(loaded, shift), _sentence(problem), problem.hint))
     for name, model in models.items():
         datasets[name] = opened[model.geometry if by_weights else None]
         problems += _mismatches(loaded, model, datasets[name])
     return datasets
+
+
+def _shift_path(loaded: LoadedSuite, shift: Shift) -> KeyPath:
+    """Where the document asks for a shift: among corruptions, or as a probe."""
+    evaluation = next(each for each in loaded.suite.evaluations() if shift in each.shifts())
+    path = loaded.protocol_path(evaluation.index)
+    if shift.name not in evaluation.corruptions:
+        return (*path, "probe", "shift")
+    own = loaded.suite.protocol[evaluation.index].corruptions is not None
+    return (*(path if own else ()), "corruptions", evaluation.corruptions.index(shift.name))
 
 
 def _data_key(loaded: LoadedSuite, problem: Problem) -> tuple[str, ...]:
