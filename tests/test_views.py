@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
 
 import pandas as pd
 import pytest
-from conftest import Outcome, run_locally
+from conftest import DIGITS_SUITE, run_locally
 
 from tta_bench.report import content
 from tta_bench.report.content import Content, ReportOptions
@@ -15,29 +14,36 @@ from tta_bench.report.evidence import gather
 from tta_bench.report.render import grids
 from tta_bench.report.table import ErrorTable
 
-Cli = Callable[..., Outcome]
-SuiteFile = Callable[..., pathlib.Path]
-Report = Callable[..., Content]
+PROTOCOLS = """\
+protocol:
+  - {kind: reset}
+  - {kind: continual}
+  - {kind: continual, delta: 0.1}
+  - {kind: gradual, severities: [1, 3, 5, 3, 1], corruptions: [contrast, fog]}
+  - {kind: recurring, visits: 3}
+  - {kind: continual, probe: {shift: clean, images: 30}}
+  - {kind: continual, adapt: {eta: 1.0, cost_ratio: 2}}
+"""
 
 
-@pytest.fixture
-def report(suite_file: SuiteFile, tmp_path: pathlib.Path, cache: pathlib.Path) -> Report:
-    """The report on local runs of the small digits suite, one for each protocol (a suite's text)."""
-
-    def make(*protocols: str, severities: str = "[5]", corruptions: str = "[clean, contrast, fog]") -> Content:
-        runs = []
-        for number, protocol in enumerate(protocols):
-            file = suite_file(("corruptions: [clean, contrast]", f"corruptions: {corruptions}"),
-                              ("severities: [5]", f"severities: {severities}\nprotocol: {protocol}"))  # fmt: skip
-            runs.append(run_locally(file, tmp_path / str(number), cache))
-        return content.make(gather(runs), ReportOptions())
-
-    return make
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, cache: pathlib.Path) -> Content:
+    """The report on a run of the small digits suite under several protocols."""
+    folder = tmp_path_factory.mktemp("views")
+    text = DIGITS_SUITE.replace("[clean, contrast]", "[clean, contrast, fog]")
+    (folder / "views.yaml").write_text(text + PROTOCOLS)
+    return content.make(gather([run_locally(folder / "views.yaml", folder / "run", cache)]), ReportOptions())
 
 
-def named(report: Content, kind: str) -> ErrorTable:
-    [table] = [table for table in report.views if table.name.rpartition("severity")[0] == "" and kind in table.name]
-    return table
+def named(report: Content, kind: str, protocol: str) -> ErrorTable:
+    """The view of a kind and protocol, the latter as its parameters say it."""
+    named = {f"{t.setting.protocol} {t.setting.base.told}".strip(): t for t in report.views if t.view == kind}
+    return named[protocol]
+
+
+def rows_of(report: Content, table: ErrorTable) -> pd.DataFrame:
+    """The rows of the runs under a table's protocol."""
+    return report.evidence.shifts[report.evidence.shifts["section"] == table.setting.base.id]
 
 
 def shown(table: ErrorTable) -> dict[str, list[float | None]]:
@@ -49,68 +55,68 @@ def means(rows: pd.DataFrame, label: str, by: str) -> list[float]:
     return rows[rows["label"] == label].groupby(by, sort=False)["error_pct"].mean().tolist()
 
 
-def test_gradual_shows_the_error_at_each_place_and_their_mean(report: Report) -> None:
-    made = report("{kind: gradual, severities: [1, 3, 5, 3, 1]}", severities="[1, 3, 5]", corruptions="[contrast, fog]")
-    table = named(made, "place")
+def test_gradual_shows_the_error_at_each_place_and_their_mean(made: Content) -> None:
+    table = named(made, "place", "gradual severities [1, 3, 5, 3, 1]")
     assert table.columns == ["1", "3", "5", "3 again", "1 again", "mean"]
-    rows = made.evidence.shifts
+    rows = rows_of(made, table)
     steps = rows.assign(step=rows["severity"].astype(str) + " " + rows["visit"].astype(str))
     for label, values in shown(table).items():
-        assert values == pytest.approx(means(steps[steps["label"] == label], label, "step"))
+        assert values == pytest.approx(means(steps, label, "step"))
         [row] = [row for row in table.rows if row.label == label]
         assert row.mean.mean == pytest.approx(sum(values) / 5)  # type: ignore[arg-type]
-    assert [t.setting.severity for t in made.tables] == [1, 3, 5]
 
 
-def test_recurring_shows_the_error_at_each_visit_and_its_change(report: Report) -> None:
-    table = named(made := report("{kind: recurring, visits: 3}"), "visit")
+def test_recurring_shows_the_error_at_each_visit_and_its_change(made: Content) -> None:
+    table = named(made, "visit", "recurring visits 3")
     assert table.columns == ["1", "2", "3", "last − first"]
-    shifted = made.evidence.shifts.query("corruption != 'clean'")
+    shifted = rows_of(made, table).query("corruption != 'clean'")
     for label, (*visits, change) in shown(table).items():
         assert visits == pytest.approx(means(shifted, label, "visit"))
         assert change == pytest.approx(visits[2] - visits[0])  # type: ignore[operator]
 
 
-def test_probes_are_apart_and_show_forgetting(report: Report) -> None:
-    made = report("{kind: continual, probe: {shift: clean, images: 30}}")
-    table = named(made, "probe")
+def test_probes_are_apart_and_show_forgetting(made: Content) -> None:
+    [table] = [table for table in made.views if table.view == "probe"]
     assert table.columns == ["after 1", "after 2", "mean ", "forgetting"]
-    probes = made.evidence.shifts.query("role == 'probe'")
+    probes = rows_of(made, table).query("role == 'probe'")
     values = shown(table)
     assert values["tent"][:2] == pytest.approx(means(probes, "tent", "visit"))
     assert values["source"][3] == 0
     assert values["tent"][3] == pytest.approx(values["tent"][2] - values["source"][2])  # type: ignore[operator]
-    assert made.tables[0].corruptions == ["fog", "contrast"], "without the probe's shift"
+    [errors] = [t for t in made.tables if t.setting.base == table.setting.base]
+    assert errors.corruptions == ["fog", "contrast"], "without the probe's shift"
 
 
-def test_a_time_constrained_stream_shows_adapted_and_predicted_images(report: Report) -> None:
-    made = report("{kind: continual, adapt: {eta: 1.0, cost_ratio: 2}}")
-    [table] = [table for table in made.views if "adaptation" in table.name]
+def test_a_time_constrained_stream_shows_adapted_and_predicted_images(made: Content) -> None:
+    [table] = [table for table in made.views if table.view == "adaptation"]
     assert table.columns == ["all", "adapted", "predicted", "share"]
-    shifted = made.evidence.shifts.query("label == 'tent' and corruption != 'clean'")
+    shifted = rows_of(made, table).query("label == 'tent' and corruption != 'clean'")
     expected = [shifted[name].mean() for name in ("error_pct", "error_adapted_pct", "error_skipped_pct")]
     assert shown(table)["tent"][:3] == pytest.approx(expected)
-    assert 0 < (shown(table)["tent"][3] or 0) < 100
+    share = 100 * shifted["images_adapted"].astype(float) / shifted["images"].astype(float)
+    assert shown(table)["tent"][3] == pytest.approx(share.mean())
 
 
-def test_collapse_is_the_share_of_the_most_predicted_class(report: Report) -> None:
-    made = report("{kind: continual, delta: 0.1}")
-    [table] = [table for table in made.views if "collapse" in table.name]
+def test_collapse_is_the_share_of_the_most_predicted_class(made: Content) -> None:
+    table = named(made, "collapse", "continual delta 0.1")
     assert table.columns == ["images", "classes", "most predicted"]
-    segments = made.evidence.segments.query("label == 'tent' and segment != 'clean'")
+    segments = made.evidence.segments
+    segments = segments[segments["section"] == table.setting.base.id].query("label == 'tent' and segment != 'clean'")
     assert shown(table)["tent"][2] == pytest.approx(segments["most_predicted_pct"].mean())
 
 
-def test_a_plain_reset_run_has_no_views_and_no_overview(report: Report) -> None:
-    made = report("{kind: reset}")
-    assert (made.views, made.overviews) == ([], [])
+def test_plain_reset_has_no_views(made: Content) -> None:
+    assert "reset" not in {table.setting.protocol for table in made.views}
 
 
-def test_the_overview_has_a_column_for_each_protocol_and_the_average_rank(report: Report) -> None:
-    made = report("{kind: reset}", "{kind: continual}", "{kind: continual, delta: 0.1}")
+def test_the_overview_has_a_column_for_each_protocol_and_the_average_rank(made: Content) -> None:
     [table] = made.overviews
-    assert table.corruptions == ["reset", "continual", "continual, delta 0.1", "rank"]
-    errors = pd.DataFrame({t.setting.base: {r.label: r.mean.mean for r in t.rows} for t in made.tables})
+    assert table.corruptions[0] == "reset"
+    assert table.corruptions[-1] == "rank"
+    assert len(table.corruptions) == 8
+    assert any("delta 0.1" in column for column in table.corruptions)
+    worst = {t.setting.base: {r.label: r.mean.mean for r in t.rows} for t in made.tables}
+    errors = pd.DataFrame(worst)
     for label, (*values, rank) in shown(table).items():
         assert values == errors.loc[label].tolist()
         assert rank == errors.rank().mean(axis=1)[label]

@@ -166,6 +166,7 @@ class ErrorTable:
         untested: why nothing was tested; empty where it was.
         ranks: average ranks: over all source models under "", and by source model where there are several.
         mixed: how the runs differ, a sentence each.
+        view: kind of a table of :mod:`tta_bench.report.views`; empty for others.
     """
 
     name: str
@@ -181,6 +182,7 @@ class ErrorTable:
     untested: str = ""
     ranks: Mapping[str, Ranks] = field(default_factory=dict)
     mixed: tuple[str, ...] = ()
+    view: str = ""
 
     @property
     def warnings(self) -> tuple[str, ...]:

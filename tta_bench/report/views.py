@@ -78,6 +78,7 @@ def _view(
         seeds=frame["seed"].nunique(),
         untested="views are not tested",
         mixed=evidence.mixed,
+        view=kind,
     )
 
 
@@ -190,6 +191,7 @@ def _overview(title: str, dataset: str, tables: Sequence[ErrorTable], mixed: tup
         seeds=max(table.seeds for table in tables),
         untested="protocols are not tested against each other",
         mixed=mixed,
+        view=OVERVIEW,
     )
 
 

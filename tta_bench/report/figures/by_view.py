@@ -24,7 +24,7 @@ _SUMMARIES = ("last − first", "mean ", "forgetting")  # columns that are no po
 def draw(section: Section) -> Iterator[Drawing]:
     """A figure for each view of a sequence, at the most severe severity."""
     for kind, (title, axis, summary) in _FIGURES.items():
-        tables = [table for table in section.views if f"-{kind}" in f"-{table.name}"]
+        tables = [table for table in section.views if table.view == kind]
         if tables and len(_points(tables[-1])) > 1:
             yield from _figure(section, tables[-1], kind, title, axis, summary)
 
