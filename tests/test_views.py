@@ -120,4 +120,4 @@ def test_the_overview_has_a_column_for_each_protocol_and_the_average_rank(made: 
     for label, (*values, rank) in shown(table).items():
         assert values == errors.loc[label].tolist()
         assert rank == errors.rank().mean(axis=1)[label]
-    assert grids.grids(made)[0].title.endswith("error in per cent by protocol, severity 5")
+    assert grids.grids(made)[0].title.endswith("error in per cent by protocol")

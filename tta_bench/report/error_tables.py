@@ -68,7 +68,7 @@ def severities(frame: pd.DataFrame) -> list[int]:
 
 
 def named(tables: Sequence[ErrorTable]) -> list[ErrorTable]:
-    """Tables with unique names, as short as possible."""
+    """Tables with unique names, as short as possible, and titles with their protocol, where there are several settings."""
     bases = list(dict.fromkeys(t.setting.base for t in tables))
     if len(bases) < 2:
         return list(tables)
@@ -76,7 +76,14 @@ def named(tables: Sequence[ErrorTable]) -> list[ErrorTable]:
     names = {
         base: identifier(base.text) if short.count(name) > 1 else name for base, name in zip(bases, short, strict=True)
     }
-    return [replace(t, name=f"{names[t.setting.base]}-{t.name}") for t in tables]
+    return [
+        replace(t, name=f"{names[t.setting.base]}-{t.name}", title=f"{t.title}, {_protocol(t.setting.base)}")
+        for t in tables
+    ]
+
+
+def _protocol(base: Setting) -> str:
+    return f"{base.protocol}, {base.told}" if base.told else base.protocol
 
 
 def _short(base: Setting) -> str:

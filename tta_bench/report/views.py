@@ -68,7 +68,7 @@ def _view(
     at = f", severity {severity}" if severity else ""
     yield ErrorTable(
         name=f"{kind}{f'-{severity}' if severity else ''}",
-        title=f"{evidence.title}: error in per cent {_TITLES[kind]}, {base.protocol}{at}",
+        title=f"{evidence.title}: error in per cent {_TITLES[kind]}{at}",
         setting=setting,
         caption=caption(frame, setting, [_NOTES[kind]]),
         corruptions=columns,
@@ -173,16 +173,16 @@ def _overview(title: str, dataset: str, tables: Sequence[ErrorTable], mixed: tup
             cell = Cell(rank, None, "ok") if rank is not None else Cell(None, None, "skipped")
             reasons = dict.fromkeys(r.reason for t in tables for r in t.of(model) if r.label == label and r.reason)
             rows.append(MethodErrors(label, model, {**plain, "rank": cell}, cell, "; ".join(reasons)))
-    first = tables[0]
-    severity = f", severity {first.setting.severity}" if first.setting.severity else ""
+    severities_shown = ", ".join(sorted({str(table.setting.severity) for table in tables}))
     text = (
-        f"Mean error over the corruptions in per cent on {dataset}{severity}, by protocol; rank: mean over protocols "
+        f"Mean error over the corruptions in per cent on {dataset}, by protocol, at the highest severity of each "
+        f"({severities_shown}); rank: mean over protocols of a method's rank among the methods of its source model that have "
+        "a result under every protocol."
     )
-    text += "of a method's rank among the methods of its source model that have a result under every protocol."
     return ErrorTable(
         name=f"{OVERVIEW}-{identifier(dataset)}",
-        title=f"{title}: error in per cent by protocol{severity}",
-        setting=first.setting,
+        title=f"{title}: error in per cent by protocol",
+        setting=tables[0].setting,
         caption=text,
         corruptions=[*columns, "rank"],
         rows=rows,

@@ -73,9 +73,9 @@ def _sections(content: Content) -> Iterator[PageSection]:
     errors = [(grids.error_grid(t), page_grids.pairs_grid(t) if t.pairs else None) for t in content.tables]
     summaries = [(page_grids.summary_grid(content, table), None) for table in last.values()]
     sections: list[tuple[str, str, str, Sequence[tuple[Grid, Grid | None]]]] = [
-        ("summary", "Summary", about + severe, summaries),
         ("protocols", "Protocols", "Each method under each protocol.",
          [(grids.error_grid(table), None) for table in content.overviews]),
+        ("summary", "Summary", about + severe, summaries),
         ("errors", "Errors", "", errors),
         ("views", "Along the stream", "", [(grids.error_grid(table), None) for table in content.views]),
         ("curves", "Curves", "Adaptation on the first images of each segment; the frozen result predicts the rest.",
