@@ -176,8 +176,8 @@ def _overview(title: str, dataset: str, tables: Sequence[ErrorTable], mixed: tup
     severities_shown = ", ".join(sorted({str(table.setting.severity) for table in tables}))
     text = (
         f"Mean error over the corruptions in per cent on {dataset}, by protocol, at the highest severity of each "
-        f"({severities_shown}); rank: mean over protocols of a method's rank among the methods of its source model that have "
-        "a result under every protocol."
+        f"({severities_shown}); rank: mean over protocols of a method's rank among the methods of its source model that "
+        "have a result under every protocol."
     )
     return ErrorTable(
         name=f"{OVERVIEW}-{identifier(dataset)}",
