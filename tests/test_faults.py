@@ -311,7 +311,7 @@ def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip(f"cannot mount a small disk here: {mounted.stderr.decode().strip()}")
@@ -406,4 +406,4 @@ def test_a_disk_that_is_full_at_the_end_is_said(
             stream.write(bytes(512))
             stream.flush()
     with pytest.raises(OSError, match="No space left on device"):
-        results.load(small_disk / "run")
+        results.write_tables(small_disk / "run")

@@ -82,11 +82,21 @@ def assert_clean(log: str) -> None:
 def test_each_table_is_a_file(folder: pathlib.Path) -> None:
     assert sorted(path.stem for path in folder.glob("*.tex")) == [
         "cost-1", "errors-curve-5", "errors-curve-after-5", "errors-severity-5", "mce-1", "published-eata",
+        "published-onlinetta",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "name", ["cost-1", "errors-curve-5", "errors-curve-after-5", "errors-severity-5", "mce-1", "published-eata"]
+    "name",
+    [
+        "cost-1",
+        "errors-curve-5",
+        "errors-curve-after-5",
+        "errors-severity-5",
+        "mce-1",
+        "published-eata",
+        "published-onlinetta",
+    ],
 )
 def test_each_file_compiles_alone(folder: pathlib.Path, name: str) -> None:
     log = compiled(folder, name)
