@@ -1,6 +1,6 @@
 # make demo   a virtual environment, the embedded benchmark, its report: about a minute after installation
 # make test   what the tests need, then lint, types and tests, JOBS of them at a time (2)
-# make faults the tests that kill processes and nodes, fill disks, delete files, install packages: about as long again
+# make faults the tests that kill processes and nodes, fill disks, delete files, install packages, or take long: as long again
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -100,6 +100,7 @@ def test_values_of_a_parameter_stay_in_the_suites_order(variant: Variant, run_cl
     assert planned_trials(tmp_path / "out") == whole["trials"]
 
 
+@pytest.mark.faults
 def test_values_that_make_equal_streams_each_have_their_rows(
     variant: Variant, run_cli: Cli, tmp_path: pathlib.Path, cache: pathlib.Path
 ) -> None:

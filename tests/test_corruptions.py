@@ -40,6 +40,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.faults
 def test_all_19_are_the_same_bytes_in_two_processes_and_two_orders() -> None:
     def start(order: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", MAKE_ALL, order]

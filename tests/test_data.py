@@ -246,6 +246,7 @@ def _build(root: pathlib.Path, pickled: bytes) -> None:
     ImageCache(root).build([pickle.loads(pickled)], processes=1)
 
 
+@pytest.mark.faults
 def test_processes_may_make_one_entry_at_the_same_time(entry: CacheEntry, tmp_path: pathlib.Path) -> None:
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_build, args=(tmp_path, pickle.dumps(entry))) for _ in range(2)]

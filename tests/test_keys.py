@@ -203,6 +203,7 @@ print(json.dumps([
 """
 
 
+@pytest.mark.faults
 def test_an_edit_makes_exactly_the_rows_stale_that_it_concerns(suite_file: SuiteFile, tmp_path: pathlib.Path) -> None:
     """In a copy of the package, laid out as a wheel installs it."""
     checkout, copy = pathlib.Path(tta_bench.__file__).parent, tmp_path / "site"

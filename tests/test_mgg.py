@@ -316,6 +316,7 @@ def run_text() -> str:
     return head + MODELS + METHODS + "batch_size: 40\ncorruptions: [contrast]\nseverities: [5]\nseeds: [0]\n"
 
 
+@pytest.mark.faults
 def test_any_objective_runs_with_any_optimizer_and_the_row_names_the_checkpoint(
     run_cli: Cli, suite_file: SuiteFile, run_text: str, tmp_path: pathlib.Path
 ) -> None:

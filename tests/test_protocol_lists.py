@@ -252,6 +252,7 @@ def test_a_rule_reads_as_words(name: str, value: object, text: str) -> None:
 # -- a run -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.faults
 def test_a_run_of_two_protocols_has_tables_for_each_and_keeps_finished_trials(
     listed: Listed, run_cli: Callable[..., object], tmp_path: pathlib.Path
 ) -> None:

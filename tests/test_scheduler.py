@@ -42,6 +42,7 @@ def finished(finished_once: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Pat
     return shutil.copytree(finished_once, tmp_path / "local")
 
 
+@pytest.mark.faults
 def test_ray_and_local_give_the_same_bits(run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path,
                                           finished: pathlib.Path) -> None:  # fmt: skip
     outcome = run_cli("run", suite_file(), "--workers", 2, "--cpus-per-trial", 1, "--out", tmp_path / "ray")

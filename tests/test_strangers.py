@@ -27,6 +27,7 @@ def test_each_is_a_file_of_under_40_lines(strangers: pathlib.Path) -> None:
     assert all(len(path.read_text().splitlines()) < 40 for path in strangers.glob("*.py"))
 
 
+@pytest.mark.faults
 def test_they_run_on_a_worker_into_a_report(strangers: pathlib.Path, run_cli: Callable[..., object], cache: pathlib.Path) -> None:  # fmt: skip
     out = strangers / "out"
     outcome = run_cli("run", strangers / "suite.yaml", "--out", out, "--workers", 1)

@@ -14,6 +14,8 @@ from tta_bench.report.evidence import gather
 from tta_bench.report.render import grids
 from tta_bench.report.table import ErrorTable
 
+pytestmark = pytest.mark.faults  # one run under seven protocols
+
 PROTOCOLS = """\
 protocol:
   - {kind: reset}
