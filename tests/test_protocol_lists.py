@@ -256,7 +256,7 @@ def test_a_rule_reads_as_words(name: str, value: object, text: str) -> None:
 def test_a_run_of_two_protocols_has_tables_for_each_and_keeps_finished_trials(
     listed: Listed, run_cli: Callable[..., object], tmp_path: pathlib.Path
 ) -> None:
-    local = ("--executor", "local", "--cpus-per-trial", 1, "--out", tmp_path / "out")
+    local = ("--executor", "local", "--cpus-per-trial", 1, "--out", tmp_path / "out", "--cache", tmp_path / "cache")
     assert run_cli("run", listed("{kind: reset}"), *local).code == 0  # type: ignore[attr-defined]
     gradual = "{kind: gradual, severities: [1, 3, 1], corruptions: [contrast], batch_size: 20, adapt: {every: 2}}"
     file = listed("{kind: reset}", gradual)
