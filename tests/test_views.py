@@ -79,7 +79,7 @@ def test_recurring_shows_the_error_at_each_visit_and_its_change(made: Content) -
 
 def test_probes_are_apart_and_show_forgetting(made: Content) -> None:
     [table] = [table for table in made.views if table.view == "probe"]
-    assert table.columns == ["after 1", "after 2", "mean ", "forgetting"]
+    assert table.columns == ["after 1", "after 2", "average", "forgetting"]
     probes = rows_of(made, table).query("role == 'probe'")
     values = shown(table)
     assert values["tent"][:2] == pytest.approx(means(probes, "tent", "visit"))

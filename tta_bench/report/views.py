@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 
 from tta_bench.report.error_tables import caption, named, rows_of, sections, severities
-from tta_bench.report.evidence import Evidence, of_shifts
+from tta_bench.report.evidence import TRIAL, Evidence, of_shifts
 from tta_bench.report.table import Cell, ErrorTable, MethodErrors, TableSetting, identifier
 from tta_bench.setting import Setting
 
 PLACES, VISITS, PROBES, PARTS, COLLAPSE, OVERVIEW = "place", "visit", "probe", "adaptation", "collapse", "overview"
 _SHOWN = 10  # visits with a column
-_PLAIN = {"reset"}  # protocols whose streams are no reason for a method to collapse
+_PLAIN = "reset"  # whose own streams give a method no reason to collapse
 
 
 def views(evidence: Evidence, baseline: str) -> list[ErrorTable]:
@@ -26,19 +26,25 @@ def views(evidence: Evidence, baseline: str) -> list[ErrorTable]:
     tables: list[ErrorTable] = []
     for base, frame in sections(evidence, role=None):
         stream, probes = frame[frame["role"] == "stream"], frame[frame["role"] == "probe"]
-        gradual = base.protocol == "gradual"
-        if gradual:
+        walks = _walks_severities(stream)
+        if walks:
             tables += _view(evidence, base, stream, 0, PLACES, _by_place(stream))
         for severity in severities(stream):
             part = stream[stream["of_severity"].isin([severity, 0])]
             shifted = part[part["corruption"] != "clean"] if severity else part
-            if not gradual:
+            if not walks:
                 tables += _view(evidence, base, part, severity, VISITS, _by_visit(shifted))
             tables += _view(evidence, base, part, severity, PARTS, _by_adaptation(shifted))
-            if base.protocol not in _PLAIN or base.parameters:
+            if base.protocol != _PLAIN or base.parameters:
                 tables += _view(evidence, base, part, severity, COLLAPSE, _collapse(evidence, shifted))
         tables += _view(evidence, base, probes, 0, PROBES, _forgetting(probes, baseline))
     return named(tables)
+
+
+def _walks_severities(stream: pd.DataFrame) -> bool:
+    """Whether a stream has several severities."""
+    severities_met = stream[stream["corruption"] != "clean"].groupby(TRIAL, sort=False)["severity"].nunique()
+    return bool((severities_met > 1).any())
 
 
 _TITLES = {
@@ -138,8 +144,8 @@ def _forgetting(probes: pd.DataFrame, baseline: str) -> pd.DataFrame:
         return probes.assign(view="")
     visits = sorted(int(visit) for visit in probes["visit"].unique())
     shown = {visits[round(i)] for i in np.linspace(0, len(visits) - 1, min(_SHOWN, len(visits)))}
-    columns = [probes[probes["visit"].isin(shown)].sort_values("visit", kind="stable")]
-    columns = [columns[0].assign(view="after " + (columns[0]["visit"] + 1).astype(str)), probes.assign(view="mean ")]
+    visited = probes[probes["visit"].isin(shown)].sort_values("visit", kind="stable")
+    columns = [visited.assign(view="after " + (visited["visit"] + 1).astype(str)), probes.assign(view="average")]
     unadapted = probes[(probes["label"] == baseline) & (probes["status"] == "ok")]
     if len(unadapted):
         columns.append(_difference(probes, unadapted, ["model", "seed", "visit"]).assign(view="forgetting"))
@@ -170,7 +176,7 @@ def _overview(title: str, dataset: str, tables: Sequence[ErrorTable], mixed: tup
             cells = {c: errors.get((model, label, c), Cell(None, None, "missing")) for c in columns}
             plain = {c: replace(cell, mark="") for c, cell in cells.items()}
             rank = ranks.get((model, label))
-            cell = Cell(rank, None, "ok") if rank is not None else Cell(None, None, "skipped")
+            cell = Cell(rank, None, "ok") if rank is not None else Cell(None, None, "none")
             reasons = dict.fromkeys(r.reason for t in tables for r in t.of(model) if r.label == label and r.reason)
             rows.append(MethodErrors(label, model, {**plain, "rank": cell}, cell, "; ".join(reasons)))
     severities_shown = ", ".join(sorted({str(table.setting.severity) for table in tables}))

@@ -71,14 +71,14 @@ class Tally:
         compared yet.
         """
         labels, protocols, models = (list(dict.fromkeys(key[i] for key in self._cells)) for i in range(3))
-        told = ["protocol"] if len(protocols) > 1 else []
-        table = Table("mean error, %", *told, *models, box=None, pad_edge=False, header_style="bold")
+        headings = ["protocol"] if len(protocols) > 1 else []
+        table = Table("mean error, %", *headings, *models, box=None, pad_edge=False, header_style="bold")
         for protocol, label in itertools.product(protocols, labels):
             means = [self._mean(label, protocol, model) for model in models]
             table.add_row(
-                Text(label), *(Text(protocol) for _ in told), *(Text(mean, justify="right") for mean in means)
+                Text(label), *(Text(protocol) for _ in headings), *(Text(mean, justify="right") for mean in means)
             )
-        for column in table.columns[1 + len(told) :]:
+        for column in table.columns[1 + len(headings) :]:
             column.justify = "right"
         return table
 

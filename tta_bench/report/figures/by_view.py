@@ -18,7 +18,7 @@ _FIGURES = {
     views.VISITS: ("Error by visit", "visit", "Error in per cent by visit"),
     views.PROBES: ("Error of the probe", "part of the stream", "Error in per cent of the probe after each part"),
 }
-_SUMMARIES = ("last − first", "mean ", "forgetting")  # columns that are no point of a line
+_SUMMARIES = ("last − first", "average", "forgetting")  # columns that are no point of a line
 
 
 def draw(section: Section) -> Iterator[Drawing]:
