@@ -21,35 +21,25 @@ import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 if TYPE_CHECKING:
     from tta_bench.run.runner import TrialResult
     from tta_bench.suite.plan import Trial
 
 MODELS, SEEDS = 2, 50  # of the suite
 LOAD = "import sys, tta_bench; tta_bench.load_results(sys.argv[1])"
-SUITE = """\
-name: driver
-data: {{kind: digits}}
-models:
-  - name: resnet_bn
-    architecture: resnet18
-    options: {{num_classes: 10, layers: [1, 1, 1, 1], channels: [16, 32, 64, 128]}}
-    stem: cifar
-    weights: "package:tta_bench.data.kinds/weights/digits_resnet_bn.safetensors"
-    mean: [0.3, 0.3, 0.3]
-    std: [0.36, 0.36, 0.36]
-  - name: vit_ln
-    architecture: vit_tiny_patch16_224
-    options: {{num_classes: 10, img_size: 32, patch_size: 4, embed_dim: 64, depth: 6, num_heads: 4}}
-    weights: "package:tta_bench.data.kinds/weights/digits_vit_ln.safetensors"
-    mean: [0.3, 0.3, 0.3]
-    std: [0.36, 0.36, 0.36]
-methods: [{{name: tent, grid: {{lr: {rates}}}}}]
-batch_size: 64
-corruptions: [contrast]
-severities: [5]
-seeds: {seeds}
-"""
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def suite_text(rows: int) -> str:
+    """A suite of ``rows`` methods on the source models of ``digits_c``, one shift and :data:`SEEDS` seeds."""
+    models = yaml.safe_load((ROOT / "suites" / "digits_c.yaml").read_text())["models"]
+    rates = [(row + 1) * 1e-6 for row in range(rows)]
+    suite = {"name": "driver", "data": {"kind": "digits"}, "models": models,
+             "methods": [{"name": "tent", "grid": {"lr": rates}}], "batch_size": 64, "corruptions": ["contrast"],
+             "severities": [5], "seeds": list(range(SEEDS))}  # fmt: skip
+    return yaml.safe_dump(suite)
 
 
 def drive(suite: str, out: str) -> None:
@@ -107,8 +97,7 @@ def main() -> None:
         parser.error(f"--trials must be a multiple of {MODELS * SEEDS}")
     with tempfile.TemporaryDirectory() as folder:
         suite, run = pathlib.Path(folder) / "driver.yaml", f"{folder}/run"
-        rates = ", ".join(f"{row + 1}.0e-6" for row in range(rows))
-        suite.write_text(SUITE.format(rates=f"[{rates}]", seeds=list(range(SEEDS))))
+        suite.write_text(suite_text(rows))
         command = [sys.executable, __file__, "--drive", str(suite), run]
         driver = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
         usage = json.loads(driver.stdout.splitlines()[-1])
