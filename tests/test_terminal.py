@@ -115,3 +115,10 @@ def test_one_seed_says_that_the_spread_is_not_known(tmp_path: pathlib.Path) -> N
     [legend] = [grid.legend for grid in grids.grids(one) if grid.name == "errors-severity-5"]
     assert "With one seed, the spread over seeds is unknown and not part of the tests." in legend
     assert "No row has the label x: numbers relative to it are left out." in one.notes
+
+
+def test_columns_that_are_chosen_keep_their_cells(made: Content) -> None:
+    grid = grids.grids(made)[0]
+    chosen = grid.taking([3, 0])
+    assert chosen.columns == [grid.columns[3], grid.columns[0]]
+    assert [row.cells for row in chosen.rows] == [[row.cells[3], row.cells[0]] for row in grid.rows]
