@@ -98,6 +98,7 @@ class Pool:
         self._reported_full = False
         self._unusable_since: float | None = None
         self._ticked = float("-inf")
+        self._resort = False  # estimates have changed since the queue was sorted
 
     def run(self, trials: Sequence[Trial], observer: Observer) -> None:
         """Run ``trials`` until each has a result.
@@ -328,8 +329,8 @@ class Pool:
         self._withdraw(trial)
         past_faults = [f"{fault.kind}: {fault.message}" for fault in self._history.pop(trial.key, [])]
         facts = {**result.facts, "attempts": attempts, "faults": past_faults}
-        if result.status == "ok" and self._estimates.learn(trial, result.facts["trial_s"]):
-            self._queue.refresh()
+        if result.status == "ok":
+            self._resort |= self._estimates.learn(trial, result.facts["trial_s"])
         self._observer.finished(trial, dataclasses.replace(result, facts=facts))
 
     def _withdraw(self, trial: Trial) -> None:
@@ -350,6 +351,9 @@ class Pool:
 
     def _tick(self) -> None:
         self._ticked = time.monotonic()
+        if self._resort:  # not for each finished trial: a long queue takes a while
+            self._queue.refresh()
+            self._resort = False
         states = [_describe(worker) for worker in self._workers.values()]
         self._observer.tick(len(self._busy()), states, self._seconds_left())
 

@@ -90,7 +90,7 @@ def _record(result: TrialResult, arrays: bytes, asked: Mapping[str, Any], sessio
     sealed: dict[str, Any] = read_back | {"checksum": checksum(read_back, arrays)}
     if wrong := [*schema.faults(sealed)]:  # found now, not when it is read
         raise TypeError("; ".join(wrong))
-    return json.dumps(sealed, indent=1).encode()
+    return json.dumps(sealed).encode()
 
 
 def checksum(record: Mapping[str, Any], arrays: bytes) -> str:
