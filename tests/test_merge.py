@@ -305,16 +305,19 @@ MACHINE = {"failure": "infrastructure"}
      (("failed", MACHINE), ("failed", METHOD), 1), (("failed", MACHINE), ("skipped", {}), 1),
      (("failed", METHOD), ("skipped", {}), 0), (("failed", MACHINE), ("failed", MACHINE), 0)],
 )  # fmt: skip
+@pytest.mark.parametrize("keep", [[], ["--keep", "b"]])  # which decides only between failures of one kind
 def test_ok_goes_before_failed_and_failures_of_a_machine_come_last(
-    run_cli: Cli, part_copy: Copy, first: tuple[str, Any], second: tuple[str, Any], kept: int
+    run_cli: Cli, part_copy: Copy, first: tuple[str, Any], second: tuple[str, Any], kept: int, keep: list[str]
 ) -> None:
     runs = part_copy("seed0", "a"), part_copy("seed0", "b")
     key = keys(runs[0], "tent")[0]
     for run, (status, facts) in zip(runs, (first, second), strict=True):
         if status != "ok":
             edit_record(run, key, status=status, facts=facts, reason="for a reason", segments=[], shifts=[])
-    outcome = run_cli("merge", *runs, "--out", "out")
+    outcome = run_cli("merge", *runs, "--out", "out", *keep)
     joined = record(pathlib.Path("out"), key)
+    if keep and "ok" not in (first[0], second[0]) and (first[1] == MACHINE) == (second[1] == MACHINE):
+        kept = 1
     assert joined["session"] == kept
     assert joined["status"] == (first, second)[kept][0]
     assert outcome.code == (3 if joined["status"] == "failed" else 0)
