@@ -109,4 +109,5 @@ def test_other_precision_is_another_table(tmp_path: pathlib.Path) -> None:
     delta = run(tmp_path / "delta", "tent", environment=H100, precision="float64", parameters={"delta": 1})
     for table in costs(gather([double, delta]), "source"):
         assert table.caption.count("float64") == 1, table.caption
+        assert "protocol" in table.caption, table.caption
     assert found[1].rows[0].slowdown is None

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "results" / "reference"
+ABLATION, _, STREAMS = (FOLDER / "README.md").read_text().partition("## Which method survives which stream")
 
 
 def test_the_table_of_the_ablation_is_the_mean_of_its_rows() -> None:
@@ -16,7 +17,7 @@ def test_the_table_of_the_ablation_is_the_mean_of_its_rows() -> None:
     assert (rows.groupby(["model", "label", "seed"]).size() <= 15).all()
     means = rows.groupby(["label", "model", "seed"])["error_pct"].agg(["mean", "count"])
     found = 0
-    for line in (FOLDER / "README.md").read_text().splitlines():
+    for line in ABLATION.splitlines():
         label, *cells = [cell.strip() for cell in line.strip("|").split("|")]
         label = label.removesuffix(" (the published method)")
         if not line.startswith("|") or label not in set(rows["label"]):
@@ -28,3 +29,25 @@ def test_the_table_of_the_ablation_is_the_mean_of_its_rows() -> None:
                 assert float(number) == pytest.approx(mean, abs=0.0051), (label, model, seed)
                 found += 1
     assert found == 33 + 30
+
+
+def test_the_table_of_the_streams_is_the_mean_of_its_rows() -> None:
+    rows = pd.read_csv(FOLDER / "streams.csv").fillna({"parameters": ""})
+    grouped = rows.groupby(["model", "label", "protocol", "parameters", "batch_size"])
+    assert (grouped.size() == 15).all()
+    means = grouped[["error_pct", "most_predicted_pct"]].mean()
+    columns = [("continual", "", 64), ("continual", "delta 0.1", 64), ("label_shift", "samples 1000", 64), ("mixed", "", 64),
+               ("continual", "", 1)]  # fmt: skip
+    model, compared = "", 0
+    for line in STREAMS.splitlines():
+        if name := re.match(r"\| \*\*(\w+)\*\*", line):
+            model = name[1]
+        label, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if label.split() and label.split()[-1] in set(rows["label"]):
+            for column, cell in zip(columns, cells, strict=True):
+                error, *share = map(float, re.findall(r"[\d.]+", cell))
+                mean = means.loc[(model, label.split()[-1], *column)]
+                assert error == pytest.approx(mean["error_pct"], abs=0.051), (model, label, column)
+                assert not share or share[0] == pytest.approx(mean["most_predicted_pct"], abs=0.51)
+                compared += 1
+    assert compared == len(means) == 40

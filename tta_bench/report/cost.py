@@ -87,7 +87,7 @@ def costs(evidence: Evidence, baseline: str, *, shared: bool = False) -> list[Co
     sections = [(evidence.sections[str(section)], part) for section, part in frame.groupby("section", sort=False)]
     short = [_about(section) for section, _ in sections]
     for (section, part), name in zip(sections, short, strict=True):
-        about, first = section.text if short.count(name) > 1 else name, len(cost_tables)
+        about, first = section.text if len(set(short)) < len(short) else name, len(cost_tables)
         _, part = adapting_most(part)  # other trials predict most batches: their median step is a prediction
         alone = part["device_share"].fillna(1.0) >= 1.0
         own, others = part[alone], part[~alone]
