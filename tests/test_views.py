@@ -11,6 +11,8 @@ from conftest import DIGITS_SUITE, run_locally
 from tta_bench.report import content
 from tta_bench.report.content import Content, ReportOptions
 from tta_bench.report.evidence import gather
+from tta_bench.report.figures import drawings
+from tta_bench.report.figures.style import house_style
 from tta_bench.report.render import grids
 from tta_bench.report.table import ErrorTable
 
@@ -25,6 +27,7 @@ protocol:
   - {kind: recurring, visits: 3}
   - {kind: continual, probe: {shift: clean, images: 30}}
   - {kind: continual, adapt: {eta: 1.0, cost_ratio: 2}}
+  - {kind: continual, batch_size: 10, adapt: {every: [1, 3]}}
 """
 
 
@@ -90,7 +93,7 @@ def test_probes_are_apart_and_show_forgetting(made: Content) -> None:
 
 
 def test_a_time_constrained_stream_shows_adapted_and_predicted_images(made: Content) -> None:
-    [table] = [table for table in made.views if table.view == "adaptation"]
+    [table] = [t for t in made.views if t.view == "adaptation" and "eta" in t.setting.base.told]
     assert table.columns == ["all", "adapted", "predicted", "share"]
     shifted = rows_of(made, table).query("label == 'tent' and corruption != 'clean'")
     expected = [shifted[name].mean() for name in ("error_pct", "error_adapted_pct", "error_skipped_pct")]
@@ -115,7 +118,7 @@ def test_the_overview_has_a_column_for_each_protocol_and_the_average_rank(made: 
     [table] = made.overviews
     assert table.corruptions[0] == "reset"
     assert table.corruptions[-1] == "rank"
-    assert len(table.corruptions) == 8
+    assert len(table.corruptions) == 10
     assert any("delta 0.1" in column for column in table.corruptions)
     worst = {t.setting.base: {r.label: r.mean.mean for r in t.rows} for t in made.tables}
     errors = pd.DataFrame(worst)
@@ -123,3 +126,18 @@ def test_the_overview_has_a_column_for_each_protocol_and_the_average_rank(made: 
         assert values == errors.loc[label].tolist()
         assert rank == errors.rank().mean(axis=1)[label]
     assert grids.grids(made)[0].title.endswith("error in per cent by protocol")
+
+
+def test_what_a_suite_varies_has_a_table_and_a_figure(made: Content) -> None:
+    [table] = [table for table in made.views if table.view == "by adapt"]
+    assert table.corruptions == ["every 1", "every 3"]
+    assert "batch size 10" in table.caption
+    worst = {t.setting.base.caption: {r.label: r.mean.mean for r in t.rows} for t in made.tables}
+    for label, values in shown(table).items():
+        assert values == [worst[f"adapt every {k}"][label] for k in (1, 3)]
+    with house_style():
+        figures = [drawing for drawing in drawings(made) if drawing.text.title == "Error by adapt"]
+    [axes] = figures[0].figure.axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["every 1", "every 3"]
+    assert len(figures) == 1
+    assert "every" not in figures[0].text.conditions

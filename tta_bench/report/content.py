@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tta_bench.report import views
+from tta_bench.report import across, views
 from tta_bench.report.cost import CostTable, costs
 from tta_bench.report.error_tables import curves, tables
 from tta_bench.report.evidence import Evidence
@@ -80,7 +80,7 @@ class Content:
         baseline: label of the method that errors and step times are relative to; it need not have rows.
         tables: of errors, one for each setting and severity, by severity.
         curves: errors by number of images adapted on.
-        views: errors along the stream: by place, visit, adaptation, of probes.
+        views: errors along the stream (by place, visit, adaptation, of probes), and by what a suite varies.
         overviews: methods × protocols, where there are several.
         costs: by hardware.
         comparisons: with published numbers, one for each paper; empty unless asked for.
@@ -139,8 +139,8 @@ def make(evidence: Evidence, options: ReportOptions) -> Content:
         baseline=options.baseline,
         tables=error_tables,
         curves=curves(evidence),
-        views=views.views(evidence, options.baseline),
-        overviews=views.overview(evidence.title, error_tables, evidence.mixed),
+        views=[*views.views(evidence, options.baseline), *across.by_axis(evidence.title, error_tables, evidence.mixed)],
+        overviews=across.overview(evidence.title, error_tables, evidence.mixed),
         costs=costs(evidence, options.baseline, shared=options.shared_timings),
         comparisons=compare(evidence, error_tables, options.reference) if options.reference else [],
         mce=mce_tables(error_tables),

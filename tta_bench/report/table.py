@@ -133,7 +133,8 @@ class TableSetting:
     def conditions(self) -> str:
         """``protocol reset, batch size 200``, and values other than the defaults."""
         base = self.base
-        parts = [f"protocol {self.protocol}", base.caption, f"batch size {self.batch_size}", base.precision_told]
+        size = f"batch size {self.batch_size}" if self.batch_size else ""  # none where a table is by batch size
+        parts = [f"protocol {self.protocol}", base.caption, size, base.precision_told]
         parts += [f"adapted on the first {self.adapt_images}"] if self.adapt_images else []
         parts += ["adapted on all images"] if self.several and not self.adapt_images else []
         return ", ".join(part for part in parts if part)
@@ -166,7 +167,7 @@ class ErrorTable:
         untested: why nothing was tested; empty where it was.
         ranks: average ranks: over all source models under "", and by source model where there are several.
         mixed: how the runs differ, a sentence each.
-        view: kind of a table of :mod:`tta_bench.report.views`; empty for others.
+        view: kind of a table of :mod:`tta_bench.report.views` or :mod:`tta_bench.report.across`; empty for others.
     """
 
     name: str

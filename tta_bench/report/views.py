@@ -1,4 +1,4 @@
-"""Tables along the stream and across protocols: error by place, by visit, of probes, by adaptation; one overview.
+"""Tables along the stream: error by place, by visit, of probes, by adaptation, and collapse.
 
 They are error tables with other columns than corruptions, rendered like all others and not tested for significance.
 """
@@ -6,17 +6,16 @@ They are error tables with other columns than corruptions, rendered like all oth
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from tta_bench.report.error_tables import caption, named, rows_of, sections, severities
 from tta_bench.report.evidence import TRIAL, Evidence, of_shifts
-from tta_bench.report.table import Cell, ErrorTable, MethodErrors, TableSetting, identifier
+from tta_bench.report.table import ErrorTable, TableSetting
 from tta_bench.setting import Setting
 
-PLACES, VISITS, PROBES, PARTS, COLLAPSE, OVERVIEW = "place", "visit", "probe", "adaptation", "collapse", "overview"
+PLACES, VISITS, PROBES, PARTS, COLLAPSE = "place", "visit", "probe", "adaptation", "collapse"
 _SHOWN = 10  # visits with a column
 _PLAIN = "reset"  # whose own streams give a method no reason to collapse
 
@@ -150,82 +149,3 @@ def _forgetting(probes: pd.DataFrame, baseline: str) -> pd.DataFrame:
     if len(unadapted):
         columns.append(_difference(probes, unadapted, ["model", "seed", "visit"]).assign(view="forgetting"))
     return pd.concat(columns, ignore_index=True)
-
-
-# -- across protocols --------------------------------------------------------------------------------------------------
-
-
-def overview(title: str, tables: Sequence[ErrorTable], mixed: tuple[str, ...]) -> list[ErrorTable]:
-    """Methods × protocols for each data set: mean error over the corruptions at the highest severity, average rank."""
-    worst = {table.setting.base: table for table in tables}  # tables are ordered by severity
-    datasets = dict.fromkeys(base.dataset for base in worst)
-    by_dataset = {name: [table for base, table in worst.items() if base.dataset == name] for name in datasets}
-    return [_overview(title, name, own, mixed) for name, own in by_dataset.items() if len(own) > 1]
-
-
-def _overview(title: str, dataset: str, tables: Sequence[ErrorTable], mixed: tuple[str, ...]) -> ErrorTable:
-    names = _protocol_names(tables)
-    columns = [names[table.setting.base] for table in tables]
-    pairs = zip(tables, columns, strict=True)
-    errors = {(row.model, row.label, column): row.mean for table, column in pairs for row in table.rows}
-    places = dict.fromkeys((row.model, row.label) for table in tables for row in table.rows)
-    ranks = _ranks(errors, list(places), columns)
-    rows = []
-    for model in dict.fromkeys(model for model, _ in places):
-        for label in (label for m, label in places if m == model):
-            cells = {c: errors.get((model, label, c), Cell(None, None, "missing")) for c in columns}
-            plain = {c: replace(cell, mark="") for c, cell in cells.items()}
-            rank = ranks.get((model, label))
-            cell = Cell(rank, None, "ok") if rank is not None else Cell(None, None, "none")
-            reasons = dict.fromkeys(r.reason for t in tables for r in t.of(model) if r.label == label and r.reason)
-            rows.append(MethodErrors(label, model, {**plain, "rank": cell}, cell, "; ".join(reasons)))
-    severities_shown = ", ".join(sorted({str(table.setting.severity) for table in tables}))
-    text = (
-        f"Mean error over the corruptions in per cent on {dataset}, by protocol, at the highest severity of each "
-        f"({severities_shown}); rank: mean over protocols of a method's rank among the methods of its source model that "
-        "have a result under every protocol."
-    )
-    return ErrorTable(
-        name=f"{OVERVIEW}-{identifier(dataset)}",
-        title=f"{title}: error in per cent by protocol",
-        setting=tables[0].setting,
-        caption=text,
-        corruptions=[*columns, "rank"],
-        rows=rows,
-        partial=any(table.partial for table in tables),
-        averaged=False,
-        seeds=max(table.seeds for table in tables),
-        untested="protocols are not tested against each other",
-        mixed=mixed,
-        view=OVERVIEW,
-    )
-
-
-def _protocol_names(tables: Sequence[ErrorTable]) -> dict[Setting, str]:
-    """Short unique column names: the kind, with parameters, batch size and precision where these are needed."""
-    bases = [table.setting.base for table in tables]
-    short = {base: base.protocol for base in bases}
-    for detail in (lambda b: b.told, lambda b: f"batch size {b.batch_size}", lambda b: b.precision):
-        names = list(short.values())
-        short = {
-            b: f"{name}, {detail(b)}" if names.count(name) > 1 and detail(b) else name for b, name in short.items()
-        }
-    return short
-
-
-def _ranks(
-    errors: dict[tuple[str, str, str], Cell], places: Sequence[tuple[str, str]], columns: Sequence[str]
-) -> dict[tuple[str, str], float]:
-    """Average rank over the columns, 1 is best, of methods that have a complete result in each."""
-    ranks: dict[tuple[str, str], float] = {}
-    for model in dict.fromkeys(model for model, _ in places):
-        labels = [label for m, label in places if m == model]
-        cells = {label: [errors.get((model, label, column)) for column in columns] for label in labels}
-        complete = [label for label in labels if all(cell and cell.state == "ok" for cell in cells[label])]
-        if len(complete) > 1:
-            means = pd.DataFrame(
-                {c: [errors[model, label, c].mean for label in complete] for c in columns}, dtype=float
-            )
-            average = means.rank().mean(axis=1)
-            ranks |= {(model, label): float(rank) for label, rank in zip(complete, average, strict=True)}
-    return ranks

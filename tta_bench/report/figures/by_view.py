@@ -1,10 +1,11 @@
-"""Figures: error by place, by visit and of probes, a line for each method."""
+"""Figures: error by place, by visit, of probes, and by each axis that a suite varies; a line for each method."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from tta_bench.report import views
+from tta_bench.report.across import BY
 from tta_bench.report.figures import layout, plot
 from tta_bench.report.figures.section import Drawing, Section, has_result
 from tta_bench.report.table import ErrorTable
@@ -27,6 +28,10 @@ def draw(section: Section) -> Iterator[Drawing]:
         tables = [table for table in section.views if table.view == kind]
         if tables and len(_points(tables[-1])) > 1:
             yield from _figure(section, tables[-1], kind, title, axis, summary)
+    for table in section.views:
+        if table.view.startswith(BY):
+            axis = table.view.removeprefix(BY)
+            yield from _figure(section, table, f"by_{axis}", f"Error by {axis}", axis, f"Error in per cent by {axis}")
 
 
 def _points(table: ErrorTable) -> list[str]:
@@ -41,7 +46,7 @@ def _figure(section: Section, table: ErrorTable, kind: str, title: str, axis: st
     styles = section.styles_of(row.label for row in table.rows if has_result(row))
     cells = [row.cells[name] for row in table.rows for name in names]
     spread = plot.Spread.of(cells)
-    text = section.text(kind, title, f"{summary}, mean over the corruptions.", rows=table.rows,
+    text = section.text(kind, title, f"{summary}, mean over the corruptions.", rows=table.rows, setting=table.setting,
                         notes=plot.notes(spread, cells, shifted=len(styles) > 1))  # fmt: skip
     figure, grid = layout.square_panels(text, models, [layout.legend(styles)])
     for axes, model in zip(grid, models, strict=True):

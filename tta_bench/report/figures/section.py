@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.figure import Figure
 
+from tta_bench.report.across import BY
 from tta_bench.report.content import Content
 from tta_bench.report.evidence import TRIAL, of_shifts
 from tta_bench.report.figures.layout import FigureText
 from tta_bench.report.figures.style import MethodStyle, styles
-from tta_bench.report.table import ErrorTable, MethodErrors
+from tta_bench.report.table import ErrorTable, MethodErrors, TableSetting
 from tta_bench.setting import Setting
 
 
@@ -33,7 +34,7 @@ class Section:
         content: the report.
         tables: by severity, the most severe last; at least one.
         curves: by number of images adapted on.
-        views: along the stream.
+        views: along the stream; and by each axis, in the first of the settings that differ in it alone.
         suffix: of the figures' names: empty where the report has one section.
     """
 
@@ -87,6 +88,7 @@ class Section:
     def text(
         self, name: str, title: str, summary: str, *,
         rows: Sequence[MethodErrors], notes: Iterable[str] = (), severity: str | None = None, further: str | None = None,
+        setting: TableSetting | None = None,
     ) -> FigureText:  # fmt: skip
         """Text of a figure.
 
@@ -98,17 +100,18 @@ class Section:
             notes: how to read the figure.
             severity: if not the most severe.
             further: conditions.
+            setting: if not that of the table of the most severe severity.
         """
-        notes, warning, conditions = list(notes), self.content.warning, self._conditions(severity, further)
+        conditions = self._conditions(setting or self.worst.setting, severity, further)
+        notes, warning = list(notes), self.content.warning
         sentences = [summary, f"{conditions}.", *(f"{note}." for note in notes), *_absent(rows)]
         sentences += [f"{warning}."] if warning else []
         absent = [f"{row.label} on {row.model} ({row.mean.state})" for row in rows if not has_result(row)]
         notes += [f"No result: {'; '.join(dict.fromkeys(absent))}"] if absent else []
         return FigureText(f"{name}{self.suffix}", title, " ".join(sentences), conditions, notes, warning)
 
-    def _conditions(self, severity: str | None, further: str | None) -> str:
+    def _conditions(self, setting: TableSetting, severity: str | None, further: str | None) -> str:
         """``CIFAR-10-C, severity 5, protocol reset, batch size 200, 10,000 images of each shift, seed 0``."""
-        setting = self.worst.setting
         if severity is None and setting.severity:
             severity = f"severity {setting.severity}"
         images = " or ".join(f"{n:,}" for n in sorted({int(n) for n in self.shifts["images_planned"]}))
@@ -123,10 +126,13 @@ def sections(content: Content) -> Iterator[Section]:
     by_setting: dict[Setting, list[ErrorTable]] = {}
     for table in content.tables:
         by_setting.setdefault(table.setting.base, []).append(table)
+    by_axis = [view for view in content.views if view.view.startswith(BY)]
     for base, tables in by_setting.items():
         name = tables[-1].name.removesuffix(f"-severity-{tables[-1].setting.severity}").removesuffix("-all")
         curves = [curve for curve in content.curves if curve.setting.base == base]
-        views = [view for view in content.views if view.setting.base == base]
+        views = [view for view in content.views if view.setting.base == base and view not in by_axis]
+        views += [view for view in by_axis if view.setting.base == base.without(view.view.removeprefix(BY))]
+        by_axis = [view for view in by_axis if view not in views]
         yield Section(content, tables, curves, views, f"-{name}" if len(by_setting) > 1 else "")
 
 

@@ -1,0 +1,138 @@
+"""Tables across settings: methods × protocols with ranks, and methods × values of what a suite varies.
+
+They collect the means of the error tables at the highest severity of each setting, and are not tested for significance.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from tta_bench.report.table import Cell, ErrorTable, MethodErrors, TableSetting, identifier
+from tta_bench.setting import Setting, words
+
+OVERVIEW, BY = "overview", "by "
+
+
+def overview(title: str, tables: Sequence[ErrorTable], mixed: tuple[str, ...]) -> list[ErrorTable]:
+    """Methods × protocols for each data set: mean error over the corruptions, average rank."""
+    worst = _most_severe(tables)
+    datasets = dict.fromkeys(table.setting.dataset for table in worst)
+    by_dataset = {name: [table for table in worst if table.setting.dataset == name] for name in datasets}
+    return [_overview(title, name, own, mixed) for name, own in by_dataset.items() if len(own) > 1]
+
+
+def by_axis(title: str, tables: Sequence[ErrorTable], mixed: tuple[str, ...]) -> list[ErrorTable]:
+    """Methods × values, for each axis that a suite varies and the settings that differ in nothing else."""
+    groups: dict[tuple[str, Setting], dict[str, ErrorTable]] = {}
+    for table in _most_severe(tables):
+        for axis, value in table.setting.base.varied:
+            group = groups.setdefault((axis, table.setting.base.without(axis)), {})
+            group[words(axis, json.loads(value))] = table
+    return [_by_axis(title, axis, group, mixed) for (axis, _), group in groups.items() if len(group) > 1]
+
+
+def _most_severe(tables: Sequence[ErrorTable]) -> list[ErrorTable]:
+    return list({table.setting.base: table for table in tables}.values())  # tables are ordered by severity
+
+
+def _overview(title: str, dataset: str, tables: Sequence[ErrorTable], mixed: tuple[str, ...]) -> ErrorTable:
+    names = _protocol_names(tables)
+    table = _joined({names[table.setting.base]: table for table in tables}, mixed)
+    ranks = _ranks(table)
+    text = (
+        f"Mean error over the corruptions in per cent on {dataset}, by protocol, {_severities(tables)}; rank: mean over "
+        "protocols of a method's rank among the methods of its source model that have a result under every protocol."
+    )
+    rows = []
+    for row in table.rows:
+        rank = ranks.get((row.model, row.label))
+        cell = Cell(rank, None, "ok") if rank is not None else Cell(None, None, "none")
+        rows.append(replace(row, cells={**row.cells, "rank": cell}, mean=cell))
+    return replace(
+        table,
+        name=f"{OVERVIEW}-{identifier(dataset)}",
+        title=f"{title}: error in per cent by protocol",
+        caption=text,
+        corruptions=[*table.corruptions, "rank"],
+        rows=rows,
+        untested="protocols are not tested against each other",
+        view=OVERVIEW,
+    )
+
+
+def _by_axis(title: str, axis: str, group: dict[str, ErrorTable], mixed: tuple[str, ...]) -> ErrorTable:
+    first = next(iter(group.values())).setting
+    shared = TableSetting(first.base.without(axis), first.severity)
+    fixed = ", ".join(part for part in (shared.base.protocol_text, _batch_size(shared.base)) if part)
+    return replace(
+        _joined(group, mixed),
+        name=f"by-{identifier(axis)}-{identifier(shared.text)}",
+        title=f"{title}: error in per cent by {axis}, {fixed}",
+        setting=shared,
+        caption=f"Mean error over the corruptions in per cent on {shared.dataset} by {axis}, protocol {fixed}, "
+        f"{_severities(group.values())}.",
+        untested="values are not tested against each other",
+        view=BY + axis,
+    )
+
+
+def _batch_size(base: Setting) -> str:
+    return f"batch size {base.batch_size}" if base.batch_size else ""
+
+
+def _severities(tables: Iterable[ErrorTable]) -> str:
+    return f"at the highest severity of each ({', '.join(sorted({str(table.setting.severity) for table in tables}))})"
+
+
+def _joined(tables: Mapping[str, ErrorTable], mixed: tuple[str, ...]) -> ErrorTable:
+    """A table of the means of ``tables``, in a column each."""
+    errors = {(r.model, r.label, column): replace(r.mean, mark="") for column, t in tables.items() for r in t.rows}
+    places = dict.fromkeys((row.model, row.label) for table in tables.values() for row in table.rows)
+    rows = []
+    for model in dict.fromkeys(model for model, _ in places):
+        for label in (label for m, label in places if m == model):
+            cells = {c: errors.get((model, label, c), Cell(None, None, "missing")) for c in tables}
+            own = [row for t in tables.values() for row in t.of(model) if row.label == label]
+            reasons = dict.fromkeys(row.reason for row in own if row.reason)
+            state = next((cell.state for cell in cells.values() if cell.state != "ok"), "ok")
+            rows.append(MethodErrors(label, model, cells, Cell(None, None, state), "; ".join(reasons)))
+    first = next(iter(tables.values()))
+    return replace(
+        first,
+        corruptions=list(tables),
+        rows=rows,
+        partial=any(table.partial for table in tables.values()),
+        averaged=False,
+        seeds=max(table.seeds for table in tables.values()),
+        pairs=[],
+        ranks={},
+        mixed=mixed,
+    )
+
+
+def _protocol_names(tables: Sequence[ErrorTable]) -> dict[Setting, str]:
+    """Short unique column names: the kind, with parameters, batch size and precision where these are needed."""
+    bases = [table.setting.base for table in tables]
+    short = {base: base.protocol for base in bases}
+    for detail in (lambda b: b.told, lambda b: f"batch size {b.batch_size}", lambda b: b.precision):
+        names = list(short.values())
+        short = {
+            b: f"{name}, {detail(b)}" if names.count(name) > 1 and detail(b) else name for b, name in short.items()
+        }
+    return short
+
+
+def _ranks(table: ErrorTable) -> dict[tuple[str, str], float]:
+    """Average rank over the columns, 1 is best, of methods that have a complete result in each."""
+    ranks: dict[tuple[str, str], float] = {}
+    for model in table.models:
+        complete = {r.label: r for r in table.of(model) if all(cell.state == "ok" for cell in r.cells.values())}
+        if len(complete) > 1:
+            means = pd.DataFrame({c: [row.cells[c].mean for row in complete.values()] for c in table.corruptions})
+            average = means.astype(float).rank().mean(axis=1)
+            ranks |= {(model, label): float(rank) for label, rank in zip(complete, average, strict=True)}
+    return ranks
