@@ -81,7 +81,7 @@ def assert_clean(log: str) -> None:
 
 def test_each_table_is_a_file(folder: pathlib.Path) -> None:
     assert sorted(path.stem for path in folder.glob("*.tex")) == [
-        "cost-1", "errors-curve-5", "errors-curve-after-5", "errors-severity-5", "mce-1", "published-eata",
+        "cost-1", "errors-collapse-5", "errors-curve-5", "errors-curve-after-5", "errors-severity-5", "mce-1", "published-eata",
         "published-onlinetta",
     ]  # fmt: skip
 
@@ -90,6 +90,7 @@ def test_each_table_is_a_file(folder: pathlib.Path) -> None:
     "name",
     [
         "cost-1",
+        "errors-collapse-5",
         "errors-curve-5",
         "errors-curve-after-5",
         "errors-severity-5",

@@ -82,7 +82,7 @@ def test_every_table_of_a_part_of_the_images_says_so(run_cli: Cli, tmp_path: pat
     write_run(tmp_path / "a", {("source", "m", "fog-5", 0): verdicts(10)}, all_images=False)
     run_cli("report", "a", "--format", "tex,md")
     written = sorted((tmp_path / "a" / "report" / "tables").glob("*.tex"))
-    assert [file.name for file in written] == ["cost-1.tex", "errors-severity-5.tex"]
+    assert [file.name for file in written] == ["cost-1.tex", "errors-collapse-5.tex", "errors-severity-5.tex"]
     assert all("SUBSET OF THE IMAGES" in file.read_text() for file in written)
 
 

@@ -110,8 +110,8 @@ def test_collapse_is_the_share_of_the_most_predicted_class(made: Content) -> Non
     assert shown(table)["tent"][2] == pytest.approx(segments["most_predicted_pct"].mean())
 
 
-def test_plain_reset_has_no_views(made: Content) -> None:
-    assert "reset" not in {table.setting.protocol for table in made.views}
+def test_a_stream_of_one_part_has_no_view_but_that_of_collapse(made: Content) -> None:
+    assert {table.view for table in made.views if table.setting.protocol == "reset"} == {"collapse"}
 
 
 def test_the_overview_has_a_column_for_each_protocol_and_the_average_rank(made: Content) -> None:

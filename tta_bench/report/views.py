@@ -17,7 +17,6 @@ from tta_bench.setting import Setting
 
 PLACES, VISITS, PROBES, PARTS, COLLAPSE = "place", "visit", "probe", "adaptation", "collapse"
 _SHOWN = 10  # visits with a column
-_PLAIN = "reset"  # whose own streams give a method no reason to collapse
 
 
 def views(evidence: Evidence, baseline: str) -> list[ErrorTable]:
@@ -34,8 +33,7 @@ def views(evidence: Evidence, baseline: str) -> list[ErrorTable]:
             if not walks:
                 tables += _view(evidence, base, part, severity, VISITS, _by_visit(shifted))
             tables += _view(evidence, base, part, severity, PARTS, _by_adaptation(shifted))
-            if base.protocol != _PLAIN or base.parameters:
-                tables += _view(evidence, base, part, severity, COLLAPSE, _collapse(evidence, shifted))
+            tables += _view(evidence, base, part, severity, COLLAPSE, _collapse(evidence, shifted))
         tables += _view(evidence, base, probes, 0, PROBES, _forgetting(probes, baseline))
     return named(tables)
 
