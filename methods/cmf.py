@@ -10,9 +10,9 @@ the source weights θ⁰, a Kalman filter follows a hidden model h, of which the
 where q̂ = q·(number of adapted scalars)/38,400 (those of a ViT-B) and r = 1 − q̂. β is at least 0.89, and 1 from 0.9999 on,
 which leaves the observation out; for a small network the default q does so (q̂ below 1e-4).
 
-Discrepancies between paper and code (mariodoebler/test-time-adaptation, ``cmf.py``, which follows the authors' code): the
-code's reset leaves v alone, so that β goes on where it was (``variant: official``; ``paper`` clears it, too). The limits of
-β are literals there. Its setting TYPE has no effect, as predicted and updated h are one object. ROID's discrepancies apply.
+Discrepancies between paper and code (``cmf.py`` of mariodoebler/test-time-adaptation, which follows the authors' code),
+besides ROID's: the code's reset does not clear v, so β continues where it was (``variant: official``; ``paper`` clears
+it). The limits of β are literals there. Its setting TYPE has no effect, because predicted and updated h are one object.
 """
 
 from __future__ import annotations

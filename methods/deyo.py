@@ -7,14 +7,16 @@ shuffling patches or pixels, or by an occlusion. Adapted: weight and bias of the
 (``early_norms.py``); BatchNorm with batch statistics, for the second pass those of S1 alone. Nothing selected: no step.
 The scores graded are those before the update.
 
-Random draws: one permutation of patches for each image of S1, one of pixels for a batch; none where S1 is empty.
+Random draws: a permutation of patches for each image of S1, or one of pixels for the batch; none where S1 is empty.
 
 Discrepancies between paper, code and copies:
 
-- the authors' ``reset()`` cannot run: their main program builds all anew for each corruption, which is the reset here.
+- the authors' ``reset()`` raises AttributeError; their main program builds a new model for each corruption instead. Here
+  a reset restores weights and optimizer.
 - the published threshold is 0.2, but 0.3 for ResNet-50 with BatchNorm; mariodoebler/test-time-adaptation has 0.2 for all,
   SGD with Nesterov momentum (``optimizer_options: {nesterov: true}``) and takes E0 from EATA's setting.
-- mariodoebler's wrapper renames the layers, so that the textual rule misses the final norm of a ViT.
+- mariodoebler's wrapper renames the layers, so that the textual rule misses the final norm of a ViT; the copy in MGTTA's
+  code freezes no norm (``frozen: none``).
 - without ``filter_ent`` the code keeps H up to ln(1000), whatever the number of classes.
 - PyTorch refuses batch statistics of one value: a single image in S1 fails on a BatchNorm network with 1×1 maps.
 - images whose side is no multiple of ``patch_len`` are resized, here with antialiasing as in today's torchvision.
@@ -101,7 +103,9 @@ class DeYO(EarlyNormAdapter):
     presets = {
         "imagenet_vit_b16": Preset({"lr": lr_vit}, "DeYO's code (main.py)"),
         "imagenet_resnet50_gn": Preset({"lr": lr_resnet}, "DeYO's code (main.py)"),
-        "imagenet_resnet50_bn": Preset({"lr": small_batch_lr_resnet, "plpd_threshold": 0.3}, "DeYO's code (main.py, exp_deyo.sh)"),
+        "imagenet_resnet50_bn": Preset(
+            {"lr": small_batch_lr_resnet, "plpd_threshold": 0.3}, "DeYO's code (main.py, exp_deyo.sh)"
+        ),
         "cifar10": Preset(
             {"optimizer": "adam", "lr": 1e-3},
             "mariodoebler/test-time-adaptation (cfgs/cifar10_c), batch 200",
@@ -122,7 +126,8 @@ class DeYO(EarlyNormAdapter):
     def step(self, x: Tensor) -> Tensor:
         logits = self.model(x)
         entropy = softmax_entropy(logits)
-        confident = torch.nonzero(entropy < self.deyo_margin if self.config.filter_ent else entropy <= _UNFILTERED).flatten()
+        reliable = entropy < self.deyo_margin if self.config.filter_ent else entropy <= _UNFILTERED
+        confident = torch.nonzero(reliable).flatten()
         self.kept_entropy, self.kept = len(confident), 0
         scores: Tensor = logits.detach()
         if self.kept_entropy == 0:

@@ -9,6 +9,7 @@ a WideResNet or in torchvision's ViT and Swin, and everything where all norms li
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from torch import nn
@@ -51,16 +52,20 @@ def frozen_by_structure(model: SourceModel) -> set[nn.Module]:
     return set(modules[modules.index(stages[-last]) :])
 
 
-_RULES = {"names": frozen_by_name, "structure": frozen_by_structure}
+_RULES: dict[str, Callable[[SourceModel], set[nn.Module]]] = {
+    "names": frozen_by_name,
+    "structure": frozen_by_structure,
+    "none": lambda _model: set(),
+}
 
 
 class EarlyNormConfig(OptimizerConfig):
     """Attributes:
     frozen: which norms are not adapted: "names" is the published rule (see the docstring of ``early_norms.py``),
-        "structure" the last stage, or quarter of a ViT's blocks, and all after it, whatever its name.
+        "structure" the last stage, or quarter of a ViT's blocks, and all after it, whatever its name; "none" adapts all.
     """
 
-    frozen: Literal["names", "structure"] = "names"
+    frozen: Literal["names", "structure", "none"] = "names"
 
 
 class EarlyNormAdapter(NormAdapter):

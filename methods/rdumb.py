@@ -1,15 +1,14 @@
 """RDumb: ETA with a full reset at regular intervals (Press et al. 2023, arXiv 2306.05401).
 
 Objective: that of ETA (see ``eta.py``). Adapted: weight and bias of the normalisation layers; BatchNorm with batch
-statistics. Before every ``reset_every``-th batch (1,000 in the paper) the weights, the optimizer and the moving mean
-probability return to their initial state. Every batch counts, one without a step too. The scores graded are those before
-the update.
+statistics. After every ``reset_every`` batches (1,000 in the paper), with or without a step, weights, optimizer and moving mean
+probability return to their initial state. The scores graded are those before the update.
 
 Discrepancies between copies: the authors' code (oripress/CCC, ``models/rdumb.py``) adapts BatchNorm2d only, takes
-0.4·ln(1000) as E0 whatever the classes, and has no reset from outside. mariodoebler/test-time-adaptation resets after a
-batch rather than before the next (the same scores), with SGD's Nesterov momentum (``optimizer_options: {nesterov: true}``);
-a reset from outside leaves its count of batches alone (``variant: official``; ``paper`` begins to count anew). Unlike
-ETA's, RDumb's resets always forget the moving mean probability.
+0.4·ln(1000) as E0 whatever the number of classes, and has no reset from outside. mariodoebler/test-time-adaptation resets
+after a batch rather than before the next (the same scores) and uses Nesterov momentum (``optimizer_options: {nesterov:
+true}``); a reset from outside does not clear its count of batches (``variant: official``; ``paper`` clears it). Unlike
+ETA's, RDumb's resets always clear the moving mean probability.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from tta_bench.methods.eta import Eta
 
 
 class RDumb(Eta):
-    """ETA that starts anew at regular intervals."""
+    """ETA with a full reset at regular intervals."""
 
     class Config(Eta.Config):
         """Attributes:
         reset_every: number of batches between two resets.
-        variant: whether a reset from outside leaves the count of batches alone ("official") or clears it ("paper").
+        variant: whether a reset from outside clears the count of batches ("paper") or not ("official").
         """
 
         reset_every: int = Field(1000, ge=1)

@@ -2,9 +2,9 @@
 
 Objective: the sum over the kept images of w·(SLR + SCE), divided by the nominal batch size. SLR is the soft likelihood
 ratio of the predictions, SCE the symmetric cross-entropy between predictions of the image and of a random augmentation;
-gradients flow through both predictions. w = exp(diversity·certainty/temperature) is constant, both factors scaled to [0, 1]
-over the batch: diversity 1 − cos(m, p) to the moving class probabilities m, certainty −H. Images whose diversity is below
-the batch's mean are dropped. Adapted: weight and bias of all normalisation layers; BatchNorm with batch statistics, for
+gradients flow through both. w = exp(diversity·certainty/temperature) is constant; diversity, 1 − cos(m, p) with the moving
+class probabilities m, and certainty, −H, are scaled to [0, 1] over the batch. Images whose diversity is below the batch's
+mean are dropped. Adapted: weight and bias of all normalisation layers; BatchNorm with batch statistics, for
 the augmentations those of the kept images; evaluation mode. After each step the weights are drawn towards the source by
 1 − ``momentum_src``. The scores graded are the logits before the update, times the smoothed class prior.
 
@@ -12,8 +12,8 @@ Random draws: one augmentation T_roid a batch (``augmentation.py``).
 
 Discrepancies between paper and code, and traps:
 
-- the abstract's first version calls the prior correction additive, its last a reweighting; the code multiplies *logits*, so
-  that a rare class's negative logit rises.
+- the abstract's first version calls the prior correction additive, its last a reweighting; the code multiplies *logits*,
+  so that a rare class's negative logit rises.
 - the loss is divided by the nominal batch size, also in a short batch.
 - where all scores of a batch are equal (a batch of one among others), the code divides 0 by 0 and destroys the model. Here
   the scaled scores are then 0: every w is 1 and no image is dropped; the statistic ``equal_scores`` counts such batches.
@@ -62,7 +62,7 @@ class RoidConfig(OptimizerConfig):
         options = values.get("optimizer_options", {})
         if values.get("optimizer", "sgd") != "sgd" or not isinstance(options, dict):
             return values
-        return {**values, "optimizer_options": {"nesterov": True, **options}}
+        return {**values, "optimizer_options": {"nesterov": options.get("momentum") != 0, **options}}
 
 
 class Roid(NormAdapter):

@@ -20,7 +20,7 @@ Play = tuple[np.ndarray, Adapter, list[dict[str, Any]], Any, dict[str, Any]]
 
 
 def play(case: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Play:
-    """Replay a case, its hyperparameters overridden by ``changes``; skips the test where there are no trajectories.
+    """Replay a case with other hyperparameters or ``variant``; skips the test where there are no trajectories.
 
     Returns:
         The scores (batches, B, C); the adapter after the last batch; for each batch the statistics and the adapter's
@@ -31,7 +31,7 @@ def play(case: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Play:
     if not FOLDER.is_dir():
         pytest.skip("needs the reference trajectories of CI (folder 'shared' beside the checkout)")
     manifest = json.loads((FOLDER / "manifest.json").read_text())
-    entry = manifest["cases"][case]
+    entry, variant = manifest["cases"][case], changes.pop("variant", "official")
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["models"][entry["kind"]].items()}
     net = timm.create_model(options.pop("model"), pretrained=False, **options)
     net.load_state_dict(safetensors.torch.load_file(FOLDER / f"{entry['kind']}.safetensors"))
@@ -40,7 +40,7 @@ def play(case: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Play:
     records: list[dict[str, Any]] = []
     scores, adapter = replay(
         entry["method"], entry["hyperparameters"] | changes, net.to(dtype), test, source,
-        manifest["config"]["reset_after"], seed=entry["seed"],
+        manifest["config"]["reset_after"], variant, seed=entry["seed"],
         after_step=lambda a: records.append(_values(a) | optimizers.stats(a)),
     )  # fmt: skip
     return scores, adapter, records, np.load(FOLDER / f"{case}.npz"), entry
