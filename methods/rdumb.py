@@ -1,8 +1,8 @@
 """RDumb: ETA with a full reset at regular intervals (Press et al. 2023, arXiv 2306.05401).
 
 Objective: that of ETA (see ``eta.py``). Adapted: weight and bias of the normalisation layers; BatchNorm with batch
-statistics. After every ``reset_every`` batches (1,000 in the paper), with or without a step, weights, optimizer and moving mean
-probability return to their initial state. The scores graded are those before the update.
+statistics. After every ``reset_every`` batches (1,000 in the paper), with or without a step, weights, optimizer and moving
+mean probability return to their initial state. The scores graded are those before the update.
 
 Discrepancies between copies: the authors' code (oripress/CCC, ``models/rdumb.py``) adapts BatchNorm2d only, takes
 0.4·ln(1000) as E0 whatever the number of classes, and has no reset from outside. mariodoebler/test-time-adaptation resets
