@@ -161,6 +161,16 @@ def test_an_outside_reset_leaves_rdumbs_count_alone_and_forgets_all_else(variant
     assert not adapter.optimizer.state
 
 
+def test_rdumb_resets_after_every_so_many_batches() -> None:
+    adapter: Any = ready(RDumb, small_model("layer"), entropy_margin=2.4, d_margin=1.1, lr=0.01, reset_every=2)
+    [x] = batches(1)
+    first, second, third, _, fifth = [adapter.step(x) for _ in range(5)]
+    assert torch.equal(first, third)
+    assert torch.equal(first, fifth)
+    assert not torch.equal(first, second)
+    assert adapter.stats()["resets"] == 1
+
+
 # -- roid and cmf ------------------------------------------------------------------------------------------------------
 
 
