@@ -1,10 +1,10 @@
 """SAR: sharpness-aware and reliable entropy minimisation (Niu et al. 2023, arXiv 2302.12400).
 
 Objective (equations 2 to 5): the mean entropy of the reliable samples (entropy below E0 = 0.4·ln(classes)), at the point
-to which sharpness-aware minimisation moves the weights (ρ = 0.05). Adapted: weight and bias of the normalisation layers,
-but for the last stage of a network (the last quarter of a ViT's blocks) and every norm after it; BatchNorm with batch
-statistics. Two forward and backward passes and one update a batch; the scores graded are those of the first pass.
-Recovery (section 3.2): when a moving mean of the second loss falls below 0.2, the model is reset.
+to which sharpness-aware minimisation moves the weights (ρ = 0.05). Adapted: weight and bias of the normalisation layers
+before the last stage of a network (the last quarter of a ViT's blocks); BatchNorm with batch statistics. Two forward and
+backward passes and one update a batch; the scores graded are those of the first pass. Recovery (section 3.2): when a
+moving mean of the second loss falls below 0.2, the model is reset.
 
 Discrepancies between paper and code (``variant: official`` is the code, ``paper`` the paper):
 
@@ -13,8 +13,9 @@ Discrepancies between paper and code (``variant: official`` is the code, ``paper
 - a batch from which every sample is filtered out still takes an optimizer step in the code, with zero gradients, so that
   the momentum moves the weights; in the paper it does nothing.
 - the code's constructor takes the recovery threshold and ignores it; 0.2 is literal there.
-- the code names the frozen layers ("layer4", "blocks.9", …); here the same set is found by structure, which also holds
-  for networks whose layers have other names.
+- the paper freezes the last stage; the code layers of certain names (``early_norms.py`` has the rule). ``frozen: names``
+  follows the code to the letter, ``frozen: structure`` finds the last stage of any network. Both freeze the same layers
+  in ResNets and timm's 12-block ViTs.
 """
 
 from __future__ import annotations
@@ -25,46 +26,20 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from tta_bench.adapter import Context, Declared, Preset
-from tta_bench.methods.functional import (
-    default_margin,
-    norm_layers,
-    small_batch_lr_resnet,
-    small_batch_lr_vit,
-    softmax_entropy,
-)
-from tta_bench.methods.norm_layers import NormAdapter
-from tta_bench.models import SourceModel
-from tta_bench.optimizers import OptimizerConfig
+from tta_bench.adapter import Declared, Preset
+from tta_bench.methods.early_norms import EarlyNormAdapter, EarlyNormConfig, lr_resnet, lr_vit
+from tta_bench.methods.functional import default_margin, softmax_entropy
 
 _MOMENTUM = 0.9  # of the moving mean of the loss
 _EPS = 1e-12  # beside the gradient's norm
 
 
-def lr_vit(batch_size: int) -> float:
-    """1e-3·batch/64, doubled at batch 1"""
-    return small_batch_lr_vit(batch_size) * (2 if batch_size == 1 else 1)
-
-
-def lr_resnet(batch_size: int) -> float:
-    """2.5e-4 from batch 32 on, 2.5e-4·batch/32 below, doubled at batch 1"""
-    return small_batch_lr_resnet(batch_size) * (2 if batch_size == 1 else 1)
-
-
-def frozen_norms(model: SourceModel) -> set[nn.Module]:
-    """The modules whose norms SAR leaves alone: the last stage (a quarter of a ViT's blocks) and all after it."""
-    stages = model.stages()
-    last = max(1, len(stages) // 4) if model.is_transformer else 1
-    modules = list(model.net.modules())
-    return set(modules[modules.index(stages[-last]) :])
-
-
-class Sar(NormAdapter):
+class Sar(EarlyNormAdapter):
     """Entropy minimisation on reliable samples at a sharpness-aware point, with recovery."""
 
-    class Config(OptimizerConfig):
+    class Config(EarlyNormConfig):
         """Attributes:
         entropy_margin: E0 in nats; None means 0.4·ln(classes).
         rho: radius of the sharpness-aware perturbation.
@@ -92,24 +67,11 @@ class Sar(NormAdapter):
         keeps = cls.reset_keeps if config.variant == "official" else ()
         return dataclasses.replace(super().declared(config), reset_keeps=keeps)
 
-    @classmethod
-    def skip(cls, model: SourceModel, config: Any, context: Context) -> str | None:
-        reason = super().skip(model, config, context)
-        if reason is None and not any(m not in frozen_norms(model) for m in norm_layers(model)):
-            reason = "every normalisation layer belongs to the stages that SAR freezes"
-        return reason
-
     def setup(self) -> None:
         super().setup()
         self.margin = default_margin(self.model, self.config.entropy_margin)
         self.moving_loss: float | None = None
         self.kept, self.recovered = 0, False
-
-    def choose_parameters(self) -> list[nn.Parameter]:
-        adapted = super().choose_parameters()
-        for module in frozen_norms(self.model):
-            module.requires_grad_(False)
-        return [parameter for parameter in adapted if parameter.requires_grad]
 
     def step(self, x: Tensor) -> Tensor:
         logits = self.model(x)

@@ -22,7 +22,9 @@ from tta_bench.testing import check_method, conformance
 SHIPPED = "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors"
 
 
-@pytest.mark.parametrize("name", ["source", "norm", "tent", "eta", "eata", "sar", "mgg"])
+@pytest.mark.parametrize(
+    "name", ["source", "norm", "tent", "eta", "eata", "sar", "mgg", "deyo", "rdumb", "roid", "cmf"]
+)
 @pytest.mark.faults
 def test_every_built_in_method_keeps_every_rule(name: str) -> None:
     report = check_method(Registry().load(name))
@@ -42,6 +44,8 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 @pytest.mark.parametrize(("name", "config"), [("norm", {"statistics": "blend"}), ("norm", {"statistics": "running"}),
                                               ("eata", {"variant": "paper"}), ("sar", {"variant": "paper"}),
+                                              ("deyo", {"aug_type": "pixel", "deyo_margin": 2.4, "plpd_threshold": -1.0}),
+                                              ("rdumb", {"reset_every": 2}), ("cmf", {"variant": "paper", "q": 1.6}),
                                               ("tent", {"optimizer": "adam", "steps": 2}),
                                               ("tent", {"optimizer": "mgg", "optimizer_options": {"checkpoint": SHIPPED}}),
                                               ("mgg", {"optimizer": "sgd"}),

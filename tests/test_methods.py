@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,13 @@ from networks import batches, ready, small_model
 
 import tta_bench.torchvision_repair  # noqa: F401
 from tta_bench import optimizers
-from tta_bench.adapter import Adapter
+from tta_bench.adapter import Adapter, context_for
+from tta_bench.methods.deyo import DeYO
+from tta_bench.methods.early_norms import frozen_by_name, frozen_by_structure, lr_resnet, lr_vit
 from tta_bench.methods.eata import Eata
 from tta_bench.methods.eta import Eta
 from tta_bench.methods.norm import Norm
-from tta_bench.methods.sar import Sar, frozen_norms, lr_resnet, lr_vit
+from tta_bench.methods.sar import Sar
 from tta_bench.methods.source import Source
 from tta_bench.methods.tent import Tent
 from tta_bench.models import SourceModel
@@ -104,20 +107,51 @@ def test_the_comparison_notices_a_small_change(
     assert np.abs(scores - reference["logits"]).max() > 1e-8
 
 
+@pytest.mark.parametrize("rule", [frozen_by_name, frozen_by_structure])
 @pytest.mark.parametrize(
     ("name", "scalars"), [("resnet50", 30_592), ("resnet50_gn", 30_592), ("vit_base_patch16_224", 27_648)]
 )
-def test_sar_adapts_exactly_the_published_set(name: str, scalars: int) -> None:
+def test_sar_adapts_exactly_the_published_set(
+    name: str, scalars: int, rule: Callable[[SourceModel], set[torch.nn.Module]]
+) -> None:
     import timm
 
     with torch.device("meta"):
         net = timm.create_model(name, pretrained=False)
     model = SourceModel(net, (0.5,) * 3, (0.5,) * 3)
-    frozen = frozen_norms(model)
+    frozen = rule(model)
     kept = {n: m for n, m in net.named_modules() if model.norm_kind(m) and m not in frozen}
     assert sum(p.numel() for m in kept.values() for p in m.parameters()) == scalars
     assert not any(word in n for n in kept for word in ("layer4", "blocks.9", "blocks.10", "blocks.11"))
     assert "norm" not in kept
+
+
+@pytest.mark.parametrize(
+    ("frozen", "names"),
+    [("names", {"norm"}), ("structure", {"blocks.2.norm1", "blocks.2.norm2", "norm"}), ("none", set())],
+)
+@pytest.mark.parametrize("cls", [Sar, DeYO])
+def test_the_published_names_freeze_only_the_final_norm_of_a_short_vit(
+    cls: type[Adapter], frozen: str, names: set[str]
+) -> None:
+    adapter = ready(cls, small_model("layer"), frozen=frozen)
+    layers = {n: m for n, m in adapter.model.net.named_modules() if adapter.model.norm_kind(m)}
+    assert {n for n, m in layers.items() if not m.weight.requires_grad} == names  # type: ignore[union-attr]
+    adapted = sum(m.weight.numel() + m.bias.numel() for n, m in layers.items() if n not in names)  # type: ignore[operator, union-attr]
+    assert sum(p.numel() for p in adapter.parameters) == adapted  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("cls", [Sar, DeYO])
+def test_a_network_whose_norms_are_all_frozen_is_declined(cls: type[Adapter]) -> None:
+    model = small_model("batch")
+    model.net.layer4, model.net.bn1 = (
+        torch.nn.Sequential(model.net.layer1, model.net.layer2, model.net.layer3, model.net.layer4),
+        torch.nn.Identity(),
+    )  # type: ignore[assignment]
+    for stage in ("layer1", "layer2", "layer3"):
+        setattr(model.net, stage, torch.nn.Identity())
+    context = context_for(model, 8, 32, torch.device("cpu"), 0)
+    assert cls.skip(model, cls.Config(), context) == "'frozen: names' freezes every normalisation layer"
 
 
 def test_learning_rate_rules_for_small_batches() -> None:
@@ -211,11 +245,10 @@ def test_sars_variants_differ_on_an_empty_batch() -> None:
     assert moved == {"official": True, "paper": False}
 
 
-@pytest.mark.parametrize("cls", [Tent, Eta, Eata, Sar, Norm])
+@pytest.mark.parametrize("cls", [Tent, Eta, Eata, Sar, DeYO, Norm])
 def test_batch_statistics_of_one_value_are_declined_before_they_run(cls: type[Adapter]) -> None:
     from networks import SPECS
 
-    from tta_bench.adapter import context_for
     from tta_bench.networks.from_timm import build_network
 
     deep = SPECS["batch"].model_copy(update={"stem": None})  # 32x32 images end in 1x1 maps

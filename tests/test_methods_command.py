@@ -34,7 +34,7 @@ def test_bullets_of_a_docstring_stay_bullets(shown: Callable[..., str]) -> None:
     output = shown("methods", "sar")
     bullets = [line for line in output.splitlines() if line.startswith("- ")]
     assert [line[:26] for line in bullets] == [
-        "- a recovery, in the code,", "- a batch from which every", "- the code's constructor t", "- the code names the froze",
+        "- a recovery, in the code,", "- a batch from which every", "- the code's constructor t", "- the paper freezes the la",
     ]  # fmt: skip
     assert "  in the code, with zero gradients, so that the momentum moves the weights; in\n" in output
     assert "the paper):\n\n- a recovery" in output

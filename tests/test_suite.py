@@ -194,8 +194,8 @@ def test_every_shipped_suite_is_valid(monkeypatch: pytest.MonkeyPatch, tmp_path:
     for part in ("test", "train"):
         (tmp_path / part).mkdir()
     assert suite.shipped() == [
-        "cifar10_c", "digits_c", "digits_protocols", "imagenet_c", "imagenet_c_lite0", "mgg_ablation", "mgg_curve", "mgg_rates",
-        "protocols_cifar10_c", "streams_cifar10_c",
+        "cifar10_c", "digits_c", "digits_protocols", "imagenet_c", "imagenet_c_lite0", "methods_cifar10_c", "mgg_ablation",
+        "mgg_curve", "mgg_rates", "protocols_cifar10_c", "streams_cifar10_c",
     ]  # fmt: skip
     for name in suite.shipped():
         assert suite.load(name).suite.name == name

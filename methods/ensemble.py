@@ -1,0 +1,17 @@
+"""Weight ensembling: moving averages of networks' parameters, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def blend(targets: Iterable[Tensor], others: Iterable[Tensor], momentum: float) -> None:
+    """target ← momentum·target + (1 − momentum)·other, for each pair; nothing where the momentum is 1."""
+    if momentum == 1:  # 0·NaN would spread
+        return
+    for target, other in zip(targets, others, strict=True):
+        target.mul_(momentum).add_(other, alpha=1 - momentum)
