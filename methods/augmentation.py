@@ -1,0 +1,80 @@
+"""The random augmentation of CoTTA (arXiv 2203.13591) and RoTTA (arXiv 2303.13899), and the lighter one of ROID and CMF.
+
+Colour jitter in random order, padding, a random affine map, [Gaussian blur,] centre crop, horizontal flip [and Gaussian
+noise]; the bracketed ones are CoTTA's. One set of draws serves the whole batch; only the noise differs between images.
+The translation is up to a sixteenth of the padded side. Inputs are images as the camera gave them, in [0, 1].
+
+All draws are float32 or int64 on the CPU whatever the images are, so that equal seeds give equal augmentations on every
+device and in every precision. ``adjust_hue`` computes in float32, as torchvision has it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+import tta_bench.torchvision_repair  # noqa: F401  (before torchvision)
+
+# isort: split
+from torchvision.transforms import functional as F
+
+_PADDING = {"cotta": "edge", "roid": "reflect"}
+_NOISE = 0.005  # standard deviation
+
+
+@torch.no_grad()
+def augment(x: Tensor, generator: torch.Generator, kind: Literal["cotta", "roid"]) -> Tensor:
+    """One random augmentation of a batch.
+
+    Args:
+        x: images (B, 3, n, n) in [0, 1], on any device; left unchanged.
+        generator: a CPU generator.
+        kind: "cotta" (CoTTA, RoTTA) or "roid" (ROID, CMF).
+
+    Returns:
+        The augmented images (B, 3, n, n) in [0, 1].
+    """
+    side = x.shape[-1]
+    x = _jitter_colours(x.clamp(0, 1), generator)
+    x = F.pad(x, [side // 2], padding_mode=_PADDING[kind])
+    x = _affine(x, generator)
+    if kind == "cotta":
+        sigma = _uniform(0.001, 0.5, generator)
+        x = F.gaussian_blur(x, [5, 5], [sigma, sigma])
+    x = F.center_crop(x, [side, side])
+    if torch.rand(1, generator=generator).item() < 0.5:
+        x = F.hflip(x)
+    if kind == "cotta":
+        noise = torch.randn(x.shape, generator=generator) * _NOISE
+        x = x + noise.to(x.device)
+    return x.clamp(0, 1)
+
+
+def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+    return torch.empty(1).uniform_(low, high, generator=generator).item()
+
+
+def _jitter_colours(x: Tensor, generator: torch.Generator) -> Tensor:
+    for operation in torch.randperm(5, generator=generator).tolist():
+        match operation:
+            case 0:
+                x = F.adjust_brightness(x, _uniform(0.6, 1.4, generator))
+            case 1:
+                x = F.adjust_contrast(x, _uniform(0.7, 1.3, generator))
+            case 2:
+                x = F.adjust_saturation(x, _uniform(0.5, 1.5, generator))
+            case 3:
+                x = F.adjust_hue(x, _uniform(-0.06, 0.06, generator))
+            case 4:
+                x = F.adjust_gamma(x.clamp(1e-8, 1), _uniform(0.7, 1.3, generator))
+    return x
+
+
+def _affine(x: Tensor, generator: torch.Generator) -> Tensor:
+    reach = x.shape[-1] / 16
+    angle = _uniform(-15, 15, generator)
+    translation = [round(_uniform(-reach, reach, generator)) for _ in range(2)]
+    scale = _uniform(0.9, 1.1, generator)
+    return F.affine(x, angle, translation, scale, [0.0, 0.0], F.InterpolationMode.BILINEAR, fill=[0.0, 0.0, 0.0])

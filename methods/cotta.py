@@ -1,0 +1,144 @@
+"""CoTTA: continual test-time domain adaptation (Wang et al. 2022, arXiv 2203.13591).
+
+Objective: the cross-entropy between a student and its mean teacher (section 3.2), of which the student's predictions are
+trained; the teacher's are averaged over 32 augmentations (section 3.3) where the source model is unsure: where the mean of
+its confidences over the batch is below ``ap``. Adapted: every weight and bias of the network; BatchNorm with batch
+statistics in all three networks. After each update the teacher moves towards the student, and a random fraction ``rst`` of
+the student's weights is restored to the source's (section 3.4). The scores graded are the teacher's, before the update.
+
+The authors' repository has two versions, which the hyperparameters ``loss`` and ``always_augment`` tell apart: the ImageNet
+one (the defaults) and the CIFAR one (preset ``cifar10``), which makes the augmented passes in every batch and uses them in
+few, and whose loss is not symmetric. Other copies:
+
+- mariodoebler/test-time-adaptation runs in evaluation mode, never makes passes that it does not use, also on CIFAR, and
+  draws no masks where ``rst`` is 0; its results with ``always_augment: false`` are those of the ImageNet version.
+- FOA's copy for ViTs augments images that are already normalised, which clips them to [0, 1]; not reproduced.
+
+On a network without BatchNorm the teacher equals the student until the first averaged batch, so that the gradient of
+``cross_entropy`` is exactly zero until then. ``ap`` at or below 1/classes is never undercut.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from tta_bench.adapter import Needs, Preset, constant
+from tta_bench.methods.augmentation import augment
+from tta_bench.methods.norm_layers import NormAdapter
+from tta_bench.methods.teacher import average_weights, soft_cross_entropy, teacher_of
+from tta_bench.models import SourceModel
+from tta_bench.optimizers import OptimizerConfig
+
+
+def weights_and_biases(model: SourceModel) -> list[nn.Parameter]:
+    """Every parameter that its own module calls ``weight`` or ``bias``, in ``named_modules`` order."""
+    owned = (item for module in model.modules() for item in module.named_parameters(recurse=False))
+    return [parameter for name, parameter in owned if name in ("weight", "bias")]
+
+
+class Cotta(NormAdapter):
+    """A student of a weight- and augmentation-averaged teacher, with stochastic restoration."""
+
+    class Config(OptimizerConfig):
+        """Attributes:
+        mt: momentum of the teacher's weights.
+        rst: probability with which a weight is restored after an update.
+        ap: the source model's mean confidence below which the teacher's predictions are averaged.
+        n_augmentations: augmented passes that are averaged.
+        loss: "symmetric" adds the cross-entropy with the roles exchanged, and halves both.
+        always_augment: make the augmented passes in every batch, also where they are not used.
+        """
+
+        lr: float = 0.01
+        mt: float = Field(0.999, ge=0, le=1)
+        rst: float = Field(0.001, ge=0, le=1)
+        ap: float = 0.1
+        n_augmentations: int = Field(32, ge=1)
+        loss: Literal["cross_entropy", "symmetric"] = "symmetric"
+        always_augment: bool = False
+
+        @model_validator(mode="before")
+        @classmethod
+        def _nesterov(cls, values: Any) -> Any:
+            """The published SGD has Nesterov's momentum; ``optimizer_options`` may switch it off."""
+            if not isinstance(values, dict) or values.get("optimizer", "sgd") != "sgd":
+                return values
+            return {**values, "optimizer_options": {"nesterov": True, **values.get("optimizer_options", {})}}
+
+    presets = {
+        "imagenet_resnet50_bn": Preset({}, "CoTTA's code (imagenet/cotta.py and cfgs), batch 64"),
+        "imagenet_vit_b16": Preset(
+            {"lr": 5e-3, "optimizer_options": {"nesterov": False}},
+            "FOA's code (its copy of CoTTA), batch 64; FOA, arXiv 2404.01650, has lr 0.05 and rst 0.01",
+        ),
+        "cifar10": Preset(
+            {"optimizer": "adam", "lr": 1e-3, "rst": 0.01, "ap": 0.92, "loss": "cross_entropy", "always_augment": True},
+            "CoTTA's code (cifar/cfgs/cifar10/cotta.yaml), batch 200",
+        ),
+    }
+    needs = Needs(backward=True)
+
+    def setup(self) -> None:
+        super().setup()
+        self.teacher = teacher_of(self.model)
+        self.anchor = constant(copy.deepcopy(self.model)).train()
+        self.loss, self.confidence, self.averaged = 0.0, 0.0, False
+        self.augmentations, self.restored = 0, 0
+
+    def choose_parameters(self) -> list[nn.Parameter]:
+        self.model.requires_grad_(False)
+        return [parameter.requires_grad_() for parameter in weights_and_biases(self.model)]
+
+    def step(self, x: Tensor) -> Tensor:
+        target = self._teacher_logits(x)
+        logits = self.model(x)
+        losses = soft_cross_entropy(logits, target)
+        if self.config.loss == "symmetric":
+            losses = (losses + soft_cross_entropy(target, logits)) / 2
+        loss = losses.mean()
+        self.update(loss)
+        self.loss = loss.item()
+        average_weights(self.teacher, self.model, self.config.mt)
+        self._restore()
+        return target
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        """The teacher's logits."""
+        logits: Tensor = self.teacher(x)
+        return logits
+
+    @torch.no_grad()
+    def _teacher_logits(self, x: Tensor) -> Tensor:
+        """The teacher's logits (B, C), averaged over augmentations where the source model is unsure."""
+        self.confidence = self.anchor(x).softmax(1).amax(1).mean().item()
+        self.averaged = self.confidence < self.config.ap
+        self.augmentations = self.config.n_augmentations if self.averaged or self.config.always_augment else 0
+        views = (augment(x, self.context.generator, "cotta") for _ in range(self.augmentations))
+        passes = [self.teacher(view) for view in views]
+        return torch.stack(passes).mean(0) if self.averaged else self.predict(x)
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        """Put a random fraction of the student's weights back; float32 draws on the CPU."""
+        self.restored = 0
+        for parameter, source in zip(self.parameters, weights_and_biases(self.anchor), strict=True):
+            mask = torch.rand(parameter.shape, generator=self.context.generator) < self.config.rst
+            parameter.copy_(source.where(mask.to(source.device), parameter))
+            self.restored += int(mask.sum())
+
+    def stats(self) -> dict[str, float]:
+        """loss; anchor_confidence: the source model's; augmented: 1 where the averaged teacher was used; augmentations:
+        augmented passes; restored: weights put back."""
+        return {
+            "loss": self.loss,
+            "anchor_confidence": self.confidence,
+            "augmented": float(self.averaged),
+            "augmentations": float(self.augmentations),
+            "restored": float(self.restored),
+        }
