@@ -1,11 +1,11 @@
 """The random augmentation of CoTTA (arXiv 2203.13591) and RoTTA (arXiv 2303.13899), and the lighter one of ROID and CMF.
 
-Colour jitter in random order, padding, a random affine map, [Gaussian blur,] centre crop, horizontal flip [and Gaussian
-noise]; the bracketed ones are CoTTA's. One set of draws serves the whole batch; only the noise differs between images.
-The translation is up to a sixteenth of the padded side. Inputs are images as the camera gave them, in [0, 1].
+Steps: colour jitter in random order, padding, a random affine map, Gaussian blur (CoTTA and RoTTA only), centre crop,
+horizontal flip, Gaussian noise (CoTTA and RoTTA only). All images of a batch share the draws, except the noise. The
+translation is up to a sixteenth of the padded side. The input is not normalised: clipping to [0, 1] is the first step.
 
-All draws are float32 or int64 on the CPU whatever the images are, so that equal seeds give equal augmentations on every
-device and in every precision. ``adjust_hue`` computes in float32, as torchvision has it.
+All draws are float32 or int64 on the CPU, so that equal seeds give equal draws on every device and in every precision.
+Hue is always adjusted in float32, which torchvision does itself.
 """
 
 from __future__ import annotations

@@ -1,21 +1,23 @@
 """CoTTA: continual test-time domain adaptation (Wang et al. 2022, arXiv 2203.13591).
 
-Objective: the cross-entropy between a student and its mean teacher (section 3.2), of which the student's predictions are
-trained; the teacher's are averaged over 32 augmentations (section 3.3) where the source model is unsure: where the mean of
-its confidences over the batch is below ``ap``. Adapted: every weight and bias of the network; BatchNorm with batch
-statistics in all three networks. After each update the teacher moves towards the student, and a random fraction ``rst`` of
-the student's weights is restored to the source's (section 3.4). The scores graded are the teacher's, before the update.
+Objective: the cross-entropy between a student and its mean teacher (section 3.2). Where the source model is unsure,
+that is, where the mean of its confidences over the batch is below ``ap``, the teacher's logits are averaged over 32
+augmented passes (section 3.3). Adapted: every weight and bias of the network; BatchNorm uses batch statistics in
+student, teacher and source model. After each update the teacher moves towards the student, and a random fraction
+``rst`` of the student's weights is restored to the source's (section 3.4). The scores graded are the teacher's, before
+the update.
 
-The authors' repository has two versions, which the hyperparameters ``loss`` and ``always_augment`` tell apart: the ImageNet
-one (the defaults) and the CIFAR one (preset ``cifar10``), which makes the augmented passes in every batch and uses them in
-few, and whose loss is not symmetric. Other copies:
+The authors' repository has two versions, which differ in ``loss`` and ``always_augment``: the ImageNet version (the
+defaults) and the CIFAR version (preset ``cifar10``), whose loss is not symmetric, and which makes the augmented passes
+in every batch and discards those that it does not need. Other copies:
 
-- mariodoebler/test-time-adaptation runs in evaluation mode, never makes passes that it does not use, also on CIFAR, and
-  draws no masks where ``rst`` is 0; its results with ``always_augment: false`` are those of the ImageNet version.
-- FOA's copy for ViTs augments images that are already normalised, which clips them to [0, 1]; not reproduced.
+- mariodoebler/test-time-adaptation runs in evaluation mode, makes no needless passes, also on CIFAR, and draws no
+  masks if ``rst`` is 0. Otherwise it equals the ImageNet version.
+- FOA's copy for ViTs augments images that are already normalised, which clips them to [0, 1]; this is not reproduced.
 
-On a network without BatchNorm the teacher equals the student until the first averaged batch, so that the gradient of
-``cross_entropy`` is exactly zero until then. ``ap`` at or below 1/classes is never undercut.
+On a network without BatchNorm the teacher equals the student until the first averaged batch, so that until then the
+gradient of ``cross_entropy`` is exactly zero. A mean confidence is never below 1/classes, so that a smaller ``ap`` has
+no effect.
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ class Cotta(NormAdapter):
         rst: probability with which a weight is restored after an update.
         ap: the source model's mean confidence below which the teacher's predictions are averaged.
         n_augmentations: augmented passes that are averaged.
-        loss: "symmetric" adds the cross-entropy with the roles exchanged, and halves both.
-        always_augment: make the augmented passes in every batch, also where they are not used.
+        loss: "symmetric" is the mean of the cross-entropy and of that with student and teacher exchanged.
+        always_augment: make the augmented passes in every batch, even if their average is not used.
         """
 
         lr: float = 0.01
@@ -125,7 +127,7 @@ class Cotta(NormAdapter):
 
     @torch.no_grad()
     def _restore(self) -> None:
-        """Put a random fraction of the student's weights back; float32 draws on the CPU."""
+        """Restore a random fraction of the student's weights; the draws are float32 in any precision."""
         self.restored = 0
         for parameter, source in zip(self.parameters, weights_and_biases(self.anchor), strict=True):
             mask = torch.rand(parameter.shape, generator=self.context.generator) < self.config.rst
@@ -134,7 +136,7 @@ class Cotta(NormAdapter):
 
     def stats(self) -> dict[str, float]:
         """loss; anchor_confidence: the source model's; augmented: 1 where the averaged teacher was used; augmentations:
-        augmented passes; restored: weights put back."""
+        augmented passes; restored: weights restored to the source's."""
         return {
             "loss": self.loss,
             "anchor_confidence": self.confidence,

@@ -19,11 +19,11 @@ class MemoryItem:
 
 
 class MemoryBank:
-    """At most ``size`` images, balanced over the predicted classes; old and uncertain ones give way first.
+    """Up to ``size`` images, balanced over the predicted classes; old and uncertain ones are evicted first.
 
     Args:
         size: M, its capacity.
-        num_classes: C; a class with M/C images or more (not rounded) has its share.
+        num_classes: C; the quota of a class is M/C, not rounded.
         age_weight, uncertainty_weight: λ_t and λ_u.
     """
 
@@ -65,6 +65,6 @@ class MemoryBank:
         return worst > score
 
     def _score(self, age: int, uncertainty: float) -> float:
-        """λ_t/(1 + e^(−age/M)) + λ_u·uncertainty/ln C: what an item is evicted for."""
+        """λ_t/(1 + e^(−age/M)) + λ_u·uncertainty/ln C; the item with the highest score is evicted."""
         timeliness = self.age_weight / (1 + math.exp(-age / self.size))
         return timeliness + self.uncertainty_weight * uncertainty / math.log(len(self.classes))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class RobustBN(nn.BatchNorm2d):
-    """Takes the place of a BatchNorm of vectors, sequences or images, whose weight, bias, eps and statistics it shares."""
+    """Replaces a BatchNorm1d or BatchNorm2d; shares its weight, bias and statistics."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -36,11 +36,11 @@ class RobustBN(nn.BatchNorm2d):
         return (x - mean.view(channels)) * scale.view(channels) + self.bias.view(channels)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any that has channels second."""
+        """Accept any shape (B, C, …)."""
 
 
 def use_robust_statistics(net: nn.Module, alpha: float) -> None:
-    """Replace every BatchNorm1d and BatchNorm2d below ``net``; an activation fused into one comes after it, as before."""
+    """Replace every BatchNorm1d and BatchNorm2d in ``net``; activations fused into them are kept."""
     for parent in [*net.modules()]:
         for name, layer in parent.named_children():
             if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):

@@ -2,16 +2,18 @@
 
 Objective (section 3.4): over a memory of test images, the cross-entropy between the student on their augmented copies and
 its mean teacher on the images as they are, each weighted by e^(−a)/(1 + e^(−a)), with a = age/``memory_size``. The memory
-is balanced over predicted classes (section 3.3, ``memory_bank.py``). Adapted: weight and bias of the normalisation layers;
-every BatchNorm is a robust one (section 3.2, ``robust_bn.py``), with statistics that student and teacher have each for
-itself. One update after every ``update_frequency`` images, also amid a batch; then the teacher moves towards the student.
-The scores graded are the teacher's, in evaluation mode, before the batch's updates.
+is balanced over the predicted classes (section 3.3, ``memory_bank.py``). Adapted: weight and bias of the normalisation
+layers; every BatchNorm is a robust one (section 3.2, ``robust_bn.py``), and student and teacher have their own statistics.
+One update after every ``update_frequency`` images, even in the middle of a batch; after it the teacher moves towards the
+student. The scores graded are the teacher's, in evaluation mode, before the updates of the batch.
 
-Published copies: the authors' code trains BatchNorm alone and has no ``reset()``; here, as in mariodoebler/
-test-time-adaptation, LayerNorm and GroupNorm are trained, too (there is no robust statistic of theirs), and a reset restores
-both networks with their statistics, the optimizer, the memory and the count. On BatchNorm networks the two copies agree.
-The weights e^(−a)/(1 + e^(−a)) are float32 in both, in any precision. The authors' comment calls ``update_frequency`` the
-size of the memory; they are two settings.
+Discrepancies between published copies:
+
+- the authors' code trains only BatchNorm and has no ``reset()``. Here, as in mariodoebler/test-time-adaptation, LayerNorm
+  and GroupNorm are trained as well (they have no robust statistics), and a reset restores both networks with their
+  statistics, the optimizer, the memory and the count. On BatchNorm networks the two copies agree.
+- the age weights are float32 in both, whatever the precision of the network; so they are here.
+- a comment in the authors' code calls ``update_frequency`` the size of the memory; they are two settings.
 """
 
 from __future__ import annotations
@@ -106,12 +108,12 @@ class Rotta(Adapter):
         return loss.item()
 
     def _age_weights(self) -> Tensor:
-        """e^(−a)/(1 + e^(−a)), a = age/M, (items,) float32: the published code computes them so in any precision."""
+        """e^(−a)/(1 + e^(−a)), a = age/M: (items,), float32 in any precision, as in the published code."""
         ages = torch.tensor([item.age / self.config.memory_size for item in self.memory], dtype=torch.float32)
         decay = torch.exp(-ages)
         return decay / (1 + decay)
 
     def stats(self) -> dict[str, float]:
-        """updates: made during the batch; loss: their mean; stored: images in the memory."""
+        """updates: of the batch; loss: their mean; stored: images in the memory."""
         loss = sum(self.losses) / len(self.losses) if self.losses else float("nan")
         return {"updates": float(len(self.losses)), "loss": loss, "stored": float(len(self.memory))}
