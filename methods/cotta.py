@@ -26,7 +26,7 @@ import copy
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from tta_bench.adapter import Needs, Preset, constant
@@ -57,6 +57,7 @@ class Cotta(NormAdapter):
         """
 
         lr: float = 0.01
+        optimizer_options: dict[str, Any] = Field({}, validate_default=True)
         mt: float = Field(0.999, ge=0, le=1)
         rst: float = Field(0.001, ge=0, le=1)
         ap: float = 0.1
@@ -64,13 +65,11 @@ class Cotta(NormAdapter):
         loss: Literal["cross_entropy", "symmetric"] = "symmetric"
         always_augment: bool = False
 
-        @model_validator(mode="before")
+        @field_validator("optimizer_options")
         @classmethod
-        def _nesterov(cls, values: Any) -> Any:
-            """The published SGD has Nesterov's momentum; ``optimizer_options`` may switch it off."""
-            if not isinstance(values, dict) or values.get("optimizer", "sgd") != "sgd":
-                return values
-            return {**values, "optimizer_options": {"nesterov": True, **values.get("optimizer_options", {})}}
+        def _nesterov(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+            """The published SGD has Nesterov's momentum; ``nesterov: false`` turns it off."""
+            return {"nesterov": True, **options} if info.data.get("optimizer") == "sgd" else options
 
     presets = {
         "imagenet_resnet50_bn": Preset({}, "CoTTA's code (imagenet/cotta.py and cfgs), batch 64"),

@@ -303,6 +303,8 @@ def test_cottas_sgd_has_nesterovs_momentum_unless_switched_off(options: dict[str
     assert config.keyed().get("optimizer_options", {})["nesterov"], "it is part of a trial's key"
     assert not Cotta.Config(optimizer_options={"nesterov": False}).keyed()
     assert Cotta.Config(optimizer="adam").optimizer_options["betas"] == (0.9, 0.999)
+    with pytest.raises(ValueError, match="optimizer_options"):
+        Cotta.Config(optimizer_options=None)
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5), (6, 4, 5, 3)])
