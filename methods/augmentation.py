@@ -1,4 +1,12 @@
-"""The random augmentation that CoTTA, RoTTA, ROID and CMF share."""
+"""The random augmentation of CoTTA (arXiv 2203.13591) and RoTTA (arXiv 2303.13899), and the lighter one of ROID and CMF.
+
+Steps: colour jitter in random order, padding, a random affine map, Gaussian blur (CoTTA and RoTTA only), centre crop,
+horizontal flip, Gaussian noise (CoTTA and RoTTA only). All images of a batch share the draws, except the noise. The
+translation is up to a sixteenth of the padded side. The input is not normalised: clipping to [0, 1] is the first step.
+
+All draws are float32 or int64 on the CPU, so that equal seeds give equal draws on every device and in every precision.
+Hue is always adjusted in float32, which torchvision does itself.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +15,66 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-import tta_bench.torchvision_repair  # noqa: F401
+import tta_bench.torchvision_repair  # noqa: F401  (before torchvision)
+
+# isort: split
+from torchvision.transforms import functional as F
+
+_PADDING = {"cotta": "edge", "roid": "reflect"}
+_NOISE = 0.005  # standard deviation
 
 
 @torch.no_grad()
 def augment(x: Tensor, generator: torch.Generator, kind: Literal["cotta", "roid"]) -> Tensor:
-    """One random augmentation of a batch (B, 3, n, n) in [0, 1]."""
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms import functional as F
+    """One random augmentation of a batch.
 
-    def uniform(low: float, high: float) -> float:
-        return torch.empty(1, dtype=torch.float32).uniform_(low, high, generator=generator).item()
+    Args:
+        x: images (B, 3, n, n) in [0, 1], on any device; left unchanged.
+        generator: a CPU generator.
+        kind: "cotta" (CoTTA, RoTTA) or "roid" (ROID, CMF).
 
-    colour = [
-        (F.adjust_brightness, 0.6, 1.4), (F.adjust_contrast, 0.7, 1.3), (F.adjust_saturation, 0.5, 1.5),
-        (F.adjust_hue, -0.06, 0.06), (lambda x, gamma: F.adjust_gamma(x.clamp(1e-8, 1), gamma), 0.7, 1.3),
-    ]  # fmt: skip
-    n, x = x.shape[-1], x.clamp(0, 1)
-    for index in torch.randperm(5, generator=generator).tolist():
-        adjust, low, high = colour[index]
-        x = adjust(x, uniform(low, high))
-    x = F.pad(x, [n // 2] * 4, padding_mode="edge" if kind == "cotta" else "reflect")
-    padded = x.shape[-1]
-    angle = uniform(-15, 15)
-    shift = [round(uniform(-padded / 16, padded / 16)) for _ in range(2)]
-    scale = uniform(0.9, 1.1)
-    x = F.affine(x, angle, shift, scale, [0.0, 0.0], interpolation=InterpolationMode.BILINEAR, fill=[0.0, 0.0, 0.0])
+    Returns:
+        The augmented images (B, 3, n, n) in [0, 1].
+    """
+    side = x.shape[-1]
+    x = _jitter_colours(x.clamp(0, 1), generator)
+    x = F.pad(x, [side // 2], padding_mode=_PADDING[kind])
+    x = _affine(x, generator)
     if kind == "cotta":
-        sigma = uniform(0.001, 0.5)
+        sigma = _uniform(0.001, 0.5, generator)
         x = F.gaussian_blur(x, [5, 5], [sigma, sigma])
-    x = F.center_crop(x, [n, n])
+    x = F.center_crop(x, [side, side])
     if torch.rand(1, generator=generator).item() < 0.5:
-        x = x.flip(-1)
+        x = F.hflip(x)
     if kind == "cotta":
-        x = x + (torch.randn(x.shape, generator=generator) * 0.005).to(x)
+        noise = torch.randn(x.shape, generator=generator) * _NOISE
+        x = x + noise.to(x.device)
     return x.clamp(0, 1)
+
+
+def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+    return torch.empty(1).uniform_(low, high, generator=generator).item()
+
+
+def _jitter_colours(x: Tensor, generator: torch.Generator) -> Tensor:
+    for operation in torch.randperm(5, generator=generator).tolist():
+        match operation:
+            case 0:
+                x = F.adjust_brightness(x, _uniform(0.6, 1.4, generator))
+            case 1:
+                x = F.adjust_contrast(x, _uniform(0.7, 1.3, generator))
+            case 2:
+                x = F.adjust_saturation(x, _uniform(0.5, 1.5, generator))
+            case 3:
+                x = F.adjust_hue(x, _uniform(-0.06, 0.06, generator))
+            case 4:
+                x = F.adjust_gamma(x.clamp(1e-8, 1), _uniform(0.7, 1.3, generator))
+    return x
+
+
+def _affine(x: Tensor, generator: torch.Generator) -> Tensor:
+    reach = x.shape[-1] / 16
+    angle = _uniform(-15, 15, generator)
+    translation = [round(_uniform(-reach, reach, generator)) for _ in range(2)]
+    scale = _uniform(0.9, 1.1, generator)
+    return F.affine(x, angle, translation, scale, [0.0, 0.0], F.InterpolationMode.BILINEAR, fill=[0.0, 0.0, 0.0])

@@ -23,13 +23,14 @@ SHIPPED = "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors"
 
 
 @pytest.mark.parametrize(
-    "name", ["source", "norm", "tent", "eta", "eata", "sar", "mgg", "deyo", "rdumb", "roid", "cmf"]
+    "name",
+    ["source", "norm", "tent", "eta", "eata", "sar", "mgg", "deyo", "rdumb", "cotta", "rotta", "roid", "cmf"],
 )
 @pytest.mark.faults
 def test_every_built_in_method_keeps_every_rule(name: str) -> None:
     report = check_method(Registry().load(name))
     assert report.findings == []
-    assert len(report.rules) == 14
+    assert len(report.rules) == 15
 
 
 @pytest.fixture
@@ -49,9 +50,12 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
                                               ("tent", {"optimizer": "adam", "steps": 2}),
                                               ("tent", {"optimizer": "mgg", "optimizer_options": {"checkpoint": SHIPPED}}),
                                               ("mgg", {"optimizer": "sgd"}),
+                                              ("cotta", {"loss": "cross_entropy", "always_augment": True, "optimizer": "adam",
+                                                         "n_augmentations": 2, "ap": 0.9}),
+                                              ("rotta", {"memory_size": 12, "update_frequency": 5}),
                                               ("mgg", {"objective": "entropy", "checkpoint": SHIPPED})])  # fmt: skip
 def test_so_do_their_other_forms(on: Callable[[str], None], name: str, config: dict[str, Any]) -> None:
-    on("batch" if name == "norm" else "layer")
+    on("batch" if name in ("norm", "cotta", "rotta") else "layer")
     assert check_method(Registry().load(name), config).findings == []
 
 
@@ -132,6 +136,58 @@ class Draws(Source):
 class PredictAdapts(Learns):
     def predict(self, x: Tensor) -> Tensor:
         return self.step(x)
+
+
+class HasATeacher(Learns):
+    """Sound: keeps a teacher and a memory that reach no score."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.teacher = copy.deepcopy(self.model).requires_grad_(False)
+        self.memory: list[Tensor] = []
+
+    def step(self, x: Tensor) -> Tensor:
+        self.memory.append(x[0].clone())
+        with torch.no_grad():
+            for average, parameter in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
+                average.lerp_(parameter, 0.5)
+        return super().step(x)
+
+
+class ForgetsItsTeacher(HasATeacher):
+    def reset(self) -> None:
+        teacher = copy.deepcopy(self.teacher)
+        super().reset()
+        self.teacher.load_state_dict(teacher.state_dict())
+
+
+class ForgetsItsMemory(HasATeacher):
+    def reset(self) -> None:
+        memory = [*self.memory]
+        super().reset()
+        self.memory.extend(memory)
+
+
+class PredictMovesStatistics(HasATeacher):
+    def predict(self, x: Tensor) -> Tensor:
+        self.teacher.train()(x)
+        return super().predict(x)
+
+
+class PredictsAnotherKind(Source):
+    outputs = "probabilities"
+
+    def step(self, x: Tensor) -> Tensor:
+        return self.predict(x).softmax(1)
+
+    def predict(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.model(x)
+
+
+class SaysLogits(Source):
+    def step(self, x: Tensor) -> Tensor:
+        return self.predict(x).softmax(1)
 
 
 class ReusesItsBuffer(Source):
@@ -229,6 +285,14 @@ BROKEN: dict[type[Adapter], tuple[str, str]] = {
     KeepsInSecret: ("reset_restores", "reset_keeps names 'seen', but reset() changed it"),
     RewindsTheGenerator: ("reset_restores", "reset() rewound context.generator"),
     PredictAdapts: ("predict_changes_nothing", "predict() changed"),
+    ForgetsItsTeacher: ("reset_restores", "after reset() teacher.net.bn1.weight differs from a fresh adapter's"),
+    ForgetsItsMemory: ("reset_restores", "after reset() memory.0 is left, which a fresh adapter does not have"),
+    PredictMovesStatistics: ("predict_changes_nothing", "predict() changed teacher.net.bn1.running_mean"),
+    PredictsAnotherKind: (
+        "scores_are_of_the_declared_kind",
+        "outputs is 'probabilities', but predict() returned logits",
+    ),
+    SaysLogits: ("scores_are_of_the_declared_kind", "outputs is 'logits', but step() returned probabilities"),
     ReusesItsBuffer: ("no_look_ahead", "return a copy"),
     NeedsFullBatches: ("other_batch_sizes", "RuntimeError"),
     DividesByTheSelected: ("everything_filtered_out", "of 80 scores are not finite"),
@@ -256,6 +320,7 @@ def test_the_sound_base_of_the_broken_ones_passes(on: Callable[[str], None]) -> 
     on("batch")
     assert check_method(Learns).findings == []
     assert check_method(Draws).findings == []
+    assert check_method(HasATeacher).findings == []
 
 
 def test_required_fields_can_be_given(on: Callable[[str], None]) -> None:
@@ -274,7 +339,7 @@ def test_check_on_the_command_line(run_cli: Callable[..., Outcome], tmp_path: pa
     good = run_cli("check", "norm")
     assert good.code == 0
     assert "skipped on the layer-norm network: the model has no batch normalisation layer" in good.out
-    assert "norm: 0 of 14 rules broken, on 1 networks" in good.out
+    assert "norm: 0 of 15 rules broken, on 1 networks" in good.out
     (tmp_path / "bad.py").write_text(
         "from tta_bench.adapter import Adapter\nclass Bad(Adapter):\n    name = 'bad'\n    def step(self, x): return x\n"
     )

@@ -62,7 +62,7 @@ def test_a_reference_trajectory_is_reproduced(case: str, losses: list[float]) ->
         every = entry["hyperparameters"]["reset_every"]
         assert [r["resets"] for r in records] == [float(b > 0 and b % every == 0) for b in range(12)]
         adapter.reset()  # the code that made the trajectory had reset after its last batch
-    assert np.abs(affine(adapter) - reference["affine_final"]).max() < 1e-8
+    assert np.abs(affine(adapter.model) - reference["affine_final"]).max() < 1e-8
     if entry["method"] in ("roid", "cmf"):
         probabilities = np.stack([r["class_probabilities"].numpy() for r in records])
         assert np.abs(probabilities - reference["class_probs"]).max() < 1e-8

@@ -12,7 +12,7 @@ from conftest import item
 from tta_bench import suite
 from tta_bench.suite import plan
 
-METHODS = ("source", "norm", "tent", "eta", "eata", "sar", "mgg")
+METHODS = ("source", "norm", "tent", "eta", "eata", "sar", "mgg", "cotta", "rotta")
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -101,10 +103,10 @@ def _digits() -> Tensor:
     return to_tensor(load_split().test_images.copy(), _CPU, torch.float32)
 
 
-def _score_errors(scores: Any, batch: int, *, finite: bool = True) -> Iterator[str]:
+def _score_errors(scores: Any, batch: int, *, finite: bool = True, call: str = "step") -> Iterator[str]:
     shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     if shape != (batch, 10):
-        yield f"step() returned {shape}, expected ({batch}, 10)"
+        yield f"{call}() returned {shape}, expected ({batch}, 10)"
     elif finite and not scores.isfinite().all():
         yield f"{int((~scores.isfinite()).sum())} of {scores.numel()} scores are not finite"
 
@@ -117,6 +119,30 @@ def _steps(adapter: Adapter, batches: list[Tensor]) -> list[Tensor]:
     """Scores of each batch; the generator is reseeded, so that runs can be compared."""
     adapter.context.generator.manual_seed(0)
     return [adapter.step(x.clone()).detach().clone() for x in batches]
+
+
+def _tensors(adapter: Adapter) -> dict[str, Tensor]:
+    """Copies of all tensors of the adapter's networks, containers and own objects, by path; optimizers are left out."""
+    own = {name: value for name, value in vars(adapter).items() if name not in ("context", "config", "_initial")}
+    return {path: tensor.detach().clone() for path, tensor in _tensors_within("", own, set())}
+
+
+def _tensors_within(path: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+    if id(value) in seen or isinstance(value, Tensor | torch.optim.Optimizer | type | ModuleType):
+        return
+    seen.add(id(value))
+    if isinstance(value, nn.Module):
+        children: Any = value.state_dict().items()
+    elif isinstance(value, Mapping):
+        children = value.items()
+    elif isinstance(value, list | tuple | deque):
+        children = enumerate(value)
+    else:
+        children = getattr(value, "__dict__", {}).items()
+    for name, child in children:
+        yield from _tensors_within(f"{path}.{name}" if path else str(name), child, seen)
 
 
 # -- rules -------------------------------------------------------------------------------------------------------------
@@ -155,7 +181,10 @@ def deterministic(bench: Bench) -> Iterator[str]:
 
 
 def reset_restores(bench: Bench) -> Iterator[str]:
-    """After reset(), with the state in reset_keeps cleared, scores equal a fresh adapter's."""
+    """After reset(), with the state in reset_keeps cleared, scores and all tensors equal a fresh adapter's.
+
+    The tensors are those of teachers, statistics and memories, too, which may reach the scores much later.
+    """
     used = bench.adapter()
     _steps(used, bench.batches(3))
     yield from _reset_as_fresh(bench, used)
@@ -172,6 +201,11 @@ def _reset_as_fresh(bench: Bench, used: Adapter) -> Iterator[str]:
         if not _same(before, _at(used, path)):
             yield f"reset_keeps names {path!r}, but reset() changed it"
         _clear(used, path, _at(fresh, path))
+    initial, restored = _tensors(fresh), _tensors(used)
+    if left := [path for path in restored if path not in initial]:
+        yield f"after reset() {left[0]} is left, which a fresh adapter does not have"
+    if differing := [path for path in initial if path not in restored or not _bitwise(initial[path], restored[path])]:
+        yield f"after reset() {differing[0]} differs from a fresh adapter's"
     expected, actual = (_steps(adapter, bench.batches(3, start=100)) for adapter in (fresh, used))
     if largest := _difference(expected, actual):
         yield f"after reset() scores differ from a fresh adapter's by {largest:.3g}; does reset() miss some state?"
@@ -204,13 +238,13 @@ def _clear(adapter: Adapter, path: str, value: Any) -> None:
 
 
 def predict_changes_nothing(bench: Bench) -> Iterator[str]:
-    """predict() leaves every tensor of the model and all later scores unchanged."""
+    """predict() leaves every tensor of the adapter, statistics included, and all later scores unchanged."""
     predicting, reference = bench.adapter(), bench.adapter()
     actual, expected = [], []
     for x, other in zip(bench.batches(3), bench.batches(3, start=200), strict=True):
-        state = {name: value.clone() for name, value in predicting.model.state_dict().items()}
+        state = _tensors(predicting)
         predicting.predict(other)
-        after = predicting.model.state_dict()
+        after = _tensors(predicting)
         changed = [name for name in state if name not in after or not _bitwise(state[name], after[name])]
         if changed:
             yield f"predict() changed {', '.join(changed[:3])}"
@@ -223,6 +257,22 @@ def predict_changes_nothing(bench: Bench) -> Iterator[str]:
 
 def _bitwise(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def scores_are_of_the_declared_kind(bench: Bench) -> Iterator[str]:
+    """step() and predict() return what ``outputs`` declares: probabilities have rows that sum to 1, logits have not."""
+    adapter = bench.adapter()
+    first, second = bench.batches(2)
+    for call, scores in (("step", adapter.step(first)), ("predict", adapter.predict(second))):
+        errors = [*_score_errors(scores, BATCH, call=call)]
+        yield from errors
+        kind = "probabilities" if not errors and _is_distribution(scores) else "logits"
+        if not errors and kind != adapter.outputs:
+            yield f"outputs is {adapter.outputs!r}, but {call}() returned {kind}"
+
+
+def _is_distribution(scores: Tensor) -> bool:
+    return bool((scores >= 0).all() and (scores.sum(1) - 1).abs().max() < 1e-3)
 
 
 def no_look_ahead(bench: Bench) -> Iterator[str]:
@@ -350,9 +400,9 @@ def _is_number(value: Any) -> bool:
 
 RULES: list[Callable[[Bench], Iterator[str]]] = [
     global_state_is_left_alone,
-    scores_have_the_right_shape, deterministic, reset_restores, predict_changes_nothing, no_look_ahead, other_batch_sizes,
-    everything_filtered_out, constant_images, nan_is_healed_by_reset, needs_are_true, only_declared_parameters_change,
-    no_secret_in_reach, stats_keep_their_keys,
+    scores_have_the_right_shape, deterministic, reset_restores, predict_changes_nothing, scores_are_of_the_declared_kind,
+    no_look_ahead, other_batch_sizes, everything_filtered_out, constant_images, nan_is_healed_by_reset, needs_are_true,
+    only_declared_parameters_change, no_secret_in_reach, stats_keep_their_keys,
 ]  # fmt: skip
 
 
