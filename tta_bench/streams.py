@@ -23,7 +23,8 @@ class Shift:
         name: of the corruption or variant.
         severity: 1 to 5, in quarters within a compound; None where the shift has none.
         family: "clean", "corruption", "compound", or what a kind of data calls its own.
-        parts: of a compound, in the order in which they are applied.
+        parts: of a compound, in the order in which they are applied; its images are made from clean ones as they are
+            needed, and are never cached.
     """
 
     name: str
@@ -33,8 +34,13 @@ class Shift:
 
     @classmethod
     def compound(cls, *parts: Shift) -> Shift:
-        """Several corruptions, one after another."""
+        """One corruption or several, one after another."""
         return cls("+".join(part.name for part in parts), None, "compound", parts)
+
+    @property
+    def stored(self) -> Shift:
+        """The shift whose digest covers its images: itself, or for a compound :data:`COMPOUND`."""
+        return COMPOUND if self.parts else self
 
     @property
     def id(self) -> str:
@@ -45,6 +51,7 @@ class Shift:
 
 
 CLEAN = Shift("clean", None, "clean")
+COMPOUND = Shift("compound", None, "compound")  # stands for every compound: one digest covers the images of all
 
 
 def shift_of(id: str) -> Shift:
@@ -89,6 +96,11 @@ class StreamSpec:
     piece: int = 0
     shifts: tuple[Shift, ...] = ()
     length: int = 0
+
+    @property
+    def cached(self) -> tuple[Shift, ...]:
+        """The shifts whose images are cached: none in a stream of compounds, which are made as they are needed."""
+        return () if any(shift.parts for shift in self.shifts) else self.shifts
 
 
 @dataclass(frozen=True)

@@ -152,4 +152,4 @@ def _path(matrix: np.ndarray, baseline: float) -> list[tuple[int, int]]:
 def _compound(pair: _Pair, severities: tuple[float, float]) -> Shift:
     """Both corruptions in turn; those of severity 0 are left out."""
     shifts = [Shift(name, severity) for name, severity in zip(pair, severities, strict=True) if severity]
-    return Shift.compound(*shifts) if len(shifts) > 1 else shifts[0] if shifts else CLEAN
+    return Shift.compound(*shifts) if shifts else CLEAN
