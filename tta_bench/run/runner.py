@@ -32,11 +32,12 @@ from tta_bench.run.image_makers import batches, makers
 from tta_bench.run.ring import Ring
 from tta_bench.run.server import ForkServer, Process
 from tta_bench.store import schema
-from tta_bench.streams import Segment, derived_seed
+from tta_bench.streams import derived_seed
 from tta_bench.suite.plan import Materials, Trial
 
 M = TypeVar("M")
 OUTPUTS = ("logits", "probabilities")  # kinds of scores
+BLOCK = 1000  # batches after which scores, events and counters are read, so that they do not pile up in long segments
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class TrialResult:
         segments: a dict per segment: :class:`tta_bench.store.schema.Segment`.
         shifts: a dict per segment, shift and visit: :class:`tta_bench.store.schema.Shift`.
         batches: per batch, arrays of equal length: :class:`tta_bench.store.schema.Batches`.
-        images: per image in stream order, arrays of equal length: :class:`tta_bench.store.schema.Images`.
+        images: per image in stream order, arrays of equal length: :class:`tta_bench.store.schema.Images`; none of a long
+            stream.
         environment: host, device and versions.
         log: output of the method.
     """
@@ -263,19 +265,22 @@ class _TrialExchange:
             return self._result(batches(processes, (stream.batch(number) for number in range(len(stream.adapt)))))
 
     def _result(self, pixels: Iterator[np.ndarray] | None) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Run the stream segment by segment; ``pixels`` of its batches, in order, where they are not cached."""
+        """Run the stream block by block; ``pixels`` of its batches, in order, where they are not cached."""
         self._pixels = pixels
         self._ring = self._request()
         ready = self._await_method()
-        grader = Grader(self._stream, self._dataset)
+        grader = Grader(self._stream, self._dataset, self._supervisor.materials.per_image)
         for position, segment in enumerate(self._stream.segments):
-            graded = list(self._graded(segment, ready.outputs))
-            self._send(messages.SegmentEnd())
-            grader.add(position, graded, self._receive(messages.SegmentMeasurements))
+            for first in range(segment.first, segment.last, BLOCK):
+                graded = list(self._graded(first, min(first + BLOCK, segment.last), ready.outputs))
+                self._send(messages.BlockEnd())
+                grader.add(first, graded, self._receive(messages.BlockMeasurements))
+            grader.end_segment(position)
         self._send(messages.TrialEnd())
         done, results = self._receive(messages.TrialDone), grader.results()
         _refuse(schema.row_faults(results["segments"], results["shifts"]))
-        return {"status": "ok", "facts": _printable_facts(ready.facts), **results}, done.changes
+        facts = _printable_facts(ready.facts) | grader.facts()
+        return {"status": "ok", "facts": facts, **results}, done.changes
 
     def _request(self) -> Ring:
         trial, process = self._trial, self._child.process
@@ -318,10 +323,10 @@ class _TrialExchange:
             raise _InvalidFacts(f"outputs must be {' or '.join(OUTPUTS)}, not {message.outputs!r:.100}")
         return message
 
-    def _graded(self, segment: Segment, outputs: str) -> Iterator[metrics.BatchVerdicts]:
-        """Verdicts on a segment's batches, in order; up to ``SLOTS`` batches are in flight."""
+    def _graded(self, first: int, last: int, outputs: str) -> Iterator[metrics.BatchVerdicts]:
+        """Verdicts on batches [first, last), in order; up to ``SLOTS`` batches are in flight."""
         in_flight = deque[messages.Batch]()
-        for number in range(segment.first, segment.last):
+        for number in range(first, last):
             if len(in_flight) == rings.SLOTS:
                 yield self._verdicts(in_flight.popleft(), outputs)
             batch, slot = self._stream.batch(number), number % rings.SLOTS

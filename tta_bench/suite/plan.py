@@ -92,6 +92,7 @@ class Materials:
         parameters: model name to its number of parameters.
         reopen: model name to a function that opens its data on any machine.
         folder: the driver's working directory, the base of relative paths (data, weights, checkpoints).
+        per_image: images of the longest stream whose results have arrays with an element for each image.
     """
 
     models: Mapping[str, Network]
@@ -102,6 +103,7 @@ class Materials:
     parameters: Mapping[str, int]
     reopen: Mapping[str, Callable[[], Dataset]]
     folder: str
+    per_image: int
 
     def enter(self) -> None:
         """Change to the driver's working directory, if this machine has it, so that relative paths resolve alike."""
@@ -214,6 +216,7 @@ def make(
         {name: model.parameters for name, model in models.items()},
         {name: reopening(loaded, model) for name, model in models.items()},
         str(pathlib.Path.cwd()),
+        suite.per_image,
     )
     cells = _Cells(loaded, materials, limit, digests)
     trials = tuple(_trials(models, materials, configs, cells))
