@@ -8,6 +8,7 @@ import numpy as np
 
 from tta_bench.data.base import CleanImages, Dataset, recompress
 from tta_bench.data.corrupt import corruptions
+from tta_bench.data.corrupt.strengths import Strengths
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, near_miss
 from tta_bench.streams import CLEAN, COMPOUND, Shift
@@ -30,7 +31,7 @@ class Generated(Dataset):
         clean: CleanImages,
         source: CleanImages | None,
         *,
-        strengths: corruptions.Strengths,
+        strengths: Strengths,
         seed: int,
         title: str,
         recompress_jpeg: int | None = None,

@@ -182,14 +182,17 @@ def _cells(shift: np.ndarray, visit: np.ndarray, graded: np.ndarray) -> Iterator
 def joined(blocks: Sequence[BlockMeasurements]) -> BlockMeasurements:
     """The meter readings of a segment."""
     backwarded = [block.images_backwarded for block in blocks if block.images_forwarded]
+    unknown = bool(backwarded) and all(count is None for count in backwarded)
     peaks = [block.peak_memory_mib for block in blocks if block.peak_memory_mib is not None]
     return BlockMeasurements(
-        sum(block.images_forwarded for block in blocks),
-        None if backwarded and all(count is None for count in backwarded) else sum(filter(None, backwarded)),
-        sum(block.updates for block in blocks),
-        max(peaks, default=None),
-        *(np.concatenate([getattr(block, name) for block in blocks]) for name in ("adapted", "step_ms", "data_ms")),
-        {name: np.concatenate([block.stats[name] for block in blocks]) for name in blocks[0].stats},
+        images_forwarded=sum(block.images_forwarded for block in blocks),
+        images_backwarded=None if unknown else sum(filter(None, backwarded)),
+        updates=sum(block.updates for block in blocks),
+        peak_memory_mib=max(peaks, default=None),
+        adapted=np.concatenate([block.adapted for block in blocks]),
+        step_ms=np.concatenate([block.step_ms for block in blocks]),
+        data_ms=np.concatenate([block.data_ms for block in blocks]),
+        stats={name: np.concatenate([block.stats[name] for block in blocks]) for name in blocks[0].stats},
     )
 
 

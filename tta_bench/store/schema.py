@@ -90,7 +90,7 @@ class ShiftPlace:
     role: str = fact("key", "stream, or probe: how well an earlier shift is still recognised")
     shift: str = fact("key", "corruption and severity, or clean")
     corruption: str = fact("key", "corruption, or clean")
-    severity: int = fact("key", "1 to 5; clean is 0")
+    severity: int = fact("key", "1 to 5; of clean and of compounds 0")
 
 
 # -- results of a trial -------------------------------------------------------------------------------------------------
