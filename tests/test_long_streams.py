@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -138,3 +139,18 @@ assert sum(row["images"] for row in result.shifts) == images and not result.imag
 peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 print(json.dumps([*peaks, len(result.shifts), sum(row["correct"] for row in result.shifts) / images]))
 """
+
+
+@pytest.mark.faults
+def test_memory_does_not_grow_with_the_stream_but_for_a_few_bytes_an_image(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "measure.py").write_text(MEASURE)
+    environment = clean_environment(PYTHONPATH=str(pathlib.Path(__file__).parent), OMP_NUM_THREADS="1")
+    peaks = []
+    for images in (10_000, 60_000):
+        command = [sys.executable, str(tmp_path / "measure.py"), str(tmp_path), str(images)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        peaks.append(json.loads(done.stdout)[:2])
+    supervisor, child = np.subtract(peaks[1], peaks[0])  # MiB
+    assert supervisor < 25
+    assert child < 25

@@ -7,7 +7,6 @@ import pathlib
 from tta_bench.run.runner import TrialResult
 from tta_bench.suite.plan import Trial
 
-
 _SHOWN = 100  # shifts whose ids are listed
 
 

@@ -46,7 +46,7 @@ def draw(section: Section) -> Iterator[Drawing]:
         axes.set_xlabel("images seen of the whole stream" if continual else "images seen of a corruption")
         axes.set_xlim(0, None)
         axes.set_ylim(max(0.0, axes.get_ylim()[0]), None)
-        plot.error_axis(axes, "running error, %")
+        plot.error_axis(axes, "error in windows, %" if section.compound else "running error, %")
         if begins:
             names, places = [_short(name) for name, _ in begins], [place for _, place in begins]
             plot.groups_above(axes, names, places, places, rotation=35, ha="left", rotation_mode="anchor")
