@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import pathlib
 import subprocess
@@ -13,9 +14,12 @@ import numpy as np
 import pytest
 from conftest import clean_environment
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
+from tta_bench.data.corrupt import large_images
 from tta_bench.data.corrupt.corruptions import BENCHMARK, EXTRA, GROUPS, NAMES, corrupt, image_seed, library_versions
 from tta_bench.data.corrupt.small_tools import from_hsv, to_hsv
+from tta_bench.data.corrupt.strengths import PARAMETERS, Strengths
 from tta_bench.data.kinds.digits import load_split
 
 DIGIT = load_split().test_images[3]
@@ -59,6 +63,76 @@ def test_the_names_are_the_published_ones() -> None:
     assert len(set(NAMES)) == 19
     assert [len(names) for names in GROUPS.values()] == [3, 4, 4, 4, 4]
     assert image_seed("a", "fog", 1, 0) == int.from_bytes(hashlib.sha256(b'["a","fog",1,0]').digest()[:4], "big")
+
+
+PIXELS = {  # beginnings of the SHA-256 of two digits, or a photo, at severities 1 to 5: the keys of runs depend on them
+    "cifar": {
+        "gaussian_noise": "f0019802", "shot_noise": "6682dc51", "impulse_noise": "17f29dbd", "defocus_blur": "79fba9cf",
+        "glass_blur": "2707b15a", "motion_blur": "11a57eb1", "zoom_blur": "d4f3f796", "snow": "326a8246",
+        "frost": "6d456c99", "fog": "bb117631", "brightness": "4db77259", "contrast": "eea0766c",
+        "elastic_transform": "1b843caa", "pixelate": "fddc6429", "jpeg_compression": "9fb3e1af", "speckle_noise": "54152196",
+        "gaussian_blur": "8fdb6d60", "spatter": "f6f82884", "saturate": "d6c146df",
+    },
+    "imagenet": {
+        "gaussian_noise": "313c249e", "shot_noise": "71cf65b2", "impulse_noise": "0d2634b5", "defocus_blur": "bd54ae91",
+        "glass_blur": "1c5fafb3", "motion_blur": "5ba3f001", "zoom_blur": "4915b4cb", "snow": "82cbc8b5",
+        "frost": "8f2973cf", "fog": "a58a1856", "brightness": "dd203025", "contrast": "3d44529d",
+        "elastic_transform": "7fb4116a", "pixelate": "b99fc897", "jpeg_compression": "ccbeccd3", "speckle_noise": "78b8bb63",
+        "gaussian_blur": "adcef012", "spatter": "5aa2bb43", "saturate": "377df7d7",
+    },
+}  # fmt: skip
+
+
+def images(strengths: str) -> list[np.ndarray]:
+    photo = np.ascontiguousarray(load_sample_image("china.jpg")[100:324, 200:424])
+    return [photo] if strengths == "imagenet" else list(load_split().test_images[:2])
+
+
+@pytest.mark.parametrize("strengths", ["cifar", "imagenet"])
+def test_integer_severities_keep_their_pixels(strengths: Strengths) -> None:
+    for name, expected in PIXELS[strengths].items():
+        sha256 = hashlib.sha256()
+        for severity, (i, image) in itertools.product(range(1, 6), enumerate(images(strengths))):
+            seed = image_seed(f"image/{i}", name, severity, 0)
+            sha256.update(corrupt(image, name, severity, strengths=strengths, seed=seed).tobytes())
+        assert sha256.hexdigest()[:8] == expected, name
+
+
+def test_the_functions_between_severities_are_the_packages_own_at_them() -> None:
+    pytest.importorskip("imagecorruptions")
+    [photo] = images("imagenet")
+    for name, severity in itertools.product(NAMES, range(1, 6)):
+        np.random.seed(3)
+        options = {"seed": 3} if name in ("glass_blur", "impulse_noise") else {}
+        given = large_images.corrupt(photo, name, severity, options)
+        assert np.array_equal(given, corrupt(photo, name, severity, strengths="imagenet", seed=3)), (name, severity)
+
+
+def test_parameters_between_severities_are_interpolated() -> None:
+    assert PARAMETERS["imagenet"]["gaussian_noise"].at(2.25) == pytest.approx(0.135)
+    assert PARAMETERS["imagenet"]["fog"].at(2.5) == pytest.approx((2.25, 1.85))
+    assert PARAMETERS["imagenet"]["motion_blur"].at(1.5) == (13, 4.0), "12.5 taps are 13"
+    assert PARAMETERS["imagenet"]["jpeg_compression"].at(4.75) == 8
+    assert PARAMETERS["imagenet"]["glass_blur"].at(1.75) == pytest.approx((0.85, 2, 1))
+    assert PARAMETERS["imagenet"]["elastic_transform"].at(0.5) == 6.25
+    assert PARAMETERS["cifar"]["contrast"].at(0.25) == pytest.approx(0.9375), "a quarter of the way from no effect"
+    assert PARAMETERS["cifar"]["shot_noise"].at(0.5) == 2000, "half the standard deviation of 500 photons"
+    assert PARAMETERS["cifar"]["shot_noise"].at(1.5) == 375
+
+
+@pytest.mark.parametrize("strengths", ["cifar", "imagenet"])
+def test_strengths_rise_from_no_effect_in_quarters(strengths: Strengths) -> None:
+    for name in NAMES:
+        for image in images(strengths)[:1]:
+            made = [corrupt(image, name, q / 4, strengths=strengths, seed=1).astype(float) for q in range(1, 5)]
+            change = [np.abs(pixels - image).mean() for pixels in made]
+            assert change[0] <= change[3] + 0.5, name
+            assert change[0] < 0.9 * change[3] or name in ("glass_blur", "saturate"), name
+
+
+def test_seeds_of_quarters_are_their_own_and_those_of_integers_as_they_were() -> None:
+    assert image_seed("a", "fog", 3.0, 0) == image_seed("a", "fog", 3, 0)
+    assert image_seed("a", "fog", 3.25, 0) == int.from_bytes(hashlib.sha256(b'["a","fog",3.25,0]').digest()[:4], "big")
 
 
 RANDOM = ["gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "glass_blur", "motion_blur", "snow", "frost", "fog",
@@ -146,6 +220,7 @@ def test_hsv_is_invertible() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [((DIGIT, "fogg", 1, "cifar"), "unknown corruption 'fogg'; did you mean 'fog'"), ((DIGIT, "fog", 6, "cifar"), "severity must be 1 to 5"),
+     ((DIGIT, "fog", 0, "cifar"), "severity must be 1 to 5"), ((DIGIT, "fog", 2.3, "cifar"), "or quarters between, not 2.3"),
      ((DIGIT / 255, "fog", 1, "cifar"), "must be uint8"), ((np.zeros((40, 40, 3), np.uint8), "fog", 1, "cifar"), "for 32x32 images"),
      ((np.zeros((16, 16, 3), np.uint8), "fog", 1, "imagenet"), "32x32 or larger")],
 )  # fmt: skip

@@ -19,15 +19,17 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
 from tta_bench.data import DataRequest, Dataset, open_data
-from tta_bench.data.base import IMAGENET_C_GEOMETRY, IMAGENET_GEOMETRY, Geometry
+from tta_bench.data.base import IMAGENET_C_GEOMETRY, IMAGENET_GEOMETRY, Geometry, recompress
 from tta_bench.data.cache import CacheEntry, Direct, ImageCache, Images, entry_of
+from tta_bench.data.corrupt.corruptions import corrupt, image_seed
+from tta_bench.data.corrupt.strengths import Strengths
 from tta_bench.data.digests import Digests
 from tta_bench.data.images import listing
 from tta_bench.data.kinds.cifar_c import read_archive
 from tta_bench.data.kinds.digits import load_split
 from tta_bench.errors import UsageError
 from tta_bench.registry import DATASETS, installed
-from tta_bench.streams import CLEAN, Shift
+from tta_bench.streams import CLEAN, COMPOUND, Shift
 from tta_bench.suite.loader import configured
 
 CONTRAST = Shift("contrast", 5)
@@ -115,6 +117,32 @@ def test_recompression_is_a_jpeg_round_trip_of_corrupted_images_only(digit_folde
     pressed = opened("folder", **part, recompress_jpeg=10)
     assert not np.array_equal(plain.read(CONTRAST, ROWS), pressed.read(CONTRAST, ROWS))
     assert np.array_equal(plain.read(CLEAN, ROWS), pressed.read(CLEAN, ROWS))
+
+
+@pytest.mark.parametrize("strengths", ["cifar", "imagenet"])
+def test_a_compound_is_one_corruption_after_another(digit_folder: pathlib.Path, strengths: Strengths) -> None:
+    part = {"root": str(digit_folder), "preprocess": "none", "strengths": strengths}
+    plain, pressed = opened("folder", **part), opened("folder", **part, recompress_jpeg=85)
+    both = Shift.compound(Shift("elastic", 1.5), Shift("gaussian_noise", 2.0))
+    made, recompressed, clean = plain.read(both, ROWS), pressed.read(both, ROWS), plain.read(CLEAN, ROWS)
+    for row, id in enumerate(plain.ids[:6]):
+        first, second = image_seed(id, "elastic_transform", 1.5, 0), image_seed(id, "gaussian_noise", 2, 0)
+        once = corrupt(clean[row], "elastic_transform", 1.5, strengths=strengths, seed=first)
+        expected = corrupt(once, "gaussian_noise", 2, strengths=strengths, seed=second)
+        assert np.array_equal(made[row], expected)
+        assert np.array_equal(recompressed[row], recompress(expected, 85)), "once, after both"
+    alone = Shift.compound(Shift("contrast", 5.0))
+    assert np.array_equal(plain.read(alone, ROWS), plain.read(CONTRAST, ROWS)), "the same image as of the shift alone"
+
+
+def test_stored_images_show_no_compounds(tree: pathlib.Path, digit_folder: pathlib.Path) -> None:
+    problem = opened("imagenet_c", [CONTRAST], root=str(tree / "c")).missing(COMPOUND)
+    assert "ImageNet-C has one published corruption at a time" in str(problem)
+    assert "such as folder or digits" in str(problem)
+    small = opened("folder", root=str(digit_folder), preprocess="none", strengths="cifar")
+    assert small.missing(COMPOUND) is None
+    large = opened("folder", root=str(tree / "val"), strengths="cifar")
+    assert "for 32x32 images" in str(large.missing(COMPOUND))
 
 
 def test_cifar_arrays_are_read_by_severity(tmp_path: pathlib.Path) -> None:

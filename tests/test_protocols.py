@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from tta_bench import suite
+from tta_bench.data.generated import Generated
 from tta_bench.errors import UsageError
 from tta_bench.protocols import ProtocolConfig
 from tta_bench.protocols.markov import _Chain
 from tta_bench.registry import PROTOCOLS, installed
-from tta_bench.streams import Stream
+from tta_bench.schedule import preflight
+from tta_bench.streams import CLEAN, COMPOUND, Shift, Stream
 from tta_bench.suite import plan
 from tta_bench.suite.loader import configured
 from tta_bench.testing import stream
@@ -473,9 +475,44 @@ def test_gradual_is_one_stream_of_all_severities(suite_file: SuiteFile) -> None:
     assert trial.stream.length == 300
 
 
-def test_shifts_that_the_data_cannot_show_are_named(suite_file: SuiteFile, tmp_path: pathlib.Path) -> None:
+@pytest.fixture
+def ccc(tmp_path: pathlib.Path) -> str:
+    """A short walk over noises and contrast."""
     noises = ("gaussian_noise", "shot_noise", "impulse_noise", "contrast")
-    np.savez(tmp_path / "a.npz", **{f"{a}+{b}": np.full((6, 6), 30.0) for a in noises for b in noises})  # type: ignore[arg-type]
-    file = suite_file(("[clean, contrast]", "[clean]"))
-    with pytest.raises(UsageError, match="the data have no images of"):
-        planned(file, f"{{kind: ccc, baseline: 10, speed: 50, images: 500, accuracy: {tmp_path}/a.npz}}")
+    matrix = np.add.outer(np.linspace(50, -20, 21), np.linspace(50, -20, 21))
+    np.savez(tmp_path / "a.npz", **{f"{a}+{b}": matrix for a in noises for b in noises if a != b})  # type: ignore[arg-type]
+    return f"{{kind: ccc, baseline: 10, speed: 10, images: 5000, accuracy: {tmp_path}/a.npz}}"
+
+
+def test_compounds_are_digested_at_once_and_never_cached(
+    suite_file: SuiteFile, ccc: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digested, fingerprint = list[Shift](), Generated.fingerprint
+    monkeypatch.setattr(
+        Generated, "fingerprint", lambda self, shift, *rest: digested.append(shift) or fingerprint(self, shift, *rest)
+    )
+    made = planned(suite_file(("[clean, contrast]", "[clean]"), ("[source, tent]", "[source, tent, norm]")), ccc)
+    assert digested == [CLEAN, COMPOUND]
+    assert len(made.trials) == 3
+    assert len(made.trials[0].stream.shifts) > 200
+    assert made.trials[0].stream.length == 5000
+    assert made.cache_entries() == []
+    assert preflight.find_problems(preflight.requirements(made.materials, made.trials)) == []
+
+
+@pytest.mark.parametrize("change", ["data.seed=1", "data.strengths=imagenet", "data.max_images=90"])
+def test_a_compound_of_other_images_is_of_other_data(suite_file: SuiteFile, ccc: str, change: str) -> None:
+    file = suite_file(("[clean, contrast]", "[clean]"), ("[source, tent]", "[source]"))
+    one, other = (planned(file, ccc, *more).trials[0] for more in ([], [change]))
+    assert one.asked["data"] != other.asked["data"]
+    assert one.key != other.key
+
+
+def test_ccc_is_refused_where_images_are_stored(
+    suite_file: SuiteFile, ccc: str, tmp_path: pathlib.Path, digit_folder: pathlib.Path
+) -> None:
+    data = f"{{kind: imagenet_c, root: {tmp_path}, source: {digit_folder}}}"
+    file = suite_file(("[clean, contrast]", "[clean]"), ("{kind: digits, max_images: 100}", data))
+    with pytest.raises(UsageError, match="ImageNet-C has one published corruption at a time") as caught:
+        planned(file, ccc.replace("speed: 10", "speed: 3"))
+    assert "such as folder or digits" in caught.value.problems[0].hint

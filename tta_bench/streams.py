@@ -23,7 +23,8 @@ class Shift:
         name: of the corruption or variant.
         severity: 1 to 5, in quarters within a compound; None where the shift has none.
         family: "clean", "corruption", "compound", or what a kind of data calls its own.
-        parts: of a compound, in the order in which they are applied.
+        parts: of a compound, in the order in which they are applied; its images are made from clean ones as they are
+            needed, and are never cached.
     """
 
     name: str
@@ -33,8 +34,13 @@ class Shift:
 
     @classmethod
     def compound(cls, *parts: Shift) -> Shift:
-        """Several corruptions, one after another."""
+        """One corruption or several, one after another."""
         return cls("+".join(part.name for part in parts), None, "compound", parts)
+
+    @property
+    def stored(self) -> Shift:
+        """The shift whose digest covers its images: itself, or for a compound :data:`COMPOUND`."""
+        return COMPOUND if self.parts else self
 
     @property
     def id(self) -> str:
@@ -45,6 +51,7 @@ class Shift:
 
 
 CLEAN = Shift("clean", None, "clean")
+COMPOUND = Shift("compound", None, "compound")  # stands for every compound: one digest covers the images of all
 
 
 def shift_of(id: str) -> Shift:
@@ -89,6 +96,11 @@ class StreamSpec:
     piece: int = 0
     shifts: tuple[Shift, ...] = ()
     length: int = 0
+
+    @property
+    def cached(self) -> tuple[Shift, ...]:
+        """The shifts whose images are cached: none in a stream of compounds, which are made as they are needed."""
+        return () if any(shift.parts for shift in self.shifts) else self.shifts
 
 
 @dataclass(frozen=True)
@@ -156,18 +168,17 @@ class Stream:
         sizes = [s.last - s.first for s in self.segments]
         return np.repeat(np.arange(len(sizes), dtype=np.int16), sizes)
 
-    @property
+    @functools.cached_property
     def visit(self) -> np.ndarray:
         """(N,) int16, how often the shift of each image has been entered before."""
-        return self._of_segments if self.visits is None else self.visits
+        return self._visit_of_segments() if self.visits is None else self.visits
 
-    @property
+    @functools.cached_property
     def graded(self) -> np.ndarray:
         """(N,) bool, whether each image is graded."""
         return np.ones(len(self.image), dtype=bool) if self.grades is None else self.grades
 
-    @functools.cached_property
-    def _of_segments(self) -> np.ndarray:
+    def _visit_of_segments(self) -> np.ndarray:
         """(N,) int16, the visit of each image's segment."""
         visits = np.array([s.visit for s in self.segments], dtype=np.int16)
         return np.repeat(visits[self.segment], np.diff(self.bounds))
@@ -175,8 +186,10 @@ class Stream:
     @functools.cached_property
     def cells(self) -> tuple[Cell, ...]:
         """The rows of the results: by segment, then shift, then visit; those of graded images alone."""
-        segment = np.repeat(self.segment, np.diff(self.bounds))
-        places = np.stack([segment, self.shift, self.visit], axis=1)[self.graded]
+        columns = [np.repeat(self.segment, np.diff(self.bounds)), self.shift, self.visit]
+        starts = range(0, len(self.image), _PIECE)  # piece by piece, as sorting takes many times the memory
+        pieces = [np.stack([c[i : i + _PIECE] for c in columns], axis=1)[self.graded[i : i + _PIECE]] for i in starts]
+        places = np.concatenate([np.unique(piece, axis=0) for piece in pieces])
         return tuple(Cell(*map(int, place)) for place in np.unique(places, axis=0))
 
     def batch(self, index: int) -> Batch:
@@ -193,12 +206,17 @@ class Stream:
         graded = _unless(None, self.graded_after)
         digest.update(json.dumps([names, segments, *graded], separators=(",", ":")).encode())
         for array in (self.shift, self.image, self.bounds, self.reset_before, self.adapt):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        if not np.array_equal(self.visit, self._of_segments):  # what is as it always was leaves earlier digests alone
-            digest.update(b"visit" + self.visit.astype(np.int16).tobytes())
-        if not self.graded.all():
-            digest.update(b"graded" + self.graded.astype(bool).tobytes())
+            digest.update(np.ascontiguousarray(array).data)
+        if self.visits is not None and not np.array_equal(self.visits, self._visit_of_segments()):
+            digest.update(b"visit")  # only where it is not trivial, so that earlier digests stay
+            digest.update(np.ascontiguousarray(self.visits, dtype=np.int16).data)
+        if self.grades is not None and not self.grades.all():
+            digest.update(b"graded")
+            digest.update(np.ascontiguousarray(self.grades, dtype=bool).data)
         return digest.hexdigest()
+
+
+_PIECE = 1 << 20  # images
 
 
 def _unless(trivial: Any, value: Any) -> list[Any]:

@@ -179,13 +179,14 @@ class Dataset(Portable, abc.ABC):
 
     @abc.abstractmethod
     def missing(self, shift: Shift) -> Problem | None:
-        """Why ``shift`` is not available, or None."""
+        """Why ``shift`` is not available, or None; of :data:`tta_bench.streams.COMPOUND`, why no compound is."""
 
     @abc.abstractmethod
     def fingerprint(self, shift: Shift, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
         """The identity of images ``rows`` (n,) under ``shift``: ids, contents, labels, generator settings, libraries.
 
-        Settings at their default are left out, so that a new setting does not change existing keys.
+        Settings at their default are left out, so that a new setting does not change existing keys. That of
+        :data:`tta_bench.streams.COMPOUND` covers all compounds, whose ids are in the stream's digest.
 
         Raises:
             UsageError: a file cannot be read.
@@ -198,6 +199,12 @@ class Dataset(Portable, abc.ABC):
     def array(self, shift: Shift) -> np.ndarray | None:
         """All images under ``shift`` where they are on disk as one array; None: they go through the cache."""
         return None
+
+
+def no_compounds(title: str) -> Problem:
+    """The problem that stored images of one corruption cannot be given another at a fine severity."""
+    hint = "choose a kind of data that makes its corruptions from clean images, such as folder or digits"
+    return Problem(f"{title} has one published corruption at a time, the stream needs two in turn", hint=hint)
 
 
 def digest(value: Any) -> str:

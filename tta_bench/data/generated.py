@@ -1,4 +1,4 @@
-"""Clean images corrupted on the fly, each with a seed derived from its id."""
+"""Clean images corrupted on the fly, each with a seed derived from its id, by one corruption or several in turn."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import numpy as np
 
 from tta_bench.data.base import CleanImages, Dataset, recompress
 from tta_bench.data.corrupt import corruptions
+from tta_bench.data.corrupt.strengths import Strengths
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, near_miss
-from tta_bench.streams import CLEAN, Shift
+from tta_bench.streams import CLEAN, COMPOUND, Shift
 
 
 class Generated(Dataset):
-    """Any clean images under the 19 corruptions.
+    """Any clean images under the 19 corruptions, and under compounds of them at severities in quarters.
 
     Args:
         clean: the images.
@@ -22,7 +23,7 @@ class Generated(Dataset):
         strengths: "imagenet" or "cifar".
         seed: the data seed.
         title: the data set's name in tables.
-        recompress_jpeg: JPEG quality of a round trip after the corruption, or None.
+        recompress_jpeg: JPEG quality of a round trip after the corruption, or the last of several; or None.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class Generated(Dataset):
         clean: CleanImages,
         source: CleanImages | None,
         *,
-        strengths: corruptions.Strengths,
+        strengths: Strengths,
         seed: int,
         title: str,
         recompress_jpeg: int | None = None,
@@ -69,13 +70,15 @@ class Generated(Dataset):
         pixels = self.clean.decode(index)
         if shift == CLEAN:
             return pixels
-        seed = corruptions.image_seed(self.ids[index], shift.name, int(shift.severity or 0), self.seed)
-        pixels = corruptions.corrupt(pixels, shift.name, int(shift.severity or 0), strengths=self.strengths, seed=seed)
+        for part in shift.parts or (shift,):
+            name = corruptions.OF_CCC.get(part.name, part.name)
+            seed = corruptions.image_seed(self.ids[index], name, part.severity or 0, self.seed)
+            pixels = corruptions.corrupt(pixels, name, part.severity or 0, strengths=self.strengths, seed=seed)
         return recompress(pixels, self.recompress_jpeg) if self.recompress_jpeg else pixels
 
 
 def unknown_corruption(shift: Shift) -> Problem | None:
-    """A problem where ``shift`` is neither clean nor one of the 19 corruptions; else None."""
-    if shift == CLEAN or shift.name in corruptions.NAMES:
+    """A problem where ``shift`` is neither clean, compound nor one of the 19 corruptions; else None."""
+    if shift in (CLEAN, COMPOUND) or shift.name in corruptions.NAMES:
         return None
     return Problem(f"unknown corruption {shift.name!r}", hint=near_miss(shift.name, ["clean", *corruptions.NAMES]))

@@ -49,9 +49,9 @@ def assembled(protocol: Protocol, source: Source, graded_after: int | None = Non
     graded = np.concatenate([b.graded for b in batches])
     stream = Stream(
         shifts=parts[0].compounds or source.shifts,
-        shift=np.concatenate([part.shift for part in parts]).astype(np.int16),
-        image=np.concatenate([part.image for part in parts]).astype(np.int32),
-        bounds=np.concatenate([*starts, offsets[-1:]]).astype(np.int64),
+        shift=np.concatenate([part.shift for part in parts]).astype(np.int16, copy=False),
+        image=np.concatenate([part.image for part in parts]).astype(np.int32, copy=False),
+        bounds=np.concatenate([*starts, offsets[-1:]]).astype(np.int64, copy=False),
         reset_before=np.concatenate([b.reset_before for b in batches]),
         adapt=np.concatenate([b.adapt for b in batches]),
         segments=tuple(
@@ -70,7 +70,7 @@ def _visits(parts: Sequence[Part]) -> np.ndarray | None:
     if all(part.visits is None for part in parts):
         return None
     visits = [np.full(len(p.image), p.visit) if p.visits is None else p.visits for p in parts]
-    return np.concatenate(visits).astype(np.int16)
+    return np.concatenate(visits).astype(np.int16, copy=False)
 
 
 # -- parts and probes --------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from tta_bench.registry import PROTOCOLS, Registry
 from tta_bench.streams import Shift, Stream, StreamSpec, subset
 
 _KEPT = 4  # streams that are held, so that the trials of one are not built one by one
+_LONG = 1_000_000  # images of a stream of which only one is held, and none while another is built
 
 
 def pieces(stream: Stream, cuts: list[int]) -> Iterator[Stream]:
@@ -23,11 +24,12 @@ def pieces(stream: Stream, cuts: list[int]) -> Iterator[Stream]:
     bounds = [0, *cuts, len(stream.adapt)]
     for first, last in itertools.pairwise(bounds):
         images = slice(int(stream.bounds[first]), int(stream.bounds[last]))
-        used, shift = np.unique(stream.shift[images], return_inverse=True)
+        used, renumbered = np.unique(stream.shift[images]), np.zeros(len(stream.shifts), dtype=np.int16)
+        renumbered[used] = np.arange(len(used))
         yield replace(
             stream,
             shifts=tuple(stream.shifts[number] for number in used),
-            shift=shift.astype(np.int16),
+            shift=renumbered[stream.shift[images]],
             image=stream.image[images],
             bounds=stream.bounds[first : last + 1] - stream.bounds[first],
             reset_before=np.concatenate([[False], stream.reset_before[first + 1 : last]]),
@@ -66,6 +68,9 @@ class Streams:
     def _pieces(self, model: str, spec: StreamSpec) -> list[Stream]:
         whole = replace(spec, piece=0, shifts=(), length=0)
         if (model, whole) not in self._built:
+            long = [key for key, made in self._built.items() if sum(len(piece.image) for piece in made) > _LONG]
+            for key in long:
+                del self._built[key]
             self._built[model, whole] = list(self._made(model, whole))
             if len(self._built) > _KEPT:
                 self._built.popitem(last=False)

@@ -75,10 +75,14 @@ class Ccc(Protocol):
             raise refusal("speed", f"a step of {speed} images cannot be drawn from {clean}", "lower the speed")
         steps = list(itertools.islice(self._walk(source.seed), -(-images // speed)))
         numbers = {shift: number for number, shift in enumerate(dict.fromkeys(shift for _, shift in steps))}
-        drawn = [source.rng("ccc", step).permutation(clean)[:speed].astype(np.int32) for step in range(len(steps))]
+        if (pairs := steps[-1][0]) > np.iinfo(np.int16).max:
+            raise refusal("speed", f"the walk would visit {pairs + 1:,} pairs of corruptions", "raise the speed")
+        image = np.empty(len(steps) * speed, dtype=np.int32)
+        for step in range(len(steps)):
+            image[step * speed : (step + 1) * speed] = source.rng("ccc", step).permutation(clean)[:speed]
         shift = np.repeat(np.array([numbers[shift] for _, shift in steps], dtype=np.int16), speed)
         visits = np.repeat(np.array([pair for pair, _ in steps], dtype=np.int16), speed)
-        yield Part("stream", 0, shift, np.concatenate(drawn), visits, compounds=tuple(numbers))[:images]
+        yield Part("stream", 0, shift, image, visits, compounds=tuple(numbers))[:images]
 
     def _walk(self, seed: int) -> Iterator[tuple[int, Shift]]:
         """(number of the pair, shift) of each step, without end."""
@@ -152,4 +156,4 @@ def _path(matrix: np.ndarray, baseline: float) -> list[tuple[int, int]]:
 def _compound(pair: _Pair, severities: tuple[float, float]) -> Shift:
     """Both corruptions in turn; those of severity 0 are left out."""
     shifts = [Shift(name, severity) for name, severity in zip(pair, severities, strict=True) if severity]
-    return Shift.compound(*shifts) if len(shifts) > 1 else shifts[0] if shifts else CLEAN
+    return Shift.compound(*shifts) if shifts else CLEAN

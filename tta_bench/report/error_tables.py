@@ -11,7 +11,7 @@ import pandas as pd
 
 from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.report import statistics
-from tta_bench.report.evidence import TRIAL, Evidence, adapting_most
+from tta_bench.report.evidence import ALL_IMAGES, TRIAL, Evidence, adapting_most
 from tta_bench.report.images import ImageErrors
 from tta_bench.report.marks import Tested
 from tta_bench.report.statistics import Ranks
@@ -106,6 +106,7 @@ def _table(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, image
         corruptions=corruptions,
         rows=tested.rows,
         partial=bool(frame["partial"].any()),
+        averaged=corruptions != [ALL_IMAGES],
         seeds=frame["seed"].nunique(),
         pairs=tested.pairs,
         untested=tested.untested,
@@ -200,7 +201,8 @@ def caption(frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] =
         else f"mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))})"
     )
     counted = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
-    parts = [f"Error in per cent on {setting.text}", f"{counted} images of each shift{partial}", *further, spread]
+    of = "in the stream" if (frame["shift"] == ALL_IMAGES).all() else "of each shift"
+    parts = [f"Error in per cent on {setting.text}", f"{counted} images {of}{partial}", *further, spread]
     apart = not further and setting.severity and (frame["corruption"] == "clean").any()
     return ", ".join(parts) + "." + (" The mean is without clean." if apart else "")
 

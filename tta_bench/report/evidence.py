@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from tta_bench.errors import Problem, UsageError
@@ -23,6 +24,7 @@ from tta_bench.store.results import Results
 
 _CELL_KEY = ["label", "model", "setting", "seed", "segment", "shift", "visit"]
 TRIAL = ["run", "label", "model", "setting", "key"]  # identifies a trial: several labels and settings can share a key
+ALL_IMAGES = "all images"  # the shift of a row that joins a segment's rows of compounds, which can be thousands
 _PACKAGES = ("torch", "timm")
 
 
@@ -35,7 +37,7 @@ class Evidence:
         segments, shifts: as in :mod:`tta_bench.store.schema`, with ``run`` (its number), ``images_planned`` (images per
             shift), ``partial`` (whether only a part of the data set was used), ``section`` (id of the setting without
             severities and number of images adapted on) and ``of_severity`` (of the error table that a row belongs to; 0:
-            to those of every severity).
+            to those of every severity). Rows of compounds are joined into one of each segment.
         batches: the online curves, with ``run``.
         mixed: how the runs differ, a sentence each; only with ``mix``.
         notes: sentences for the reader.
@@ -134,8 +136,34 @@ def _numbered(run: Results, number: int, name: str) -> pd.DataFrame:
     table = table.assign(section=table["setting"].map(sections))
     if name != "shifts":
         return table
+    table = _with_compounds_joined(table, {trial["key"] for trial in run.plan["trials"] if _has_compounds(trial)})
     severities = {setting: trial["setting_values"]["severities"] for setting, trial in settings.items()}
     return table.assign(of_severity=_of_severity(table, severities))
+
+
+def _has_compounds(trial: Mapping[str, Any]) -> bool:
+    return any("+" in name for name, *_ in trial["shifts"])
+
+
+def _with_compounds_joined(shifts: pd.DataFrame, keys: set[str]) -> pd.DataFrame:
+    """One row for each segment of the trials ``keys``: errors over all its images; without what those do not tell."""
+    compounds = shifts["key"].isin(keys)
+    if not compounds.any():
+        return shifts
+    segment = [*TRIAL, "position"]
+    rows = shifts[compounds].assign(shift=ALL_IMAGES, corruption=ALL_IMAGES, visit=0, error_after_pct=np.nan)
+    rows = rows.assign(class_mean_error_pct=np.nan)
+    counts = ["images", "correct", "images_adapted", "images_skipped"]
+    wrong = [rows[f"images_{part}"] * rows[f"error_{part}_pct"] for part in ("adapted", "skipped")]
+    confidence = rows["images"] * rows["confidence_mean"]
+    sums = rows.assign(adapted=wrong[0], skipped=wrong[1], confidence=confidence).groupby(segment, sort=False)
+    sums = sums[[*counts, "adapted", "skipped", "confidence"]].sum(min_count=1).reset_index()
+    joined = rows.drop_duplicates(segment).drop(columns=counts).merge(sums, on=segment, validate="one_to_one")
+    joined["error_pct"] = 100.0 * (1.0 - joined["correct"] / joined["images"])
+    for part in ("adapted", "skipped"):
+        joined[f"error_{part}_pct"] = joined[part] / joined[f"images_{part}"]
+    joined["confidence_mean"] = joined["confidence"] / joined["images"]
+    return pd.concat([shifts[~compounds], joined[shifts.columns].astype(shifts.dtypes)], ignore_index=True)
 
 
 def section_of(trial: Mapping[str, Any]) -> Setting:

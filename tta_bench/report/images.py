@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tta_bench.report.evidence import Evidence
+from tta_bench.report.evidence import ALL_IMAGES, Evidence
 from tta_bench.store import results
 
 _ARRAYS = ("images/image", "images/shift", "images/correct", "images/graded", "images/batch", "batches/segment")
@@ -49,9 +49,11 @@ class ImageErrors:
         self._counts: dict[CellKey, _Counts] = {}
         self._fingerprints: dict[tuple[str, str], str] = {}
         self._mixed_images = False  # trials of one source model and shift have images with different fingerprints
-        ok = set(evidence.shifts.loc[evidence.shifts["status"] == "ok", "key"])
+        shifts = evidence.shifts
+        paired = set(shifts.loc[(shifts["status"] == "ok") & (shifts["shift"] != ALL_IMAGES), "key"])
+        paired -= set(evidence.segments.loc[evidence.segments["images_not_kept"].notna(), "key"])
         for run, trial in evidence.trials():
-            if trial["key"] in ok and (trial["key"], trial["setting"]) in trials:
+            if trial["key"] in paired and (trial["key"], trial["setting"]) in trials:
                 self._add(trial, results.read_arrays(run.path, trial["key"], _ARRAYS.__contains__))
 
     def _add(self, trial: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:

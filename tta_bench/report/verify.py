@@ -45,12 +45,26 @@ def _disagreements(
     if record["status"] != "ok":
         return
     arrays = results.read_arrays(run, trial["key"], lambda name: True)
+    if "batches/images_correct" in arrays:
+        yield from _sums(record, arrays)
+        return
     for row in record["segments"]:
         yield from _unlike(row, _segment(arrays, row["position"]), row["segment"])
     numbers = {name: number for number, (_, _, name) in enumerate(trial["shifts"])}
     for row in record["shifts"]:
         recomputed = _shift(arrays, row["position"], numbers[row["shift"]], row["visit"], graded_after)
         yield from _unlike(row, recomputed, f"{row['segment']}, {row['shift']}")
+
+
+def _sums(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Disagreements of a long stream's rows with the sums over its batches."""
+    for row in record["segments"]:
+        here, name = arrays["batches/segment"] == row["position"], row["segment"]
+        shifts = [shift for shift in record["shifts"] if shift["position"] == row["position"]]
+        correct = sum(shift["correct"] for shift in shifts)
+        images = int(arrays["batches/images_graded"][here].sum())
+        yield from _unlike(row, {"images": images, "batches": int(here.sum())}, name)
+        yield from _unlike({"correct": correct}, {"correct": int(arrays["batches/images_correct"][here].sum())}, name)
 
 
 def _unlike(row: Mapping[str, Any], recomputed: Mapping[str, Any], where: str) -> Iterator[str]:

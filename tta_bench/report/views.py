@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from tta_bench.report.error_tables import caption, named, rows_of, sections, severities
-from tta_bench.report.evidence import TRIAL, Evidence, of_shifts
+from tta_bench.report.evidence import ALL_IMAGES, TRIAL, Evidence, of_shifts
 from tta_bench.report.table import ErrorTable, TableSetting
 from tta_bench.setting import Setting
 
@@ -129,10 +129,9 @@ def _by_adaptation(frame: pd.DataFrame) -> pd.DataFrame:
 def _collapse(evidence: Evidence, frame: pd.DataFrame) -> pd.DataFrame:
     segments = of_shifts(evidence.segments, frame)
     share = segments.assign(error_pct=segments["most_predicted_pct"], view="most predicted")
-    return pd.concat(
-        [frame.assign(view="images"), frame.assign(view="classes", error_pct=frame["class_mean_error_pct"]), share],
-        ignore_index=True,
-    )
+    classes = frame[frame["shift"] != ALL_IMAGES]  # over all images of a stream it is unknown
+    classes = classes.assign(view="classes", error_pct=classes["class_mean_error_pct"])
+    return pd.concat([frame.assign(view="images"), classes, share], ignore_index=True)
 
 
 def _forgetting(probes: pd.DataFrame, baseline: str) -> pd.DataFrame:

@@ -179,7 +179,7 @@ class _TrialRun:
         with self.steps.watching(), rings.pin(self.ring, self.device):
             facts = self._set_up()
             self.child.connection.send(messages.MethodReady(self.adapter.outputs, facts))
-            while self._segment():
+            while self._block():
                 pass
 
     # -- set-up --------------------------------------------------------------------------------------------------------
@@ -252,8 +252,8 @@ class _TrialRun:
 
     # -- the stream ----------------------------------------------------------------------------------------------------
 
-    def _segment(self) -> bool:
-        """Process one segment; False at the end of the trial."""
+    def _block(self) -> bool:
+        """Process one block; False at the end of the trial."""
         reset_peak_memory(self.device)
         data_ms, stats = list[float](), list[Mapping[str, float | Tensor] | None]()
         while True:
@@ -262,7 +262,7 @@ class _TrialRun:
             message = self.child.connection.recv()
             if isinstance(message, messages.TrialEnd):
                 return False
-            if isinstance(message, messages.SegmentEnd):
+            if isinstance(message, messages.BlockEnd):
                 break
             x = self._images(message)
             data_ms.append((time.perf_counter() - start) * 1e3)
@@ -301,11 +301,11 @@ class _TrialRun:
 
     def _measurements(
         self, data_ms: np.ndarray, stats: list[Mapping[str, float | Tensor] | None]
-    ) -> messages.SegmentMeasurements:
+    ) -> messages.BlockMeasurements:
         while self.unreported:
             self._report_oldest()
         forwarded, backwarded = self.counter.read()
-        return messages.SegmentMeasurements(
+        return messages.BlockMeasurements(
             forwarded,
             backwarded,
             self.steps.read(),

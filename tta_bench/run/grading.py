@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tta_bench.data import Dataset
 from tta_bench.run import metrics
-from tta_bench.run.messages import SegmentMeasurements
+from tta_bench.run.messages import BlockMeasurements
 from tta_bench.store import schema
 from tta_bench.streams import Stream
 
@@ -17,41 +17,56 @@ WARMUP_BATCHES = 2  # a trial's first batches, which select kernels and allocate
 
 
 class Grader:
-    """Grades a stream segment by segment.
+    """Grades a stream block by block; keeps nine bytes for each image, and in short streams the arrays of the results.
 
     Args:
         stream: of the trial.
         dataset: source of the labels.
+        per_image: images of the longest stream whose results have arrays with an element for each image.
     """
 
-    def __init__(self, stream: Stream, dataset: Dataset):
+    def __init__(self, stream: Stream, dataset: Dataset, per_image: int):
         self._stream, self._dataset = stream, dataset
+        self._is_short = len(stream.image) <= per_image
+        self._predicted = list[np.ndarray]()  # of the blocks of the present segment, as the next three
+        self._confidence = list[np.ndarray]()
+        self._correct = list[np.ndarray]()
+        self._measured = list[BlockMeasurements]()
         self._segments = list[dict[str, Any]]()
         self._shifts = list[dict[str, Any]]()
         self._batches = list[dict[str, np.ndarray]]()
         self._images = list[dict[str, np.ndarray]]()
 
-    def add(self, position: int, graded: list[metrics.BatchVerdicts], measured: SegmentMeasurements) -> None:
-        """Add a segment: verdicts on its batches, in order, and its meter readings.
+    def add(self, first: int, graded: Sequence[metrics.BatchVerdicts], measured: BlockMeasurements) -> None:
+        """Add a block: verdicts on its batches, from number ``first`` on, and its meter readings.
 
         Raises:
             FloatingPointError: scores are not finite.
         """
-        segment, stream = self._stream.segments[position], self._stream
-        finite = np.array([g.finite for g in graded])
+        stream, finite = self._stream, np.array([g.finite for g in graded])
         if not finite.all():
-            bad = segment.first + int(np.argmin(finite))
-            raise FloatingPointError(f"the scores of batch {bad} (segment {segment.name}) are not finite")
+            bad = first + int(np.argmin(finite))
+            name = stream.segments[stream.segment[bad]].name
+            raise FloatingPointError(f"the scores of batch {bad} (segment {name}) are not finite")
+        where = slice(int(stream.bounds[first]), int(stream.bounds[first + len(graded)]))
         predicted = np.concatenate([g.predicted for g in graded])
+        self._predicted.append(predicted)
+        self._correct.append(predicted == self._labels(stream.shift[where], stream.image[where]))
+        self._confidence.append(np.concatenate([g.confidence for g in graded]))
+        self._measured.append(measured)
+
+    def end_segment(self, position: int) -> None:
+        """Make the rows and arrays of a segment, whose blocks have been added."""
+        segment, stream = self._stream.segments[position], self._stream
+        kept = (self._predicted, self._confidence, self._correct)
+        predicted, confidence, correct = (np.concatenate(blocks) for blocks in kept)
+        measured = joined(self._measured)
+        for blocks in (*kept, self._measured):
+            blocks.clear()
         where = slice(int(stream.bounds[segment.first]), int(stream.bounds[segment.last]))
-        shift, image = stream.shift[where], stream.image[where]
-        labels = self._labels(shift, image)
+        shift, image, visit, graded = (a[where] for a in (stream.shift, stream.image, stream.visit, stream.graded))
         sizes = np.diff(stream.bounds[segment.first : segment.last + 1])
         numbers = np.arange(segment.first, segment.last)
-        verdicts = {"shift": shift, "visit": stream.visit[where], "image": image,
-                    "batch": np.repeat(numbers, sizes).astype(np.int32), "graded": stream.graded[where],
-                    "predicted": predicted, "correct": predicted == labels,
-                    "confidence": np.concatenate([g.confidence for g in graded])}  # fmt: skip
         batches: dict[str, np.ndarray] = {
             "batch": numbers,
             "segment": np.full(len(sizes), position, dtype=np.int16),
@@ -61,10 +76,18 @@ class Grader:
             "data_ms": measured.data_ms,
             **{f"{schema.STATISTIC}{name}": values for name, values in measured.stats.items()},
         }
-        self._segments.append(self._segment_row(position, batches, predicted[verdicts["graded"]], measured))
-        self._shifts += self._shift_rows(position, verdicts, labels, np.repeat(measured.adapted, sizes))
+        if self._is_short:
+            of_batch = np.repeat(numbers.astype(np.int32), sizes)
+            self._images.append({"shift": shift, "visit": visit, "image": image, "batch": of_batch, "graded": graded,
+                                 "predicted": predicted, "correct": correct, "confidence": confidence})  # fmt: skip
+        else:
+            starts = stream.bounds[segment.first : segment.last] - stream.bounds[segment.first]
+            batches["images_graded"] = np.add.reduceat(graded, starts, dtype=np.int64)
+            batches["images_correct"] = np.add.reduceat(graded & correct, starts, dtype=np.int64)
         self._batches.append(batches)
-        self._images.append(verdicts)
+        self._segments.append(self._segment_row(position, batches, predicted[graded], measured))
+        adapted = np.repeat(measured.adapted, sizes)
+        self._shifts += self._shift_rows(position, _cells(shift, visit, graded), image, correct, confidence, adapted)
 
     def results(self) -> dict[str, Any]:
         """Rows and arrays of all segments, as fields of :class:`tta_bench.run.runner.TrialResult`."""
@@ -75,6 +98,10 @@ class Grader:
             "images": _concatenated(self._images),
         }
 
+    def facts(self) -> dict[str, Any]:
+        """Facts about the trial's arrays."""
+        return {} if self._is_short else {"images_not_kept": len(self._stream.image)}
+
     def _labels(self, shift: np.ndarray, image: np.ndarray) -> np.ndarray:
         """Labels (N,) of images given by shift number (N,) and image index (N,)."""
         labels = np.empty(len(image), dtype=np.int64)
@@ -84,7 +111,7 @@ class Grader:
         return labels
 
     def _segment_row(
-        self, position: int, batches: Mapping[str, np.ndarray], predicted: np.ndarray, measured: SegmentMeasurements
+        self, position: int, batches: Mapping[str, np.ndarray], predicted: np.ndarray, measured: BlockMeasurements
     ) -> dict[str, Any]:
         """The row of table ``segments``; ``predicted`` are the classes predicted for graded images."""
         row = schema.Segment(
@@ -105,26 +132,25 @@ class Grader:
         return {**vars(row), **means}
 
     def _shift_rows(
-        self, position: int, verdicts: Mapping[str, np.ndarray], labels: np.ndarray, adapted: np.ndarray
-    ) -> list[dict[str, Any]]:
-        """The rows of table ``shifts``: graded images by shift and visit. ``adapted`` (N,): images adapted on."""
-        rows, mixed = list[dict[str, Any]](), adapted.any() and not adapted.all()
-        order = np.arange(len(labels))
-        for cell in (cell for cell in self._stream.cells if cell.segment == position):
-            here = verdicts["graded"] & (verdicts["shift"] == cell.shift) & (verdicts["visit"] == cell.visit)
-            correct, shift = verdicts["correct"][here], self._stream.shifts[cell.shift]
+        self, position: int, cells: Iterator[tuple[int, int, np.ndarray]], image: np.ndarray, correct: np.ndarray,
+        confidence: np.ndarray, adapted: np.ndarray,
+    ) -> Iterator[dict[str, Any]]:  # fmt: skip
+        """The rows of table ``shifts``, one a cell; arrays are of the segment's images, ``adapted``: adapted on."""
+        mixed = adapted.any() and not adapted.all()
+        for number, visit, here in cells:
+            shift = self._stream.shifts[number]
+            labels = self._dataset.labels_of(shift)[image[here]]
             row = schema.Shift(
-                **{**self._segment_columns(position), "visit": cell.visit},
+                **{**self._segment_columns(position), "visit": visit},
                 shift=shift.id,
                 corruption=shift.name,
                 severity=int(shift.severity or 0),
-                class_mean_error_pct=metrics.class_mean_error_pct(correct, labels[here]),
-                **metrics.summary(correct, verdicts["confidence"][here]),
-                **metrics.after(correct, order[here], self._stream.graded_after),
-                **(metrics.by_adaptation(correct, adapted[here]) if mixed else {}),
+                class_mean_error_pct=metrics.class_mean_error_pct(correct[here], labels),
+                **metrics.summary(correct[here], confidence[here]),
+                **metrics.after(correct[here], here, self._stream.graded_after),
+                **(metrics.by_adaptation(correct[here], adapted[here]) if mixed else {}),
             )
-            rows.append(vars(row))
-        return rows
+            yield vars(row)
 
     def _segment_columns(self, position: int) -> dict[str, Any]:
         segment = self._stream.segments[position]
@@ -141,6 +167,33 @@ def _timing(step_ms: np.ndarray, sizes: np.ndarray, numbers: np.ndarray) -> dict
         "images_per_s": float(images / timed.sum() * 1e3) if len(timed) else None,
         "warmup_ms": float(step_ms[warm].sum()) if warm.any() else None,
     }
+
+
+def _cells(shift: np.ndarray, visit: np.ndarray, graded: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(number of the shift, visit, ascending positions of its graded images) of each cell of a segment's images (N,)."""
+    here = np.flatnonzero(graded).astype(np.int32)
+    here = here[np.lexsort((visit[here], shift[here]))]
+    borders = np.flatnonzero((np.diff(shift[here]) != 0) | (np.diff(visit[here]) != 0)) + 1
+    for cell in np.split(here, borders):
+        if len(cell):
+            yield int(shift[cell[0]]), int(visit[cell[0]]), cell
+
+
+def joined(blocks: Sequence[BlockMeasurements]) -> BlockMeasurements:
+    """The meter readings of a segment."""
+    backwarded = [block.images_backwarded for block in blocks if block.images_forwarded]
+    unknown = bool(backwarded) and all(count is None for count in backwarded)
+    peaks = [block.peak_memory_mib for block in blocks if block.peak_memory_mib is not None]
+    return BlockMeasurements(
+        images_forwarded=sum(block.images_forwarded for block in blocks),
+        images_backwarded=None if unknown else sum(filter(None, backwarded)),
+        updates=sum(block.updates for block in blocks),
+        peak_memory_mib=max(peaks, default=None),
+        adapted=np.concatenate([block.adapted for block in blocks]),
+        step_ms=np.concatenate([block.step_ms for block in blocks]),
+        data_ms=np.concatenate([block.data_ms for block in blocks]),
+        stats={name: np.concatenate([block.stats[name] for block in blocks]) for name in blocks[0].stats},
+    )
 
 
 def _concatenated(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -86,13 +86,13 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class SegmentEnd:
-    """Follows the last batch of a segment."""
+class BlockEnd:
+    """Follows the last batch of a block: a segment, or a part of a long one."""
 
 
 @dataclass(frozen=True)
 class TrialEnd:
-    """Follows the last segment."""
+    """Follows the last block."""
 
 
 # -- from the child ----------------------------------------------------------------------------------------------------
@@ -128,8 +128,8 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class SegmentMeasurements:
-    """Meter readings of a segment.
+class BlockMeasurements:
+    """Meter readings of a block.
 
     Attributes:
         images_forwarded, images_backwarded, updates: counts; ``images_backwarded`` is None if it cannot be measured.

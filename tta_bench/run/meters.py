@@ -2,8 +2,8 @@
 
 Forwards are counted at the network's stem and gradients at the classifier's input, by hooks that do one thing: an
 in-place add to a preallocated counter on the model's device. All deep copies of the model share the counter, so a
-teacher's passes count, and a captured graph replays the add. Counters are read once a segment, so nothing here makes
-the host wait for a GPU inside a segment.
+teacher's passes count, and a captured graph replays the add. Counters are read once a block (a segment, or 1,000 batches
+of a long one), so nothing here makes the host wait for a GPU inside a block.
 """
 
 from __future__ import annotations

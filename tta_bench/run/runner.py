@@ -28,14 +28,16 @@ from tta_bench.run import messages, metrics, output
 from tta_bench.run import ring as rings
 from tta_bench.run.faults import DataFault, FaultKind
 from tta_bench.run.grading import Grader
+from tta_bench.run.image_makers import batches, makers
 from tta_bench.run.ring import Ring
 from tta_bench.run.server import ForkServer, Process
 from tta_bench.store import schema
-from tta_bench.streams import Segment, derived_seed
+from tta_bench.streams import derived_seed
 from tta_bench.suite.plan import Materials, Trial
 
 M = TypeVar("M")
 OUTPUTS = ("logits", "probabilities")  # kinds of scores
+BLOCK = 1000  # batches after which scores, events and counters are read, so that they do not pile up in long segments
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class TrialResult:
         segments: a dict per segment: :class:`tta_bench.store.schema.Segment`.
         shifts: a dict per segment, shift and visit: :class:`tta_bench.store.schema.Shift`.
         batches: per batch, arrays of equal length: :class:`tta_bench.store.schema.Batches`.
-        images: per image in stream order, arrays of equal length: :class:`tta_bench.store.schema.Images`.
+        images: per image in stream order, arrays of equal length: :class:`tta_bench.store.schema.Images`; none of a long
+            stream.
         environment: host, device and versions.
         log: output of the method.
     """
@@ -95,7 +98,8 @@ class Supervisor:
     Args:
         materials: what all trials share.
         cache: the image cache.
-        threads: CPU threads of torch in the child; results are bit-identical for equal numbers.
+        threads: CPU threads of torch in the child, for equal numbers of which results are bit-identical; and the number
+            of processes that make images, where a stream's are not cached.
         server: forks the children.
         timeout: seconds after which a trial's child is killed, or None.
     """
@@ -111,7 +115,7 @@ class Supervisor:
         self.materials, self.cache, self.server = materials, cache, server
         self.streams = materials.streams()
         self.logs = server.folder
-        self._threads, self._timeout = threads, timeout
+        self.threads, self._timeout = threads, timeout
         self._child: _Child | None = None
 
     def run(self, trial: Trial) -> TrialResult:
@@ -186,7 +190,7 @@ class Supervisor:
                 trial.asked["model"]["weights_sha256"],
                 trial.precision,
                 self.materials.registry,
-                self._threads,
+                self.threads,
                 self.materials.folder,
             )
             self._child = _Child(serves, self.server.fork(children.serve, setup, str(log)))
@@ -248,23 +252,35 @@ class _TrialExchange:
         self._dataset = materials.datasets[trial.model]
         self._stream = supervisor.streams.build(trial.model, trial.stream)
         with _reading():
-            entries = [materials.cache_entry(trial.model, trial.stream, shift) for shift in self._stream.shifts]
+            entries = [materials.cache_entry(trial.model, trial.stream, shift) for shift in trial.stream.cached]
             self._images = [supervisor.cache.images(entry) for entry in entries]
         self._child = supervisor.child(trial, log, deadline)
 
     def result(self) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Let the method set up, then run the stream segment by segment."""
+        """Let the method set up, then run the stream."""
+        if self._images:
+            return self._result(None)
+        stream = self._stream
+        with makers(self._supervisor.server, self._dataset, stream.shifts, self._supervisor.threads) as processes:
+            return self._result(batches(processes, (stream.batch(number) for number in range(len(stream.adapt)))))
+
+    def _result(self, pixels: Iterator[np.ndarray] | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Run the stream block by block; ``pixels`` of its batches, in order, where they are not cached."""
+        self._pixels = pixels
         self._ring = self._request()
         ready = self._await_method()
-        grader = Grader(self._stream, self._dataset)
+        grader = Grader(self._stream, self._dataset, self._supervisor.materials.per_image)
         for position, segment in enumerate(self._stream.segments):
-            graded = list(self._graded(segment, ready.outputs))
-            self._send(messages.SegmentEnd())
-            grader.add(position, graded, self._receive(messages.SegmentMeasurements))
+            for first in range(segment.first, segment.last, BLOCK):
+                graded = list(self._graded(first, min(first + BLOCK, segment.last), ready.outputs))
+                self._send(messages.BlockEnd())
+                grader.add(first, graded, self._receive(messages.BlockMeasurements))
+            grader.end_segment(position)
         self._send(messages.TrialEnd())
         done, results = self._receive(messages.TrialDone), grader.results()
         _refuse(schema.row_faults(results["segments"], results["shifts"]))
-        return {"status": "ok", "facts": _printable_facts(ready.facts), **results}, done.changes
+        facts = _printable_facts(ready.facts) | grader.facts()
+        return {"status": "ok", "facts": facts, **results}, done.changes
 
     def _request(self) -> Ring:
         trial, process = self._trial, self._child.process
@@ -307,15 +323,19 @@ class _TrialExchange:
             raise _InvalidFacts(f"outputs must be {' or '.join(OUTPUTS)}, not {message.outputs!r:.100}")
         return message
 
-    def _graded(self, segment: Segment, outputs: str) -> Iterator[metrics.BatchVerdicts]:
-        """Verdicts on a segment's batches, in order; up to ``SLOTS`` batches are in flight."""
+    def _graded(self, first: int, last: int, outputs: str) -> Iterator[metrics.BatchVerdicts]:
+        """Verdicts on batches [first, last), in order; up to ``SLOTS`` batches are in flight."""
         in_flight = deque[messages.Batch]()
-        for number in range(segment.first, segment.last):
+        for number in range(first, last):
             if len(in_flight) == rings.SLOTS:
                 yield self._verdicts(in_flight.popleft(), outputs)
             batch, slot = self._stream.batch(number), number % rings.SLOTS
             with _reading():
-                _fill(self._ring.pixels[slot, : len(batch.image)], self._images, batch.shift, batch.image)
+                out = self._ring.pixels[slot, : len(batch.image)]
+                if self._pixels is None:
+                    _fill(out, self._images, batch.shift, batch.image)
+                else:
+                    out[:] = next(self._pixels)
             in_flight.append(messages.Batch(slot, len(batch.image), batch.reset_before, batch.adapt))
             self._send(in_flight[-1])
         while in_flight:

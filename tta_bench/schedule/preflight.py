@@ -61,7 +61,7 @@ class Requirements:
 
 def requirements(materials: Materials, trials: Sequence[Trial]) -> Requirements:
     """The requirements of ``trials``, as found on this machine."""
-    streams = {(t.model, shift): t.stream for t in trials for shift in t.stream.shifts}
+    streams = {(t.model, shift.stored): t.stream for t in trials for shift in t.stream.shifts}
     data = {key: materials.contents[key] for key in streams}
     sources = {t.model: t.asked["source"] for t in trials if t.asked.get("source") is not None}
     weights = {t.model: t.asked["model"]["weights_sha256"] for t in trials}
@@ -130,7 +130,8 @@ def prepare(needed: Requirements, cache: ImageCache) -> list[str]:
     """Check this machine and build its image cache; returns the problems found, a sentence each."""
     if problems := find_problems(needed):
         return problems
-    entries = [needed.materials.cache_entry(model, stream, shift) for (model, shift), stream in needed.streams.items()]
+    cached = [(m, stream, shift) for (m, shift), stream in needed.streams.items() if shift in stream.cached]
+    entries = [needed.materials.cache_entry(*each) for each in cached]
     unique = list({entry.key: entry for entry in entries}.values())
     try:
         missing = cache.to_build(unique)

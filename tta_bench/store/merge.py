@@ -165,14 +165,20 @@ def _rank(record: Mapping[str, Any]) -> int:
 def _conflicts(trial: Mapping[str, Any], runs: Sequence[InputRun]) -> Iterator[Problem]:
     """Runs whose predictions of a trial differ from the first one's; confidences may, on another kind of device."""
     if len(runs) > 1:
-        name = "images/predicted"
-        first, *others = (results.read_arrays(run.path, trial["key"], name.__eq__)[name] for run in runs)
+        first, *others = (_predictions(run.path, trial["key"]) for run in runs)
         for run, other in zip(runs[1:], others, strict=True):
             if not np.array_equal(first, other):
                 differ = np.count_nonzero(first != other)
                 message = f"{trial['label']} · {trial['model']} · {trial_name(trial)}: " \
                           f"{differ} of {len(first)} predictions differ from those in {runs[0].name}"  # fmt: skip
                 yield Problem(message, run.name, hint="name the run whose results to keep with --keep RUN")
+
+
+def _predictions(run: pathlib.Path, key: str) -> np.ndarray:
+    """The class predicted for each image, or of a long stream the number of images classified correctly in each batch."""
+    names = ("images/predicted", "batches/images_correct")
+    arrays = results.read_arrays(run, key, names.__contains__)
+    return next(arrays[name] for name in names if name in arrays)
 
 
 def trial_name(trial: Mapping[str, Any]) -> str:

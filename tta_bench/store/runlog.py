@@ -7,6 +7,8 @@ import pathlib
 from tta_bench.run.runner import TrialResult
 from tta_bench.suite.plan import Trial
 
+_SHOWN = 100  # shifts whose ids are listed
+
 
 def name(key: str) -> str:
     """The path of a trial's log below the run's folder."""
@@ -17,8 +19,10 @@ def write(run: pathlib.Path, trial: Trial, result: TrialResult) -> None:
     """Write a trial's log: its identity, earlier attempts, output and traceback."""
     where = result.environment
     device = where.get("device_name") or where.get("device", "?")
+    names = [shift.id for shift in trial.stream.shifts]
+    shifts = ", ".join(names) if len(names) <= _SHOWN else f"{len(names)} shifts"
     lines = [
-        f"{trial.label} · {trial.model} · {', '.join(s.id for s in trial.stream.shifts)} · seed {trial.seed}",
+        f"{trial.label} · {trial.model} · {shifts} · seed {trial.seed}",
         f"{result.status} {result.reason}".rstrip(),
         f"on {where.get('host', '?')}, process {where.get('pid', '?')}, {device}",
         *(f"attempt before: {fault}" for fault in result.facts.get("faults", ())),

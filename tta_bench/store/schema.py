@@ -90,7 +90,7 @@ class ShiftPlace:
     role: str = fact("key", "stream, or probe: how well an earlier shift is still recognised")
     shift: str = fact("key", "corruption and severity, or clean")
     corruption: str = fact("key", "corruption, or clean")
-    severity: int = fact("key", "1 to 5; clean is 0")
+    severity: int = fact("key", "1 to 5; of clean and of compounds 0")
 
 
 # -- results of a trial -------------------------------------------------------------------------------------------------
@@ -197,6 +197,9 @@ class Facts:
         "origin", "part of the device that it had; below 1 its times are not its own", default=None
     )
     log: str | None = fact("origin", "its output, a file below the run's folder", default=None)
+    images_not_kept: int | None = fact(
+        "origin", "images of a stream too long for arrays images/… (the suite's per_image)", default=None
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -239,6 +242,15 @@ class Batches:
     adapted: np.ndarray = fact("result", "the method adapted on it; else it was only predicted", dtype="bool")
     step_ms: np.ndarray = fact("cost", "time of its step, ms", dtype="float64")
     data_ms: np.ndarray = fact("cost", "time spent waiting for its images, ms", dtype="float64")
+    images_graded: np.ndarray | None = fact(
+        "result",
+        "images graded in the batch, where there are no arrays images/…",
+        default=None,
+        dtype="int64",
+        column=False,
+    )
+    images_correct: np.ndarray | None = fact("result", "of those, classified correctly", default=None, dtype="int64",
+                                             column=False)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -393,7 +405,10 @@ def _required(owner: type) -> tuple[str, ...]:
 
 
 def array_faults(arrays: Mapping[str, np.ndarray], wanted: Callable[[str], bool]) -> Iterator[str]:
-    """A message for each array that is unknown, of another type, or ``wanted`` and missing."""
+    """A message for each array that is unknown, of another type, or ``wanted`` and missing.
+
+    Batches have ``images_graded`` and ``images_correct`` where there are no arrays of images.
+    """
     for name, array in arrays.items():
         if name in _ARRAYS:
             if array.dtype != _ARRAYS[name]:
@@ -402,9 +417,11 @@ def array_faults(arrays: Mapping[str, np.ndarray], wanted: Callable[[str], bool]
             yield f"unknown array {name}"
         elif array.dtype.kind not in "biuf":
             yield f"{name} is of {array.dtype}, not of numbers"
-    yield from (f"no array {name}" for name in _ARRAYS if wanted(name) and name not in arrays)
+    absent = _OF_LONG if not _OF_LONG & arrays.keys() else {name for name in _ARRAYS if name.startswith("images/")}
+    yield from (f"no array {name}" for name in _ARRAYS if wanted(name) and name not in arrays.keys() | absent)
 
 
+_OF_LONG = {"batches/images_graded", "batches/images_correct"}
 _ARRAYS = {
     f"{group}/{field.name}": np.dtype(field.metadata["dtype"])
     for group, owner in (("batches", Batches), ("images", Images))

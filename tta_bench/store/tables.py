@@ -12,6 +12,8 @@ from tta_bench.store.schema import BATCHES, STATISTIC, Asked, Column, types_of
 
 _ASKED = [*types_of(Asked), "key"]
 _GRADES = ("images/batch", "images/correct", "images/graded")
+MAX_POINTS = 10_000  # of a trial's online curve
+_MEANS = ("step_ms", "data_ms")  # where a row is of several batches; other columns are sums
 
 
 def trial_columns(trial: Mapping[str, Any], record: Mapping[str, Any] | None, damage: str | None) -> dict[str, Any]:
@@ -64,14 +66,29 @@ def is_of_batches(name: str) -> bool:
 
 
 def batch_columns(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A trial's columns, an element per batch: its own, the number of images graded, and of those classified correctly."""
-    batch, correct, graded = (arrays[name] for name in _GRADES)
+    """A trial's columns: its own, the number of images graded, and of those classified correctly.
+
+    An element is of one batch, or of several where there are more than :data:`MAX_POINTS`.
+    """
     own = {name.removeprefix("batches/"): array for name, array in arrays.items() if name not in _GRADES}
     own["position"] = own.pop("segment")
-    size = len(own["batch"])
-    own["images_graded"] = np.bincount(batch[graded], minlength=size)
-    own["images_correct"] = np.bincount(batch[graded & correct], minlength=size)
-    return own
+    if "images/batch" in arrays:
+        batch, correct, graded = (arrays[name] for name in _GRADES)
+        size = len(own["batch"])
+        own["images_graded"] = np.bincount(batch[graded], minlength=size)
+        own["images_correct"] = np.bincount(batch[graded & correct], minlength=size)
+    return own if len(own["batch"]) <= MAX_POINTS else _thinned(own)
+
+
+def _thinned(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns of a long trial with at most :data:`MAX_POINTS` elements, each of adjacent batches of one segment."""
+    frame = pd.DataFrame(columns)
+    length = -(-len(frame) // (MAX_POINTS - int(frame["position"].nunique())))
+    place = [frame["position"], frame.groupby("position").cumcount() // length]
+    rules = dict.fromkeys(frame, "sum") | {"batch": "first", "position": "first", "adapted": "any"}
+    rules |= {name: "mean" for name in frame if name in _MEANS or name.startswith(STATISTIC)}
+    points = frame.groupby(place, sort=False).agg(rules)
+    return {name: points[name].to_numpy() for name in columns}
 
 
 def batches(trials: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str, np.ndarray]]) -> pd.DataFrame:

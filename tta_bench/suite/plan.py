@@ -28,7 +28,7 @@ from tta_bench.models import Network
 from tta_bench.protocols import Protocol, ProtocolConfig, Streams
 from tta_bench.registry import DATASETS, PROTOCOLS, Registry, foreign_code
 from tta_bench.setting import Setting, setting_of
-from tta_bench.streams import Shift, StreamSpec, subset
+from tta_bench.streams import COMPOUND, Shift, StreamSpec, subset
 from tta_bench.suite import LoadedSuite, Suite
 from tta_bench.suite.keys import Keys
 from tta_bench.suite.prepare import Request
@@ -88,20 +88,22 @@ class Materials:
         datasets: model name to its data (one object, unless the geometry depends on the weights).
         registry: the plugins; plugin files are pickled with it.
         data_code: digest of the code of a third-party kind of data, else empty.
-        contents: digest of the fingerprint of the images used, for each model name and shift.
+        contents: digest of the fingerprint of the images used, for each model name and shift (all compounds are one).
         parameters: model name to its number of parameters.
         reopen: model name to a function that opens its data on any machine.
         folder: the driver's working directory, the base of relative paths (data, weights, checkpoints).
+        per_image: images of the longest stream whose results have arrays with an element for each image.
     """
 
     models: Mapping[str, Network]
     datasets: Mapping[str, Dataset]
     registry: Registry
     data_code: str
-    contents: Mapping[tuple[str, Shift], str]
+    contents: dict[tuple[str, Shift], str]
     parameters: Mapping[str, int]
     reopen: Mapping[str, Callable[[], Dataset]]
     folder: str
+    per_image: int
 
     def enter(self) -> None:
         """Change to the driver's working directory, if this machine has it, so that relative paths resolve alike."""
@@ -152,10 +154,10 @@ class Plan:
     axes: tuple[str, ...] = ()
 
     def cache_entries(self, trials: Iterable[Trial] | None = None) -> list[CacheEntry]:
-        """Each (data, shift) that ``trials`` (default: all) use, once."""
+        """Each (data, shift) that ``trials`` (default: all) take from the image cache, once."""
         entries: dict[tuple[int, Shift], CacheEntry] = {}
         for trial in self.trials if trials is None else trials:
-            for shift in trial.stream.shifts:
+            for shift in trial.stream.cached:
                 key = (id(self.materials.datasets[trial.model]), shift)
                 if key not in entries:
                     entries[key] = self.materials.cache_entry(trial.model, trial.stream, shift)
@@ -214,6 +216,7 @@ def make(
         {name: model.parameters for name, model in models.items()},
         {name: reopening(loaded, model) for name, model in models.items()},
         str(pathlib.Path.cwd()),
+        suite.per_image,
     )
     cells = _Cells(loaded, materials, limit, digests)
     trials = tuple(_trials(models, materials, configs, cells))
@@ -370,14 +373,31 @@ class _Cells:
         seen = set[tuple[str, str]]()  # by protocol parameters: two that make equal streams both have rows
         for protocol, spec in _wholes(self._loaded, evaluation, self._limit, batch_size, seed):
             for part, stream in self._streams.specs(model, spec):
-                if unknown := [s.id for s in part.shifts if (model, s) not in self._materials.contents]:
-                    message = f"the data have no images of {unknown[0]}, nor of {len(unknown) - 1} more of its shifts"
-                    raise UsageError(Problem(message, hint="these data show one corruption at a time"))
+                self._add_compounds(model, part.shifts)
+                if unknown := [s.id for s in part.shifts if (model, s.stored) not in self._materials.contents]:
+                    message = f"the suite has no images of {unknown[0]}, nor of {len(unknown) - 1} more of its shifts"
+                    raise UsageError(Problem(message, hint="add them to corruptions and severities"))
                 key = (protocol.canonical(), stream.sha256)
                 if key not in seen and not self._repeated(model, evaluation, part, stream.sha256):
                     seen.add(key)  # clean images are in the stream of every severity
                     data = self._data(model, part.shifts)
                     yield part, protocol, {"data": data, "stream": stream.sha256, "seed": seed}
+
+    def _add_compounds(self, model: str, shifts: tuple[Shift, ...]) -> None:
+        """Add the digest of all compounds to the contents, where a stream has some.
+
+        Raises:
+            UsageError: the data cannot show them.
+        """
+        contents, dataset = self._materials.contents, self._materials.datasets[model]
+        if (model, COMPOUND) in contents or not any(shift.parts for shift in shifts):
+            return
+        if problem := dataset.missing(COMPOUND):
+            raise UsageError(problem)
+        rows = subset(
+            len(dataset.labels), self._limit or self._loaded.suite.data.max_images, self._loaded.suite.data.seed
+        )
+        contents[model, COMPOUND] = content_of(dataset, COMPOUND, rows, self._digests, self._materials.data_code)
 
     def _repeated(self, model: str, evaluation: Evaluation, spec: StreamSpec, sha256: str) -> bool:
         """Whether an earlier entry of the suite's protocols has the stream.
@@ -397,7 +417,8 @@ class _Cells:
         return False
 
     def _data(self, model: str, shifts: tuple[Shift, ...]) -> str:
-        return digest([self._materials.contents[model, shift] for shift in shifts])
+        stored = dict.fromkeys(shift.stored for shift in shifts)
+        return digest([self._materials.contents[model, shift] for shift in stored])
 
     def source(self, model: str) -> str | None:
         """The digest of a model's source images, or None where there are none."""

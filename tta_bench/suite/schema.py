@@ -199,6 +199,7 @@ class Suite(Part):
     seeds: _Seeds = [0]
     precision: Annotated[tuple[Annotated[str, AfterValidator(_precision)], ...], *ONE_OR_MORE] = ("float32",)
     cache: Literal["on", "off"] = "on"
+    per_image: Annotated[int, Field(ge=0)] = 1_000_000
 
     @field_serializer("protocol")
     def _one_or_more(self, entries: tuple[ProtocolEntry, ...]) -> Any:

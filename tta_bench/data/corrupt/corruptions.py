@@ -1,6 +1,7 @@
 """The 19 corruptions of ImageNet-C and CIFAR-10-C, each image with a seed derived from its id.
 
-ImageNet-C's strengths come from the ``imagecorruptions`` package, CIFAR-10-C's from ``small_images``. Most functions of
+ImageNet-C's come from the ``imagecorruptions`` package, CIFAR-10-C's from ``small_images``; severities between the
+published ones have parameters interpolated between theirs (:mod:`tta_bench.data.corrupt.strengths`). Most functions of
 the package draw from NumPy's global generator, of which a process has one: use processes, not threads. torch is not
 imported, OpenCV only when a corruption needs it.
 """
@@ -14,13 +15,13 @@ import io
 import json
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from tta_bench.data.corrupt.strengths import Strengths
 from tta_bench.errors import Problem, UsageError, near_miss
-
-Strengths = Literal["imagenet", "cifar"]
+from tta_bench.streams import COMPOUND
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
@@ -32,24 +33,30 @@ GROUPS: dict[str, tuple[str, ...]] = {
 BENCHMARK = tuple(name for group, names in GROUPS.items() if group != "extra" for name in names)
 EXTRA = GROUPS["extra"]
 NAMES = (*BENCHMARK, *EXTRA)
+OF_CCC = {"elastic": "elastic_transform", "jpeg": "jpeg_compression"}  # names of corruptions within its compounds
 
 _OWN_SEED = ("glass_blur", "impulse_noise")  # these ignore the global generator and take seed=; the others reject it
-_SMALL_NEEDS = {"spatter": ("opencv",), "frost": ("imagecorruptions-imaug",)}
+_SMALL_NEEDS = {
+    "spatter": ("opencv",),
+    "frost": ("imagecorruptions-imaug",),
+    COMPOUND.name: ("imagecorruptions-imaug",),  # frost may be in it
+}
 
 
-def image_seed(image_id: str, corruption: str, severity: int, data_seed: int) -> int:
+def image_seed(image_id: str, corruption: str, severity: float, data_seed: int) -> int:
     """A 32-bit seed from the SHA-256 of image id, corruption, severity and data seed."""
-    text = json.dumps([image_id, corruption, severity, data_seed], separators=(",", ":"))
+    exact = int(severity) if severity == int(severity) else severity  # 3.0 is 3
+    text = json.dumps([image_id, corruption, exact, data_seed], separators=(",", ":"))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
-def corrupt(image: np.ndarray, corruption: str, severity: int, *, strengths: Strengths, seed: int) -> np.ndarray:
+def corrupt(image: np.ndarray, corruption: str, severity: float, *, strengths: Strengths, seed: int) -> np.ndarray:
     """One corrupted image.
 
     Args:
         image: uint8 (H, W, 3); 32×32 for "cifar", 32×32 or larger for "imagenet".
         corruption: one of :data:`NAMES`.
-        severity: 1 to 5.
+        severity: a multiple of 0.25 up to 5.
         strengths: the parameters of ImageNet-C or of CIFAR-10-C.
         seed: determines every draw; the global NumPy generator is restored afterwards.
 
@@ -68,15 +75,19 @@ def corrupt(image: np.ndarray, corruption: str, severity: int, *, strengths: Str
     options = {"seed": seed} if corruption in _OWN_SEED else {}
     package = _imagecorruptions()
     with _global_seed(seed), contextlib.redirect_stdout(io.StringIO()):  # it prints a warning for some sizes
-        corrupted: np.ndarray = package.corrupt(image, severity=severity, corruption_name=corruption, **options)
+        if severity != int(severity):
+            from tta_bench.data.corrupt import large_images
+
+            return large_images.corrupt(image, corruption, severity, options)
+        corrupted: np.ndarray = package.corrupt(image, severity=int(severity), corruption_name=corruption, **options)
     return corrupted
 
 
-def _check(image: np.ndarray, corruption: str, severity: int, strengths: str) -> None:
+def _check(image: np.ndarray, corruption: str, severity: float, strengths: str) -> None:
     if corruption not in NAMES:
         raise ValueError(f"unknown corruption {corruption!r}; {near_miss(corruption, NAMES)}")
-    if severity not in (1, 2, 3, 4, 5):
-        raise ValueError(f"severity must be 1 to 5, not {severity}")
+    if not (0 < severity <= 5 and severity * 4 == int(severity * 4)):
+        raise ValueError(f"severity must be 1 to 5, or quarters between, not {severity}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
     if strengths == "cifar" and image.shape != (32, 32, 3):

@@ -18,24 +18,24 @@ from scipy import ndimage
 
 from tta_bench.data.corrupt import small_weather as weather
 from tta_bench.data.corrupt.small_tools import clipped_zoom, from_hsv, gaussian, motion_blurred, quantised, to_hsv
+from tta_bench.data.corrupt.strengths import PARAMETERS
 
 SIDE = 32
 
 
-def corrupt(image: np.ndarray, corruption: str, severity: int, rng: Generator) -> np.ndarray:
+def corrupt(image: np.ndarray, corruption: str, severity: float, rng: Generator) -> np.ndarray:
     """Corrupt one image.
 
     Args:
         image: uint8 (32, 32, 3).
-        corruption: a name in :data:`TABLE`.
-        severity: 1 to 5.
+        corruption: a name in :data:`FUNCTIONS`.
+        severity: above 0, up to 5.
         rng: every draw comes from it.
 
     Returns:
         uint8 (32, 32, 3).
     """
-    function, strengths = TABLE[corruption]
-    x = function(image / 255.0, strengths[severity - 1], rng)
+    x = FUNCTIONS[corruption](image / 255.0, PARAMETERS["cifar"][corruption].at(severity), rng)
     return (np.clip(x, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
@@ -175,30 +175,11 @@ def _random_affine(x: np.ndarray, move: float, rng: Generator) -> np.ndarray:
     )
 
 
-Strength = Any
-TABLE: dict[str, tuple[Callable[[np.ndarray, Strength, Generator], np.ndarray], list[Strength]]] = {
-    "gaussian_noise": (gaussian_noise, [0.04, 0.06, 0.08, 0.09, 0.10]),
-    "shot_noise": (shot_noise, [500, 250, 100, 75, 50]),
-    "impulse_noise": (impulse_noise, [0.01, 0.02, 0.03, 0.05, 0.07]),
-    "speckle_noise": (speckle_noise, [0.06, 0.1, 0.12, 0.16, 0.2]),
-    "gaussian_blur": (gaussian_blur, [0.4, 0.6, 0.7, 0.8, 1]),
-    "glass_blur": (glass_blur, [(0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)]),
-    "defocus_blur": (defocus_blur, [(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)]),
-    "motion_blur": (motion_blur, [(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)]),
-    "zoom_blur": (zoom_blur, [1.06, 1.11, 1.16, 1.21, 1.26]),
-    "snow": (weather.snow, [(0.1, 0.2, 1, 0.6, 8, 3, 0.95), (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
-                            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9), (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
-                            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8)]),
-    "frost": (weather.frost, [(1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)]),
-    "fog": (weather.fog, [(0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)]),
-    "spatter": (weather.spatter, [(0.62, 0.1, 0.7, 0.7, 0.5, 0), (0.65, 0.1, 0.8, 0.7, 0.5, 0),
-                                  (0.65, 0.3, 1, 0.69, 0.5, 0), (0.65, 0.1, 0.7, 0.69, 0.6, 1),
-                                  (0.65, 0.1, 0.5, 0.68, 0.6, 1)]),
-    "contrast": (contrast, [0.75, 0.5, 0.4, 0.3, 0.15]),
-    "brightness": (brightness, [0.05, 0.1, 0.15, 0.2, 0.3]),
-    "saturate": (saturate, [(0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)]),
-    "jpeg_compression": (jpeg_compression, [80, 65, 58, 50, 40]),
-    "pixelate": (pixelate, [0.95, 0.9, 0.85, 0.75, 0.65]),
-    "elastic_transform": (elastic_transform, [(0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06),
-                                              (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)]),
+FUNCTIONS: dict[str, Callable[[np.ndarray, Any, Generator], np.ndarray]] = {
+    "gaussian_noise": gaussian_noise, "shot_noise": shot_noise, "impulse_noise": impulse_noise,
+    "speckle_noise": speckle_noise, "gaussian_blur": gaussian_blur, "glass_blur": glass_blur,
+    "defocus_blur": defocus_blur, "motion_blur": motion_blur, "zoom_blur": zoom_blur, "snow": weather.snow,
+    "frost": weather.frost, "fog": weather.fog, "spatter": weather.spatter, "contrast": contrast,
+    "brightness": brightness, "saturate": saturate, "jpeg_compression": jpeg_compression, "pixelate": pixelate,
+    "elastic_transform": elastic_transform,
 }  # fmt: skip

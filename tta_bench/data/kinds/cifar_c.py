@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tta_bench.data.base import DataConfig, DataRequest, Dataset, FolderPath, digest
+from tta_bench.data.base import DataConfig, DataRequest, Dataset, FolderPath, digest, no_compounds
 from tta_bench.data.digests import Digests, Extent
 from tta_bench.data.images import ArrayImages
 from tta_bench.errors import Problem, UsageError, near_miss
-from tta_bench.streams import CLEAN, Shift
+from tta_bench.streams import CLEAN, COMPOUND, Shift
 
 ROWS = 10_000  # test images of CIFAR: rows of each severity in a published array
 
@@ -88,6 +88,8 @@ class CifarC(Dataset):
         return array
 
     def missing(self, shift: Shift) -> Problem | None:
+        if shift == COMPOUND:
+            return no_compounds(self.title)
         if shift == CLEAN:
             hint = "name the folder of CIFAR's binary archive: data: {…, archive: PATH}"
             return None if self._clean else Problem("the arrays hold no clean images", where=str(self.root), hint=hint)

@@ -17,11 +17,12 @@ from tta_bench.data.base import (
     FolderPath,
     Geometry,
     decode_file,
+    no_compounds,
 )
 from tta_bench.data.digests import Digests
 from tta_bench.data.images import FolderImages, file_contents, listing
 from tta_bench.errors import Problem, UsageError, near_miss
-from tta_bench.streams import CLEAN, Shift
+from tta_bench.streams import CLEAN, COMPOUND, Shift
 
 
 class ImageNetC(Dataset):
@@ -66,6 +67,8 @@ class ImageNetC(Dataset):
         return Problem(f"no folder for {shift.id}", where=str(self._folder(shift)), hint=hint)
 
     def missing(self, shift: Shift) -> Problem | None:
+        if shift == COMPOUND:
+            return no_compounds(self.title)
         folder = self.root
         try:
             if shift == CLEAN:

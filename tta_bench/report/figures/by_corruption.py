@@ -30,8 +30,11 @@ def draw(section: Section) -> Iterator[Drawing]:
     cells = [table.cell(row, name) for row in rows for name in table.columns]
     spread = plot.Spread.of(cells)
     notes = [*plot.notes(spread, cells), *(["× no result"] if any(cell.mean is None for cell in cells) else [])]
+    title = "Error by corruption"
     summary = "Error in per cent by corruption, a panel for each source model; the mean leaves clean out."
-    text = section.text("errors", "Error by corruption", summary, rows=table.rows, notes=notes)
+    if section.compound:
+        title, summary = "Error", "Error in per cent on all images of the stream, a panel for each source model."
+    text = section.text("errors", title, summary, rows=table.rows, notes=notes)
     bars = len(table.columns) * (len(styles) + 1)
     width = max(layout.COLUMN_WIDTH, min(layout.TEXT_WIDTH, _BAR * bars), _NARROWEST_BAR * bars)
     below = layout.names_height(table.columns)

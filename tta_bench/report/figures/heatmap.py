@@ -21,7 +21,9 @@ _LEAST = 1.0  # points: smaller differences never have the strongest colour
 
 
 def draw(section: Section) -> Iterator[Drawing]:
-    """The figure at the most severe severity, of the source models whose baseline has a result."""
+    """The figure at the most severe severity, of the source models whose baseline has a result; none of one column."""
+    if section.compound:
+        return
     table, baseline = section.worst, section.content.baseline
     rows = [row for row in table.rows if row.label != baseline]
     labels = list(section.styles_of(row.label for row in rows if has_result(row)))

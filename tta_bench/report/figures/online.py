@@ -15,10 +15,10 @@ from tta_bench.report.figures.style import MethodStyle
 
 _POINTS = 100  # of a line: more cannot be seen
 _NAMED = 20  # at most, segments of a stream whose names are shown
-_SUMMARIES = {
-    True: "Error in per cent on all images of the stream so far, clean ones and all corruptions, by images seen.",
-    False: "Error in per cent on the images of a corruption so far, mean over the corruptions, by images seen.",
-}
+_WINDOW = 50_000  # images, at most: that of published curves of CCC
+_WINDOWS = 20  # of a shorter stream
+_WHOLE = "Error in per cent on all images of the stream so far, clean ones and all corruptions, by images seen."
+_BY_SHIFT = "Error in per cent on the images of a corruption so far, mean over the corruptions, by images seen."
 
 
 def draw(section: Section) -> Iterator[Drawing]:
@@ -32,7 +32,7 @@ def draw(section: Section) -> Iterator[Drawing]:
     fewer = {(row.model, row.label) for row in rows if row.mean.state != "ok"} & set(curves.index)
     notes = ["Bands: from the lowest to the highest seed"] if (curves["high"] > curves["low"]).any() else []
     notes += [plot.FEWER] if fewer else []
-    text = section.text("online", "Running error", _SUMMARIES[continual], rows=rows, notes=notes)
+    text = section.text("online", "Running error", _summary(section), rows=rows, notes=notes)
     begins = _begins(section) if continual else []
     legends = [layout.legend(styles, marker="none")]
     if begins:
@@ -46,7 +46,7 @@ def draw(section: Section) -> Iterator[Drawing]:
         axes.set_xlabel("images seen of the whole stream" if continual else "images seen of a corruption")
         axes.set_xlim(0, None)
         axes.set_ylim(max(0.0, axes.get_ylim()[0]), None)
-        plot.error_axis(axes, "running error, %")
+        plot.error_axis(axes, "error in windows, %" if section.compound else "running error, %")
         if begins:
             names, places = [_short(name) for name, _ in begins], [place for _, place in begins]
             plot.groups_above(axes, names, places, places, rotation=35, ha="left", rotation_mode="anchor")
@@ -59,12 +59,16 @@ def running(section: Section) -> pd.DataFrame:
     Returns:
         A row for each point, indexed by (model, label): ``images_seen``, and over seeds ``mean``, ``low`` and ``high`` of
         the running error, per cent. Under reset a point is the mean over the corruptions of seeds that have all of the
-        method's, where all of them are that long; under a continual protocol it is over the stream so far.
+        method's, where all of them are that long; under a continual protocol it is over the stream so far, and where
+        shifts change continually, over a window that ends there.
     """
     batches = _batches(section)
     if batches.empty:
         return pd.DataFrame({"images_seen": [], "low": [], "high": []})
-    by_seed = _of_streams(batches) if section.continual else _of_shifts(batches)
+    if section.compound:
+        by_seed = _of_windows(batches, _window(batches))
+    else:
+        by_seed = _of_streams(batches) if section.continual else _of_shifts(batches)
     place = ["model", "label", "images_seen"]
     points = by_seed.groupby(place, sort=False)["error"].agg(["mean", "min", "max", "count"]).reset_index()
     points = points.rename(columns={"min": "low", "max": "high"}).sort_values("images_seen", kind="stable")
@@ -93,6 +97,28 @@ def _of_streams(batches: pd.DataFrame) -> pd.DataFrame:
     trials = [batches[name] for name in TRIAL]
     seen = images.groupby(trials).cumsum()
     return batches.assign(images_seen=seen, error=wrong.groupby(trials).cumsum() / seen)
+
+
+def _window(batches: pd.DataFrame) -> int:
+    """Images in a window of the error."""
+    images = batches.groupby(TRIAL, sort=False)["images_graded"].sum().min()
+    return max(1, min(_WINDOW, int(images) // _WINDOWS))
+
+
+def _of_windows(batches: pd.DataFrame, window: int) -> pd.DataFrame:
+    streams = _of_streams(batches)
+    wrong = batches["images_graded"] * batches["error_pct"].fillna(0.0)
+    number = (streams["images_seen"] - 1) // window
+    by_window = streams.assign(wrong=wrong, number=number).groupby([*TRIAL, "seed", "number"], sort=False)
+    points = by_window.agg({"images_seen": "max", "images_graded": "sum", "wrong": "sum"}).reset_index()
+    return points.assign(error=points["wrong"].astype(float) / points["images_graded"].astype(float))
+
+
+def _summary(section: Section) -> str:
+    if section.compound:
+        window = _window(_batches(section))
+        return f"Error in per cent on the latest {window:,} images of the stream, by images seen."
+    return _WHOLE if section.continual else _BY_SHIFT
 
 
 def _begins(section: Section) -> list[tuple[str, float]]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from tta_bench.report.across import BY
 from tta_bench.report.content import Content
-from tta_bench.report.evidence import TRIAL, of_shifts
+from tta_bench.report.evidence import ALL_IMAGES, TRIAL, of_shifts
 from tta_bench.report.figures.layout import FigureText
 from tta_bench.report.figures.style import MethodStyle, styles
 from tta_bench.report.table import ErrorTable, MethodErrors, TableSetting
@@ -53,7 +53,12 @@ class Section:
     def continual(self) -> bool:
         """Whether a stream has several shifts."""
         trials = self.shifts.groupby(TRIAL, sort=False)["shift"].nunique()
-        return bool((trials > 1).any())
+        return self.compound or bool((trials > 1).any())
+
+    @property
+    def compound(self) -> bool:
+        """Whether shifts are compounds, whose rows are joined."""
+        return self.worst.corruptions == [ALL_IMAGES]
 
     @functools.cached_property
     def styles(self) -> dict[str, MethodStyle]:
@@ -115,9 +120,10 @@ class Section:
         if severity is None and setting.severity:
             severity = f"severity {setting.severity}"
         images = " or ".join(f"{n:,}" for n in sorted({int(n) for n in self.shifts["images_planned"]}))
+        images += " clean images" if self.compound else " images of each shift"
         seeds = sorted({int(n) for n in self.shifts["seed"]})
         seeded = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds ({', '.join(map(str, seeds))})"
-        parts = [setting.dataset, severity, setting.conditions, f"{images} images of each shift", seeded, further]
+        parts = [setting.dataset, severity, setting.conditions, images, seeded, further]
         return ", ".join(part for part in parts if part)
 
 
