@@ -29,6 +29,7 @@ from tta_bench.errors import refused
 from tta_bench.protocols.words import advice
 from tta_bench.registry import Portable
 
+MEASURE = "measure"  # in place of a value that a run measures
 Conflict = tuple[str, str, str]  # key, what is wrong with it, how to fix it
 
 
@@ -93,7 +94,8 @@ class AdaptRule(_Nested):
         eta: speed of the stream relative to a plain forward pass, 0 to skip nothing (time-constrained evaluation,
             Alfarra et al. 2024, arXiv 2304.04795).
         cost_ratio: time of an adapting step relative to a plain forward pass; a list is used one after another for the
-            adapting batches of the whole stream, its last repeated.
+            adapting batches of the whole stream, its last repeated; "measure": the run measures it for each method and
+            source model before it plans their trials.
     """
 
     first: Annotated[int | None, BeforeValidator(_count)] = None
@@ -123,7 +125,7 @@ class AdaptRule(_Nested):
 def _cost_ratio(value: Any) -> Any:
     """A number, a tuple of numbers, or "measure"."""
     values = _listed(value)
-    if value != "measure" and not (values and all(type(v) in (int, float) and 0 <= v < float("inf") for v in values)):
+    if value != MEASURE and not (values and all(type(v) in (int, float) and 0 <= v < float("inf") for v in values)):
         raise PydanticCustomError("cost_ratio", "give a number from 0 on, a list of them, or measure")
     return values if isinstance(value, list | tuple) else value
 
@@ -255,6 +257,22 @@ class ProtocolConfig(Portable, BaseModel):
         values = self.model_dump(mode="json", exclude={"kind"})
         single = {n for n in self.varied() if len(values[n]) == 1}
         return {n: value[0] if n in single else value for n, value in values.items()}
+
+    @property
+    def measures_cost(self) -> bool:
+        """Whether a run has to measure a cost ratio for any of its rules."""
+        return any(rule is not None and rule.cost_ratio == MEASURE for rule in self.adapt)
+
+    @property
+    def cost_ratio(self) -> float | None:
+        """The cost ratio of its only rule, where that has a single number."""
+        [rule] = self.adapt
+        return float(rule.cost_ratio) if rule and type(rule.cost_ratio) in (int, float) else None
+
+    def with_cost_ratio(self, ratio: float) -> ProtocolConfig:
+        """The same with ``ratio`` in place of "measure"."""
+        rules = (r.model_copy(update={"cost_ratio": ratio}) if r and r.cost_ratio == MEASURE else r for r in self.adapt)
+        return self.model_copy(update={"adapt": tuple(rules)})
 
     def shift_severities(self, given: list[int]) -> list[int]:
         """The severities of the shifts that the protocol gets, from those that the suite gives."""

@@ -76,7 +76,7 @@ def _view(
         name=f"{kind}{f'-{severity}' if severity else ''}",
         title=f"{evidence.title}: error in per cent {_TITLES[kind]}{at}",
         setting=setting,
-        caption=caption(frame, setting, [_NOTES[kind]]),
+        caption=caption(frame, setting, [_NOTES[kind], *(_cost_ratios(rows) if kind == PARTS else [])]),
         corruptions=columns,
         rows=rows_of(rows, "view", columns),
         partial=bool(frame["partial"].any()),
@@ -119,14 +119,29 @@ def _difference(of: pd.DataFrame, minus: pd.DataFrame, on: Sequence[str]) -> pd.
 
 
 def _by_adaptation(frame: pd.DataFrame) -> pd.DataFrame:
-    """Error on all images, on those adapted on, on those only predicted; and the share of the first."""
-    parts = frame[frame["images_adapted"].notna() | (frame["status"] != "ok")]
-    if not frame["images_adapted"].notna().any():
+    """Error on all images, on those adapted on, on those only predicted; and the share of the first.
+
+    A segment of a time-constrained stream that does not tell them apart was adapted on as a whole.
+    """
+    apart, timed = frame["images_adapted"].notna(), frame["cost_ratio"].notna()
+    parts = frame[apart | timed | (frame["status"] != "ok")]
+    if not apart.any():
         return frame.iloc[:0].assign(view="")
-    adapted, skipped = parts["images_adapted"].astype(float), parts["images_skipped"].astype(float)
-    values = {"all": parts["error_pct"], "adapted": parts["error_adapted_pct"], "predicted": parts["error_skipped_pct"],
+    adapted = parts["images_adapted"].fillna(parts["images"]).astype(float)
+    skipped = parts["images_skipped"].fillna(0).astype(float)
+    on_adapted = parts["error_adapted_pct"].where(parts["images_adapted"].notna(), parts["error_pct"])
+    values = {"all": parts["error_pct"], "adapted": on_adapted, "predicted": parts["error_skipped_pct"],
               "share": 100.0 * adapted / (adapted + skipped)}  # fmt: skip
     return pd.concat([parts.assign(view=name, error_pct=value) for name, value in values.items()], ignore_index=True)
+
+
+def _cost_ratios(frame: pd.DataFrame) -> list[str]:
+    """The cost ratio that each method's stream follows, as a sentence of a caption."""
+    rows = frame[frame["cost_ratio"].notna()].drop_duplicates(["model", "label"])
+    several = rows["model"].nunique() > 1
+    texts = [f"{label}{f' on {model}' if several else ''} {ratio:g}"
+             for label, model, ratio in zip(rows["label"], rows["model"], rows["cost_ratio"], strict=True)]  # fmt: skip
+    return [f"cost of an adapting step in plain forward passes: {', '.join(texts)}"] if texts else []
 
 
 def _collapse(evidence: Evidence, frame: pd.DataFrame) -> pd.DataFrame:

@@ -54,6 +54,7 @@ class TrialRequest:
         source_images: number of clean unlabelled images; None if the suite names none.
         prepare_key: trials with equal keys share the result of ``prepare``.
         log: file for the method's output.
+        calibrates: whether a plain forward pass is timed after each step.
     """
 
     config: Mapping[str, Any]
@@ -66,6 +67,7 @@ class TrialRequest:
     source_images: int | None
     prepare_key: str
     log: str
+    calibrates: bool
 
 
 @dataclass(frozen=True)

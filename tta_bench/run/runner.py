@@ -286,6 +286,7 @@ class _TrialExchange:
             None if source is None else len(source.ids),
             digest(prepare_key),
             str(self._log),
+            trial.calibrates,
         )
         self._send(request)
         with _reading():

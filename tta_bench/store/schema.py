@@ -63,6 +63,11 @@ class Asked:
     adapt_images: int | None = fact(
         "key", "images of a segment adapted on; the rest meets the frozen state; empty for all"
     )
+    cost_ratio: float | None = fact(
+        "key",
+        "time of an adapting step relative to a plain forward pass that the stream follows, measured or given; empty "
+        "without one, or with a list",
+    )
     seed: int = fact("key", "trial seed")
     batch_size: int = fact("key", "nominal batch size")
     precision: str = fact("key", "in which the network computes: float32, float64")

@@ -1,0 +1,86 @@
+"""What ``tta-bench run`` prepares before its trials: pre-trained checkpoints and measured cost ratios."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from tta_bench import preparation
+from tta_bench.files import write_json
+from tta_bench.preparation import Preparation
+from tta_bench.run import calibration
+from tta_bench.schedule import local
+from tta_bench.schedule.options import RunOptions
+from tta_bench.store import rundir
+from tta_bench.suite import LoadedSuite
+from tta_bench.suite.calibration import Calibration
+from tta_bench.suite.cost_ratios import CostRatio, CostRow
+from tta_bench.suite.plan import Trial
+from tta_bench.suite.prepare import Request, pretrainings
+from tta_bench.suite.select import Filter
+
+Say = Callable[[str], None]
+
+
+def pretrain(
+    loaded: LoadedSuite, only: Filter, options: RunOptions, out: pathlib.Path, say: Say
+) -> dict[Request, pathlib.Path] | None:
+    """Run the pre-trainings that trials need and that are not finished; returns the files of all of them.
+
+    None under ``--dry-run`` if one is not finished: trials cannot be planned then.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    jobs = pretrainings(loaded, only.allows)
+    preparations = {key: job.preparation(options.image_cache(), device) for key, job in jobs.items()}
+    if pending := preparation.waiting(list(preparations.values()), out):
+        if options.dry_run:
+            further = ["cost ratios"] if any(each.protocol.measures_cost for each in loaded.suite.evaluations()) else []
+            names = ", ".join([*(p.name for p in pending), *further])
+            say(f"{loaded.suite.name}: preparations to run before trials can be planned: {names}")
+            return None
+        _finish(pending, out, say)
+    return preparation.results(preparations, out)
+
+
+def measure_costs(
+    calibrations: Sequence[Calibration], selected: Sequence[Trial], options: RunOptions, out: pathlib.Path, say: Say
+) -> dict[CostRow, CostRatio]:
+    """Measure the cost ratios that the ``selected`` trials need and that are not on file; returns all that are.
+
+    Under ``--dry-run`` those to measure are only listed.
+    """
+    preparations = {each.row: _cost_preparation(each, options) for each in calibrations}
+    needed = {trial.cost_row for trial in selected}
+    if pending := preparation.waiting([p for row, p in preparations.items() if row in needed], out):
+        if options.dry_run:
+            say(f"cost ratios to measure before the first trial: {', '.join(p.name for p in pending)}")
+        else:
+            _finish(pending, out, say)
+    return {row: CostRatio.read(file) for row, file in preparation.results(preparations, out).items()}
+
+
+def _finish(pending: Sequence[Preparation], out: pathlib.Path, say: Say) -> None:
+    with rundir.locked(out):
+        preparation.finish(pending, out, say)
+
+
+def _cost_preparation(job: Calibration, options: RunOptions) -> Preparation:
+    name = f"cost_ratio-{job.trial.method}-{job.trial.model}"
+    outdated = functools.partial(_to_repeat, options.retry_failed)
+    return Preparation(name, job.trial.asked, ".json", functools.partial(_measure, job, options), outdated)
+
+
+def _to_repeat(retry_failed: bool, file: pathlib.Path) -> bool:
+    """Whether a calibration failed and runs again: after a fault of the infrastructure always, else on request."""
+    cost = CostRatio.read(file)
+    return cost.status == "failed" and (retry_failed or cost.failure == "infrastructure")
+
+
+def _measure(job: Calibration, options: RunOptions, out: pathlib.Path, say: Say) -> str:
+    content: Mapping[str, Any] = calibration.measurement(local.run_alone(job.materials, job.trial, options))
+    write_json(out, {**content, "asked": job.trial.asked})
+    return calibration.summary(content)
