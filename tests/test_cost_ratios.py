@@ -201,6 +201,20 @@ def test_a_method_that_cannot_be_measured_has_rows_with_the_reason_and_costs_no_
     assert load_results("out").set_index("label")["status"].to_dict()["fragile"] == "ok"
 
 
+def test_parts_of_a_suite_merge_where_the_ratios_were_taken_along(
+    run_cli: Cli, measured: Callable[..., pathlib.Path], timed: Callable[..., None]
+) -> None:
+    timed(*STEPS)
+    assert run_cli("run", measured(), *COMMAND).code == 0
+    for label in ("source", "tent"):
+        shutil.copytree("out/prepared", f"{label}/prepared")
+        assert run_cli("run", measured(), *COMMAND[:2], "--out", label, "--only", f"method={label}").code == 0
+    for options in ((), ("--suite", measured())):
+        outcome = run_cli("merge", "source", "tent", "--out", f"merged{len(options)}", *options)
+        assert outcome.code == 0, outcome.err
+        assert load_results(f"merged{len(options)}")["status"].tolist() == ["ok"] * 2 * 2
+
+
 # -- keys and settings -------------------------------------------------------------------------------------------------
 
 

@@ -60,7 +60,16 @@ def measure_costs(
             say(f"cost ratios to measure before the first trial: {', '.join(p.name for p in pending)}")
         else:
             _finish(pending, out, say)
-    return {row: CostRatio.read(file) for row, file in preparation.results(preparations, out).items()}
+    return recorded_costs(calibrations, options, [out])
+
+
+def recorded_costs(
+    calibrations: Sequence[Calibration], options: RunOptions, runs: Sequence[pathlib.Path]
+) -> dict[CostRow, CostRatio]:
+    """The cost ratios in the folders of ``runs``, of which the first that has one counts."""
+    preparations = {each.row: _cost_preparation(each, options) for each in calibrations}
+    files = {row: file for run in runs[::-1] for row, file in preparation.results(preparations, run).items()}
+    return {row: CostRatio.read(file) for row, file in files.items()}
 
 
 def _finish(pending: Sequence[Preparation], out: pathlib.Path, say: Say) -> None:
