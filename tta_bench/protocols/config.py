@@ -85,7 +85,7 @@ class ResetEvery(_Nested):
 class AdaptRule(_Nested):
     """Which batches of a part are adapted on; the rest is predicted with the latest state.
 
-    Three rules: ``first`` with or without ``classes``, ``every``, and ``eta`` with ``cost_ratio``.
+    Three rules: ``first`` with or without ``classes``, ``every``, and ``eta`` with ``cost_ratio`` and perhaps ``skipped``.
 
     Attributes:
         first: images of the part, in its order; with ``classes``, of these classes alone, moved to the front.
@@ -96,6 +96,8 @@ class AdaptRule(_Nested):
         cost_ratio: time of an adapting step relative to a plain forward pass; a list is used one after another for the
             adapting batches of the whole stream, its last repeated; "measure": the run measures it for each method and
             source model before it plans their trials.
+        skipped: "predict" skipped batches with the latest state, or count them at "chance": they are shown to no network,
+            and their expected error is that of random answers (single_model of Alfarra et al.).
     """
 
     first: Annotated[int | None, BeforeValidator(_count)] = None
@@ -103,6 +105,7 @@ class AdaptRule(_Nested):
     every: _Positive | None = None
     eta: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     cost_ratio: Annotated[Any, AfterValidator(lambda value: _cost_ratio(value))] = None
+    skipped: Literal["predict", "chance"] = "predict"
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
@@ -111,9 +114,11 @@ class AdaptRule(_Nested):
         if len(rules) != 1:
             what = f"gives two rules, {' and '.join(rules)}" if rules else "gives no rule"
             raise refused("rule", what, (), None, "one of first (with or without classes), every, eta with cost_ratio")
-        for name, needed in (("classes", "first"), ("cost_ratio", "eta"), ("eta", "cost_ratio")):
+        for name, needed in (("classes", "first"), ("cost_ratio", "eta"), ("eta", "cost_ratio"), ("skipped", "eta")):
             if name in given and needed not in given:
                 raise refused("rule", f"{name} needs {needed}", (name,), None, f"write: {{{name}: …, {needed}: …}}")
+        if self.skipped == "predict":  # the default is not written, so that keys and settings do not depend on it
+            given.discard("skipped")
         return self
 
     @property
@@ -262,6 +267,12 @@ class ProtocolConfig(Portable, BaseModel):
     def measures_cost(self) -> bool:
         """Whether a run has to measure a cost ratio for any of its rules."""
         return any(rule is not None and rule.cost_ratio == MEASURE for rule in self.adapt)
+
+    @property
+    def counts_at_chance(self) -> bool:
+        """Whether its only rule counts skipped batches at chance."""
+        [rule] = self.adapt
+        return rule is not None and rule.skipped == "chance"
 
     @property
     def cost_ratio(self) -> float | None:

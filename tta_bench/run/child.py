@@ -281,7 +281,10 @@ class _TrialRun:
         with self.stopwatch.timing():
             if batch.reset:
                 self.adapter.reset()
-            scores = self.adapter.step(x) if adapts else self.adapter.predict(x)
+            if batch.images:
+                scores = self.adapter.step(x) if adapts else self.adapter.predict(x)
+            else:
+                scores = x.new_empty(0, self.adapter.context.num_classes)
             stats = _cloned(optimizers.stats(self.adapter)) if adapts else None
         _check_shape(scores, batch.images, self.adapter.context.num_classes)
         torch.from_numpy(self.ring.scores[batch.slot, : batch.images]).copy_(scores.detach(), non_blocking=True)

@@ -61,7 +61,8 @@ class Grader:
             "data_ms": measured.data_ms,
             **{f"{schema.STATISTIC}{name}": values for name, values in measured.stats.items()},
         }
-        self._segments.append(self._segment_row(position, batches, predicted[verdicts["graded"]], measured))
+        shown = predicted[stream.bounds[segment.first : segment.last] - stream.bounds[segment.first]] >= 0
+        self._segments.append(self._segment_row(position, batches, predicted[verdicts["graded"]], shown, measured))
         self._shifts += self._shift_rows(position, verdicts, labels, np.repeat(measured.adapted, sizes))
         self._batches.append(batches)
         self._images.append(verdicts)
@@ -84,19 +85,26 @@ class Grader:
         return labels
 
     def _segment_row(
-        self, position: int, batches: Mapping[str, np.ndarray], predicted: np.ndarray, measured: SegmentMeasurements
-    ) -> dict[str, Any]:
-        """The row of table ``segments``; ``predicted`` are the classes predicted for graded images."""
+        self, position: int, batches: Mapping[str, np.ndarray], predicted: np.ndarray, shown: np.ndarray,
+        measured: SegmentMeasurements,
+    ) -> dict[str, Any]:  # fmt: skip
+        """The row of table ``segments``.
+
+        Args:
+            predicted: the classes predicted for graded images.
+            shown: (batches,) bool, whether the method was given the batch.
+        """
+        timed = {name: batches[name][shown] for name in ("step_ms", "images", "batch", "data_ms")}
         row = schema.Segment(
             **self._segment_columns(position),
             images=len(predicted),
-            batches=len(batches["batch"]),
+            batches=len(shown),
             images_forwarded=measured.images_forwarded,
             images_backwarded=measured.images_backwarded,
             updates=measured.updates,
             most_predicted_pct=metrics.most_predicted_pct(predicted),
-            **_timing(batches["step_ms"], batches["images"], batches["batch"]),
-            data_ms_median=float(np.median(batches["data_ms"])),
+            **_timing(timed["step_ms"], timed["images"], timed["batch"]),
+            data_ms_median=float(np.median(timed["data_ms"])),
             peak_memory_mib=measured.peak_memory_mib,
         )
         adapted = batches["adapted"]
@@ -109,10 +117,10 @@ class Grader:
     ) -> list[dict[str, Any]]:
         """The rows of table ``shifts``: graded images by shift and visit. ``adapted`` (N,): images adapted on."""
         rows, mixed = list[dict[str, Any]](), adapted.any() and not adapted.all()
-        order = np.arange(len(labels))
+        order, expected = np.arange(len(labels)), metrics.expected(verdicts["predicted"], verdicts["correct"])
         for cell in (cell for cell in self._stream.cells if cell.segment == position):
             here = verdicts["graded"] & (verdicts["shift"] == cell.shift) & (verdicts["visit"] == cell.visit)
-            correct, shift = verdicts["correct"][here], self._stream.shifts[cell.shift]
+            correct, shift = expected[here], self._stream.shifts[cell.shift]
             row = schema.Shift(
                 **{**self._segment_columns(position), "visit": cell.visit},
                 shift=shift.id,

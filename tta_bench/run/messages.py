@@ -76,7 +76,7 @@ class Batch:
 
     Attributes:
         slot: its slot.
-        images: number of images.
+        images: number of images; 0 for a batch that is skipped and not predicted either.
         reset: whether the method is reset before the batch.
         adapt: whether the method may adapt on it, or only predict.
     """

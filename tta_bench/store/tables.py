@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tta_bench.run import metrics
 from tta_bench.store.schema import BATCHES, STATISTIC, Asked, Column, types_of
 
 _ASKED = [*types_of(Asked), "key"]
-_GRADES = ("images/batch", "images/correct", "images/graded")
+_GRADES = ("images/batch", "images/correct", "images/graded", "images/predicted")
 
 
 def trial_columns(trial: Mapping[str, Any], record: Mapping[str, Any] | None, damage: str | None) -> dict[str, Any]:
@@ -65,12 +66,13 @@ def is_of_batches(name: str) -> bool:
 
 def batch_columns(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A trial's columns, an element per batch: its own, the number of images graded, and of those classified correctly."""
-    batch, correct, graded = (arrays[name] for name in _GRADES)
+    batch, correct, graded, predicted = (arrays[name] for name in _GRADES)
+    expected = metrics.expected(predicted, correct)
     own = {name.removeprefix("batches/"): array for name, array in arrays.items() if name not in _GRADES}
     own["position"] = own.pop("segment")
     size = len(own["batch"])
     own["images_graded"] = np.bincount(batch[graded], minlength=size)
-    own["images_correct"] = np.bincount(batch[graded & correct], minlength=size)
+    own["images_correct"] = np.bincount(batch[graded], weights=expected[graded], minlength=size)
     return own
 
 

@@ -14,6 +14,7 @@ from tta_bench.suite.plan import Materials, Plan, Trial, content_of, used_images
 
 _BATCHES = 13  # at least, those of the warm-up included
 _SEED = 0
+_OF_PROTOCOL = ("cost_ratio", "skipped")  # in a trial's key
 
 
 class Calibration(NamedTuple):
@@ -38,7 +39,7 @@ def _calibration(materials: Materials, row: CostRow, trial: Trial, shift: Shift,
     dataset, spec = materials.datasets[trial.model], _stream(materials, trial, shift)
     content = content_of(dataset, shift, used_images(dataset, shift, spec), digests, materials.data_code)
     [(spec, stream)] = materials.streams().specs(trial.model, spec)
-    kept = {name: value for name, value in trial.asked.items() if name != "cost_ratio"}
+    kept = {name: value for name, value in trial.asked.items() if name not in _OF_PROTOCOL}
     asked = {**kept, "data": digest([content]), "stream": stream.sha256, "seed": _SEED}
     calibrating = replace(
         trial, key=digest(asked), stream=spec, seed=_SEED, asked=asked, obstacle=None, calibrates=True

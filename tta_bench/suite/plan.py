@@ -89,6 +89,11 @@ class Trial:
         return self.label, self.model, self.stream.batch_size, self.precision
 
     @property
+    def counts_at_chance(self) -> bool:
+        """Whether batches that are not adapted on are not predicted either, but count as random answers."""
+        return (self.parameters["adapt"] or {}).get("skipped") == "chance"
+
+    @property
     def step_size(self) -> int:
         """How many images the method adapts on at a time: the batch size, or the length of a window."""
         return self.parameters["window"] or self.stream.batch_size
@@ -395,7 +400,8 @@ class _Cells:
     def _make(self, model: str, evaluation: Evaluation, batch_size: int, seed: int, cost: CostRatio) -> Iterator[_Cell]:
         seen = set[tuple[str, str]]()  # by protocol parameters: two that make equal streams both have rows
         for protocol, spec in _wholes(self._loaded, evaluation, self._limit, batch_size, seed, cost):
-            measured = {"cost_ratio": cost.ratio} if protocol.measures_cost else {}
+            further: dict[str, Any] = {"cost_ratio": cost.ratio} if protocol.measures_cost else {}
+            further |= {"skipped": "chance"} if protocol.counts_at_chance else {}
             for part, stream in self._streams.specs(model, spec):
                 if unknown := [s.id for s in part.shifts if (model, s) not in self._materials.contents]:
                     message = f"the data have no images of {unknown[0]}, nor of {len(unknown) - 1} more of its shifts"
@@ -404,7 +410,7 @@ class _Cells:
                 if key not in seen and not self._repeated(model, evaluation, protocol, part, stream.sha256):
                     seen.add(key)  # clean images are in the stream of every severity
                     data = self._data(model, part.shifts)
-                    yield part, protocol, {"data": data, "stream": stream.sha256, "seed": seed, **measured}
+                    yield part, protocol, {"data": data, "stream": stream.sha256, "seed": seed, **further}
 
     def _repeated(
         self, model: str, evaluation: Evaluation, protocol: ProtocolConfig, spec: StreamSpec, sha256: str
