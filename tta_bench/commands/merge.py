@@ -23,7 +23,7 @@ from tta_bench.store import records, results, rundir
 from tta_bench.store.merge import SHOWN, InputRun, Source
 from tta_bench.suite import calibration
 from tta_bench.suite import plan as planning
-from tta_bench.suite.prepare import pretrainings
+from tta_bench.suite.prepare import accuracy_jobs, pretrainings
 
 
 def merge(names: Sequence[str], out: str, keep: str | None = None, suite: str | None = None) -> int:
@@ -81,10 +81,12 @@ def _planned(name: str, runs: Sequence[InputRun]) -> InputRun:
         hint = "leave --suite out, or prepare it in one of the runs with 'tta-bench run'"
         raise UsageError(Problem(f"no run has prepared {', '.join(lacking)}", f"--suite {name}", hint=hint))
     limit = None if first["all_images"] else max(trial["images"] for trial in first["trials"])
-    plan = planning.make(loaded, limit, prepared=prepared)
+    folders = [run.path for run in runs]
+    accuracies = preparations.recorded_accuracies(accuracy_jobs(loaded, limit, Digests()), folders)
+    plan = planning.make(loaded, limit, prepared=prepared, accuracies=accuracies)
     if calibrations := calibration.calibrations(plan, loaded.suite.shifts()[0], Digests()):
-        costs = preparations.recorded_costs(calibrations, RunOptions(name), [run.path for run in runs])
-        plan = planning.make(loaded, limit, prepared=prepared, costs=costs)
+        costs = preparations.recorded_costs(calibrations, RunOptions(name), folders)
+        plan = planning.make(loaded, limit, prepared=prepared, costs=costs, accuracies=accuracies)
     content = records.plan_content(plan)
     return InputRun(f"--suite {name}", pathlib.Path(name), json.loads(json.dumps(content)), {})
 

@@ -90,10 +90,14 @@ def _run_suite(
     artefacts = preparations.pretrain(loaded, only, options, out, say)
     if artefacts is None:
         return 0
-    plan = planning.make(loaded, options.limit, only, digests, artefacts)
+    accuracies = preparations.measure_accuracies(loaded, digests, options, out, say)
+    if accuracies is None:
+        return 0
+    make_plan = functools.partial(planning.make, loaded, options.limit, only, digests, artefacts, accuracies=accuracies)
+    plan = make_plan()
     if calibrations := calibration.calibrations(plan, loaded.suite.shifts()[0], digests):
         costs = preparations.measure_costs(calibrations, only.select(plan.trials), options, out, say)
-        plan = planning.make(loaded, options.limit, only, digests, artefacts, costs)
+        plan = make_plan(costs=costs)
     _print_reading_cost(console, digests)
     selected = only.select(plan.trials)
     cache = options.image_cache()

@@ -285,6 +285,15 @@ class ProtocolConfig(Portable, BaseModel):
         rules = (r.model_copy(update={"cost_ratio": ratio}) if r and r.cost_ratio == MEASURE else r for r in self.adapt)
         return self.model_copy(update={"adapt": tuple(rules)})
 
+    @property
+    def measures_accuracy(self) -> bool:
+        """Whether a run has to measure accuracies before it can make the stream."""
+        return False
+
+    def with_accuracy(self, matrices: Mapping[str, Any]) -> ProtocolConfig:
+        """The same with measured accuracy matrices, by pair of corruptions, in place of "measure"."""
+        return self
+
     def shift_severities(self, given: list[int]) -> list[int]:
         """The severities of the shifts that the protocol gets, from those that the suite gives."""
         return given

@@ -13,6 +13,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from tta_bench.streams import Shift, StreamSpec, subset
 from tta_bench.suite import LoadedSuite, Suite
 from tta_bench.suite.cost_ratios import NOT_MEASURED, CostRatio, CostRow
 from tta_bench.suite.keys import Keys
-from tta_bench.suite.prepare import Request
+from tta_bench.suite.prepare import Accuracies, Request
 from tta_bench.suite.resolve import ResolvedMethod, resolve
 from tta_bench.suite.schema import Evaluation
 from tta_bench.suite.select import Filter
@@ -203,6 +204,7 @@ def make(
     digests: Digests | None = None,
     prepared: Mapping[Request, pathlib.Path] | None = None,
     costs: Mapping[CostRow, CostRatio] | None = None,
+    accuracies: Accuracies = MappingProxyType({}),
 ) -> Plan:
     """Plan a suite.
 
@@ -214,6 +216,7 @@ def make(
         digests: of image files; one without progress by default.
         prepared: files made by preparations.
         costs: measured cost ratios; trials that need another one have an obstacle.
+        accuracies: measured accuracy matrices.
 
     Raises:
         UsageError: with all problems of models, data and hyperparameters.
@@ -237,7 +240,7 @@ def make(
         {name: reopening(loaded, model) for name, model in models.items()},
         str(pathlib.Path.cwd()),
     )
-    cells = _Cells(loaded, materials, limit, digests)
+    cells = _Cells(loaded, materials, limit, digests, accuracies)
     trials = tuple(_trials(models, materials, configs, cells, costs or {}))
     if cells.problems:
         raise UsageError(cells.problems)
@@ -348,7 +351,7 @@ def _segments(streams: Streams, model: str, spec: StreamSpec) -> Iterator[tuple[
 
 def _wholes(
     loaded: LoadedSuite, evaluation: Evaluation, limit: int | None, batch_size: int, seed: int,
-    cost: CostRatio = NOT_MEASURED,
+    cost: CostRatio = NOT_MEASURED, accuracies: Accuracies = MappingProxyType({}),
 ) -> Iterator[tuple[ProtocolConfig, StreamSpec]]:  # fmt: skip
     """Each combination of protocol parameters, with the specification of each whole stream.
 
@@ -358,8 +361,10 @@ def _wholes(
     data, after = loaded.suite.data, evaluation.protocol.graded_after
     groups = evaluation.by_severity() if cls.by_severity else [evaluation.shifts()]
     for protocol, given in itertools.product(evaluation.protocol.singles(), groups):
-        followed = protocol.with_cost_ratio(1.0 if cost.ratio is None else cost.ratio).canonical()
-        spec = StreamSpec(followed, given, limit or data.max_images, data.seed, batch_size, seed, after)
+        followed = protocol.with_cost_ratio(1.0 if cost.ratio is None else cost.ratio)
+        if evaluation.index in accuracies:
+            followed = followed.with_accuracy(accuracies[evaluation.index])
+        spec = StreamSpec(followed.canonical(), given, limit or data.max_images, data.seed, batch_size, seed, after)
         yield protocol, spec
 
 
@@ -373,7 +378,10 @@ class _Cells:
         problems: with making streams.
     """
 
-    def __init__(self, loaded: LoadedSuite, materials: Materials, limit: int | None, digests: Digests):
+    def __init__(
+        self, loaded: LoadedSuite, materials: Materials, limit: int | None, digests: Digests, accuracies: Accuracies
+    ):
+        self._accuracies = accuracies
         self._loaded, self._materials, self._limit, self._digests = loaded, materials, limit, digests
         self._streams = materials.streams()
         self._cells: dict[tuple[object, ...], list[_Cell]] = {}
@@ -399,7 +407,7 @@ class _Cells:
 
     def _make(self, model: str, evaluation: Evaluation, batch_size: int, seed: int, cost: CostRatio) -> Iterator[_Cell]:
         seen = set[tuple[str, str]]()  # by protocol parameters: two that make equal streams both have rows
-        for protocol, spec in _wholes(self._loaded, evaluation, self._limit, batch_size, seed, cost):
+        for protocol, spec in _wholes(self._loaded, evaluation, self._limit, batch_size, seed, cost, self._accuracies):
             further: dict[str, Any] = {"cost_ratio": cost.ratio} if protocol.measures_cost else {}
             further |= {"skipped": "chance"} if protocol.counts_at_chance else {}
             for part, stream in self._streams.specs(model, spec):
