@@ -158,7 +158,7 @@ def test_a_run_measures_what_its_walks_need_once(walked: Callable[..., pathlib.P
     further, said = prepare(walked(more_seeds := CCC.replace("}", ", seeds: [0, 3]}")), tmp_path / "out")
     assert more_seeds != CCC
     assert {pair: further[pair] for pair in accuracies} == accuracies
-    assert len(said) == len(further) - len(accuracies), "only the pairs that the new seed's walk adds"
+    assert len(said) == len(further) - len(accuracies) > 0, "only the pairs that the new seed adds"
 
 
 def test_an_interrupted_measurement_goes_on_after_the_last_pair(
