@@ -72,7 +72,8 @@ def test_an_unknown_format_is_refused(run_cli: Cli) -> None:
 
 def test_a_run_of_another_schema_is_refused(run_cli: Cli, tmp_path: pathlib.Path) -> None:
     plan = write_run(tmp_path / "run", {("source", "m", "fog-5", 0): verdicts(10)}) / "plan.json"
-    plan.write_text(plan.read_text().replace('"schema_version": 4', '"schema_version": 99'))
+    current = f'"schema_version": {records.SCHEMA_VERSION}'
+    plan.write_text(plan.read_text().replace(current, '"schema_version": 99'))
     outcome = run_cli("report", "run")
     assert outcome.code == 2
     assert f"written by a newer tta-bench (schema version 99; this one reads {records.SCHEMA_VERSION})" in outcome.err
