@@ -31,7 +31,7 @@ def shown(trials: tuple[Trial, ...], *, terminal: bool) -> str:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=100, color_system="standard" if terminal else None)
     tally = Tally((t.label, "reset", t.model, ["contrast"]) for t in trials)
-    good = [{"corruption": "contrast", "images": 10, "correct": 5}]
+    good = [{"corruption": "contrast", "images": 10, "error_pct": 50.0}]
     with TrialProgress(console, tally, len(trials)) as progress:
         progress.tick(1, ["worker 0: …"], 12.0)
         assert "1 running" in progress.summary()
@@ -69,8 +69,8 @@ def test_the_mean_excludes_clean_images_and_shows_how_many_trials_it_covers() ->
     tally = Tally(
         [("tent", "reset", "net", ["clean"]), ("tent", "reset", "net", ["fog"]), ("tent", "reset", "net", ["snow"])]
     )
-    tally.add("tent", "reset", "net", "ok", [{"corruption": "clean", "images": 10, "correct": 10}])
-    tally.add("tent", "reset", "net", "ok", [{"corruption": "fog", "images": 10, "correct": 6}])
+    tally.add("tent", "reset", "net", "ok", [{"corruption": "clean", "images": 10, "error_pct": 0.0}])
+    tally.add("tent", "reset", "net", "ok", [{"corruption": "fog", "images": 10, "error_pct": 40.0}])
     console = Console(width=80, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(tally.table())
     assert "40.0 (1 of 2)" in console.export_text()

@@ -404,7 +404,7 @@ def test_a_list_makes_a_protocol_for_each_value(protocol: dict[str, Any], name: 
         ({"kind": "reset", "probe": {"shift": "snow-5"}}, "there is no shift 'snow-5'", "contrast-5, fog-5"),
         ({"kind": "reset", "adapt": {"first": 2, "every": 2}}, "gives two rules, first and every", "one of first"),
         ({"kind": "reset", "adapt": {"eta": 1}}, "eta needs cost_ratio", "cost_ratio: …"),
-        ({"kind": "reset", "adapt": {"eta": 1, "cost_ratio": "measure"}}, "not measured yet", "give a number"),
+        ({"kind": "reset", "adapt": {"eta": 1, "cost_ratio": "measure"}}, "only a run can measure it", "give a number"),
         ({"kind": "reset", "adapt": {"first": 2, "classes": 3}}, "3 classes of only 2", "give fewer"),
         ({"kind": "reset", "episodic": True, "reset": "never"}, "conflicts with reset", "reset: batch"),
         ({"kind": "file", "stream": "x.npz", "window": 2}, "is fixed by the recorded stream", "leave it out"),

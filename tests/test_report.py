@@ -9,7 +9,7 @@ import pandas as pd
 from conftest import Outcome
 from runs import verdicts, write_run
 
-from tta_bench.store import results
+from tta_bench.store import records, results
 
 Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]
@@ -72,10 +72,11 @@ def test_an_unknown_format_is_refused(run_cli: Cli) -> None:
 
 def test_a_run_of_another_schema_is_refused(run_cli: Cli, tmp_path: pathlib.Path) -> None:
     plan = write_run(tmp_path / "run", {("source", "m", "fog-5", 0): verdicts(10)}) / "plan.json"
-    plan.write_text(plan.read_text().replace('"schema_version": 4', '"schema_version": 99'))
+    current = f'"schema_version": {records.SCHEMA_VERSION}'
+    plan.write_text(plan.read_text().replace(current, '"schema_version": 99'))
     outcome = run_cli("report", "run")
     assert outcome.code == 2
-    assert "written by a newer tta-bench (schema version 99; this one reads 4)" in outcome.err
+    assert f"written by a newer tta-bench (schema version 99; this one reads {records.SCHEMA_VERSION})" in outcome.err
 
 
 def test_every_table_of_a_part_of_the_images_says_so(run_cli: Cli, tmp_path: pathlib.Path) -> None:

@@ -25,7 +25,7 @@ from tta_bench.report.evidence import gather
 from tta_bench.report.figures import online
 from tta_bench.report.figures.section import sections
 from tta_bench.report.images import ImageErrors
-from tta_bench.store import results, schema
+from tta_bench.store import records, results, schema
 from tta_bench.streams import CLEAN, Segment, Shift, Stream, StreamSpec, subset
 
 FAILING = """\
@@ -264,7 +264,8 @@ def test_a_fact_that_is_unknown_lacking_or_of_another_type_is_named(
     file.write_text(json.dumps(record))
     reseal(file)
     outcome = run_cli("report", run)
-    assert (outcome.code, f"{file}: does not fit schema version 4: {says}" in outcome.err) == (2, True), outcome.err
+    misfit = f"{file}: does not fit schema version {records.SCHEMA_VERSION}: {says}"
+    assert (outcome.code, misfit in outcome.err) == (2, True), outcome.err
 
 
 def test_a_statistic_of_the_methods_own_and_half_a_failed_trial_are_no_faults(tmp_path: pathlib.Path) -> None:
@@ -291,7 +292,9 @@ def test_an_array_that_is_unknown_lacking_or_of_another_type_is_named(
     change(arrays)
     np.savez(file, **arrays)
     reseal(file.with_suffix(".json"))
-    with pytest.raises(UsageError, match=re.escape(f"{file}: does not fit schema version 4: {says}")):
+    with pytest.raises(
+        UsageError, match=re.escape(f"{file}: does not fit schema version {records.SCHEMA_VERSION}: {says}")
+    ):
         results.load(run)
 
 

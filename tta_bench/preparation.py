@@ -32,12 +32,14 @@ class Preparation:
         suffix: of the result's file.
         make: writes the result to the given path, in a folder that keeps partial results of an interrupted job; reports
             progress through its second argument, and returns a sentence on the result.
+        outdated: whether an existing result has to be made again.
     """
 
     name: str
     asked: Mapping[str, Any]
     suffix: str
     make: Callable[[pathlib.Path, Callable[[str], None]], str]
+    outdated: Callable[[pathlib.Path], bool] = lambda file: False
 
     @property
     def file(self) -> str:
@@ -46,9 +48,9 @@ class Preparation:
 
 
 def waiting(preparations: Sequence[Preparation], run: pathlib.Path) -> list[Preparation]:
-    """The preparations, each once, whose result is not in a run's folder."""
-    unique = {preparation.file: preparation for preparation in preparations}
-    return [p for file, p in unique.items() if not (run / FOLDER / file).is_file()]
+    """The preparations, each once, whose result is not in a run's folder, or is outdated."""
+    unique = {run / FOLDER / preparation.file: preparation for preparation in preparations}
+    return [p for file, p in unique.items() if not file.is_file() or p.outdated(file)]
 
 
 def finish(preparations: Sequence[Preparation], run: pathlib.Path, say: Callable[[str], None]) -> None:

@@ -13,13 +13,17 @@ from rich.console import Console
 
 from tta_bench import preparation
 from tta_bench import suite as suites
+from tta_bench.commands import preparations
 from tta_bench.data.cache import ImageCache
+from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError
+from tta_bench.schedule.options import RunOptions
 from tta_bench.store import merge as merging
 from tta_bench.store import records, results, rundir
 from tta_bench.store.merge import SHOWN, InputRun, Source
+from tta_bench.suite import calibration
 from tta_bench.suite import plan as planning
-from tta_bench.suite.prepare import pretrainings
+from tta_bench.suite.prepare import accuracy_jobs, pretrainings
 
 
 def merge(names: Sequence[str], out: str, keep: str | None = None, suite: str | None = None) -> int:
@@ -77,7 +81,13 @@ def _planned(name: str, runs: Sequence[InputRun]) -> InputRun:
         hint = "leave --suite out, or prepare it in one of the runs with 'tta-bench run'"
         raise UsageError(Problem(f"no run has prepared {', '.join(lacking)}", f"--suite {name}", hint=hint))
     limit = None if first["all_images"] else max(trial["images"] for trial in first["trials"])
-    content = records.plan_content(planning.make(loaded, limit, prepared=prepared))
+    folders = [run.path for run in runs]
+    accuracies = preparations.recorded_accuracies(accuracy_jobs(loaded, limit, Digests()), folders)
+    plan = planning.make(loaded, limit, prepared=prepared, accuracies=accuracies)
+    if calibrations := calibration.calibrations(plan, loaded.suite.shifts()[0], Digests()):
+        costs = preparations.recorded_costs(calibrations, RunOptions(name), folders)
+        plan = planning.make(loaded, limit, prepared=prepared, costs=costs, accuracies=accuracies)
+    content = records.plan_content(plan)
     return InputRun(f"--suite {name}", pathlib.Path(name), json.loads(json.dumps(content)), {})
 
 

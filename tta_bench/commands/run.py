@@ -9,10 +9,10 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
 
-from tta_bench import preparation, suite
+from tta_bench import suite
+from tta_bench.commands import preparations
 from tta_bench.data.cache import CacheEntry, ImageCache
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, Stopped, UsageError
@@ -25,9 +25,9 @@ from tta_bench.schedule.options import RunOptions, available_cpus
 from tta_bench.schedule.progress import ImageProgress, ReadingProgress, TrialProgress, own_console
 from tta_bench.schedule.status import StatusFile, Tally
 from tta_bench.store import records, rundir, runlog
+from tta_bench.suite import calibration
 from tta_bench.suite import plan as planning
 from tta_bench.suite.plan import Plan, Trial
-from tta_bench.suite.prepare import pretrainings
 from tta_bench.suite.select import Filter
 
 Connect = Callable[[], Any]  # connects to Ray; see scheduler.ray_connection
@@ -86,10 +86,18 @@ def _run_suite(
     connect: Connect,
 ) -> int:  # fmt: skip
     only, digests = Filter(options.only), Digests(progress=ReadingProgress(console))
-    artefacts = _prepare(loaded, only, options, out, console)
+    say = functools.partial(_print, console)
+    artefacts = preparations.pretrain(loaded, only, options, out, say)
     if artefacts is None:
         return 0
-    plan = planning.make(loaded, options.limit, only, digests, artefacts)
+    accuracies = preparations.measure_accuracies(loaded, digests, options, out, say)
+    if accuracies is None:
+        return 0
+    make_plan = functools.partial(planning.make, loaded, options.limit, only, digests, artefacts, accuracies=accuracies)
+    plan = make_plan()
+    if calibrations := calibration.calibrations(plan, loaded.suite.shifts()[0], digests):
+        costs = preparations.measure_costs(calibrations, only.select(plan.trials), options, out, say)
+        plan = make_plan(costs=costs)
     _print_reading_cost(console, digests)
     selected = only.select(plan.trials)
     cache = options.image_cache()
@@ -109,26 +117,6 @@ def _run_suite(
     with rundir.locked(out):
         _run_trials(options, loaded, plan, state, out, console, interrupts, connect)
         return _conclude(plan, selected, out, console, interrupts)
-
-
-def _prepare(
-    loaded: suite.LoadedSuite, only: Filter, options: RunOptions, out: pathlib.Path, console: Console
-) -> dict[Any, pathlib.Path] | None:
-    """Run the preparations that trials need and that are not finished; returns the files of all of them.
-
-    None under ``--dry-run`` if one is not finished: trials cannot be planned then.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    jobs = pretrainings(loaded, only.allows)
-    preparations = {key: job.preparation(options.image_cache(), device) for key, job in jobs.items()}
-    if pending := preparation.waiting(list(preparations.values()), out):
-        if options.dry_run:
-            names = ", ".join(p.name for p in pending)
-            _print(console, f"{loaded.suite.name}: preparations to run before trials can be planned: {names}")
-            return None
-        with rundir.locked(out):
-            preparation.finish(pending, out, functools.partial(_print, console))
-    return preparation.results(preparations, out)
 
 
 def _print_reading_cost(console: Console, digests: Digests) -> None:
@@ -256,7 +244,10 @@ def _run_trials(
     with TrialProgress(console, state.tally, len(state.pending)) as progress:
         recorder = _Recorder(out, session, progress, interrupts)
         try:
-            scheduler.run(plan.materials, state.pending, options, connect, state.estimates, recorder)
+            for trial in (trial for trial in state.pending if trial.obstacle):
+                recorder.finished(trial, _without_ratio(trial))
+            runnable = [trial for trial in state.pending if not trial.obstacle]
+            scheduler.run(plan.materials, runnable, options, connect, state.estimates, recorder)
             recorder.status.update(state="finished", now=True)
         except KeyboardInterrupt:
             recorder.status.update(state="interrupted", now=True)
@@ -265,6 +256,15 @@ def _run_trials(
             with contextlib.suppress(OSError):  # the disk may be why it stopped
                 recorder.status.update(state=f"stopped: {stopped.problem.message}", now=True)
             raise
+
+
+def _without_ratio(trial: Trial) -> TrialResult:
+    """The result of a trial whose cost ratio could not be measured."""
+    obstacle = trial.obstacle
+    assert obstacle is not None
+    facts = {"failure": obstacle.failure} if obstacle.status == "failed" else {}
+    reason = f"its cost ratio could not be measured: {obstacle.reason}"
+    return TrialResult(trial.key, obstacle.status, reason, obstacle.traceback, facts, log=obstacle.log)
 
 
 @contextlib.contextmanager

@@ -179,7 +179,7 @@ class Dataset(Portable, abc.ABC):
 
     @abc.abstractmethod
     def missing(self, shift: Shift) -> Problem | None:
-        """Why ``shift`` is not available, or None; of :data:`tta_bench.streams.COMPOUND`, why no compound is."""
+        """Why ``shift`` is not available, or None; :data:`tta_bench.streams.COMPOUND` asks for any compound at all."""
 
     @abc.abstractmethod
     def fingerprint(self, shift: Shift, rows: np.ndarray, digests: Digests) -> dict[str, Any]:

@@ -79,6 +79,9 @@ class Generated(Dataset):
 
 def unknown_corruption(shift: Shift) -> Problem | None:
     """A problem where ``shift`` is neither clean, compound nor one of the 19 corruptions; else None."""
-    if shift in (CLEAN, COMPOUND) or shift.name in corruptions.NAMES:
+    if shift in (CLEAN, COMPOUND):
         return None
-    return Problem(f"unknown corruption {shift.name!r}", hint=near_miss(shift.name, ["clean", *corruptions.NAMES]))
+    for name in [corruptions.OF_CCC.get(part.name, part.name) for part in shift.parts] or [shift.name]:
+        if name not in corruptions.NAMES:
+            return Problem(f"unknown corruption {name!r}", hint=near_miss(name, ["clean", *corruptions.NAMES]))
+    return None

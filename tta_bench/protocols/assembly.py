@@ -10,7 +10,7 @@ import numpy as np
 
 from tta_bench.protocols.base import Batches, Part, Protocol, Source, refusal
 from tta_bench.protocols.checks import check_parts, check_source
-from tta_bench.protocols.config import AdaptRule, ProtocolConfig, ResetEvery
+from tta_bench.protocols.config import MEASURE, AdaptRule, ProtocolConfig, ResetEvery
 from tta_bench.registry import PROTOCOLS, attributed
 from tta_bench.streams import Segment, Stream
 
@@ -170,8 +170,8 @@ def _adaptation(config: ProtocolConfig) -> Callable[[np.ndarray], np.ndarray]:
 
 def _time_constrained(rule: AdaptRule, eta: float) -> Callable[[np.ndarray], np.ndarray]:
     """Batches that arrive while a method is still adapting are skipped (Alfarra et al. 2024, arXiv 2304.04795)."""
-    if rule.cost_ratio == "measure":
-        raise refusal("adapt.cost_ratio", "cost ratios are not measured yet", "give a number, or a list of numbers")
+    if rule.cost_ratio == MEASURE:
+        raise refusal("adapt.cost_ratio", "only a run can measure it", "give a number, or a list of numbers")
     ratios = itertools.chain(rule.cost_ratios, itertools.repeat(rule.cost_ratios[-1]))
 
     def adapts(starts: np.ndarray) -> np.ndarray:

@@ -18,19 +18,20 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from tta_bench.protocols.base import Part, Protocol, Source, loaded, refusal
-from tta_bench.protocols.config import ONE_OR_MORE, Conflict, ProtocolConfig
+from tta_bench.protocols.config import MEASURE, ONE_OR_MORE, Conflict, ProtocolConfig
 from tta_bench.streams import CLEAN, Shift
 
 _NOISES = ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur",
            "snow", "frost", "fog", "contrast", "elastic", "pixelate", "jpeg")  # fmt: skip
 _HARD = ("gaussian_noise", "shot_noise", "impulse_noise", "contrast")
 _BEYOND = 9999999999999.0  # the published cost of leaving the last column
+_OF_MEASURING = ("calibration", "calibration_images")
 _Pair = tuple[str, str]
 
 
 def _matrices(value: Any) -> Any:
     if not isinstance(value, str | Mapping):
-        raise PydanticCustomError("accuracy", "give an .npz, or a mapping of a+b to matrices")
+        raise PydanticCustomError("accuracy", "give an .npz, a mapping of a+b to matrices, or measure")
     return value
 
 
@@ -49,9 +50,12 @@ class Ccc(Protocol):
             images: in the stream.
             accuracy: an ``.npz`` of ``a+b`` to a square matrix (n, n): accuracy in per cent of the calibration network at
                 severities 5·i/(n−1) of corruption a and then 5·j/(n−1) of b. The paper's n is 21; 6 has integer
-                severities alone.
+                severities alone. "measure": the run measures the pairs that its walks need before it plans them.
+            calibration: source model of the suite that accuracy "measure" is measured with; null: the first.
+            calibration_images: clean evaluation images that it is measured on.
 
         Example:
+            {kind: ccc, baseline: 20, speed: 1000, accuracy: measure}
             {kind: ccc, baseline: 20, speed: 1000, accuracy: ccc_accuracy.npz}
         """
 
@@ -59,12 +63,25 @@ class Ccc(Protocol):
         speed: Annotated[tuple[Annotated[int, Field(ge=1)], ...], *ONE_OR_MORE]
         images: Annotated[int, Field(ge=1)] = 7500000
         accuracy: Annotated[Any, BeforeValidator(_matrices)]
+        calibration: str | None = None
+        calibration_images: Annotated[int, Field(ge=1)] = 500
+
+        @property
+        def measures_accuracy(self) -> bool:
+            return bool(self.accuracy == MEASURE)
+
+        def with_accuracy(self, matrices: Mapping[str, Any]) -> ProtocolConfig:
+            of_measuring = {name: type(self).model_fields[name].default for name in _OF_MEASURING}
+            return self.model_copy(update={**of_measuring, "accuracy": matrices})
 
         def conflicts(self) -> Iterator[Conflict]:
             yield from super().conflicts()
             for key in ("probe", "shift_order"):
                 if getattr(self, key):
                     yield key, "ccc has only the clean images", "leave it out"
+            for key in _OF_MEASURING:
+                if key in self.model_fields_set and self.accuracy != MEASURE:
+                    yield key, "only measured accuracies have a calibration", "leave it out, or write accuracy: measure"
 
     def parts(self, source: Source) -> Iterator[Part]:
         [speed], images = self.config.speed, self.config.images
@@ -100,6 +117,8 @@ class Ccc(Protocol):
     def _paths(self, baseline: float) -> Callable[[_Pair], list[tuple[float, float]]]:
         """The path of severities of each pair, computed once."""
         accuracy, known = self.config.accuracy, dict[_Pair, list[tuple[float, float]]]()
+        if accuracy == MEASURE:
+            raise refusal("accuracy", "only a run can measure it", "give an .npz with a matrix for each pair a+b")
         matrices = loaded("accuracy", accuracy) if isinstance(accuracy, str) else accuracy
 
         def path(pair: _Pair) -> list[tuple[float, float]]:

@@ -29,6 +29,7 @@ from tta_bench.errors import refused
 from tta_bench.protocols.words import advice
 from tta_bench.registry import Portable
 
+MEASURE = "measure"  # in place of a value that a run measures
 Conflict = tuple[str, str, str]  # key, what is wrong with it, how to fix it
 
 
@@ -84,7 +85,7 @@ class ResetEvery(_Nested):
 class AdaptRule(_Nested):
     """Which batches of a part are adapted on; the rest is predicted with the latest state.
 
-    Three rules: ``first`` with or without ``classes``, ``every``, and ``eta`` with ``cost_ratio``.
+    Three rules: ``first`` with or without ``classes``, ``every``, and ``eta`` with ``cost_ratio`` and perhaps ``skipped``.
 
     Attributes:
         first: images of the part, in its order; with ``classes``, of these classes alone, moved to the front.
@@ -93,7 +94,10 @@ class AdaptRule(_Nested):
         eta: speed of the stream relative to a plain forward pass, 0 to skip nothing (time-constrained evaluation,
             Alfarra et al. 2024, arXiv 2304.04795).
         cost_ratio: time of an adapting step relative to a plain forward pass; a list is used one after another for the
-            adapting batches of the whole stream, its last repeated.
+            adapting batches of the whole stream, its last repeated; "measure": the run measures it for each method and
+            source model before it plans their trials.
+        skipped: "predict" skipped batches with the latest state, or count them at "chance": they are shown to no network,
+            and their expected error is that of random answers (single_model of Alfarra et al.).
     """
 
     first: Annotated[int | None, BeforeValidator(_count)] = None
@@ -101,6 +105,7 @@ class AdaptRule(_Nested):
     every: _Positive | None = None
     eta: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     cost_ratio: Annotated[Any, AfterValidator(lambda value: _cost_ratio(value))] = None
+    skipped: Literal["predict", "chance"] = "predict"
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
@@ -109,9 +114,11 @@ class AdaptRule(_Nested):
         if len(rules) != 1:
             what = f"gives two rules, {' and '.join(rules)}" if rules else "gives no rule"
             raise refused("rule", what, (), None, "one of first (with or without classes), every, eta with cost_ratio")
-        for name, needed in (("classes", "first"), ("cost_ratio", "eta"), ("eta", "cost_ratio")):
+        for name, needed in (("classes", "first"), ("cost_ratio", "eta"), ("eta", "cost_ratio"), ("skipped", "eta")):
             if name in given and needed not in given:
                 raise refused("rule", f"{name} needs {needed}", (name,), None, f"write: {{{name}: …, {needed}: …}}")
+        if self.skipped == "predict":  # the default is not written, so that keys and settings do not depend on it
+            given.discard("skipped")
         return self
 
     @property
@@ -123,7 +130,7 @@ class AdaptRule(_Nested):
 def _cost_ratio(value: Any) -> Any:
     """A number, a tuple of numbers, or "measure"."""
     values = _listed(value)
-    if value != "measure" and not (values and all(type(v) in (int, float) and 0 <= v < float("inf") for v in values)):
+    if value != MEASURE and not (values and all(type(v) in (int, float) and 0 <= v < float("inf") for v in values)):
         raise PydanticCustomError("cost_ratio", "give a number from 0 on, a list of them, or measure")
     return values if isinstance(value, list | tuple) else value
 
@@ -255,6 +262,37 @@ class ProtocolConfig(Portable, BaseModel):
         values = self.model_dump(mode="json", exclude={"kind"})
         single = {n for n in self.varied() if len(values[n]) == 1}
         return {n: value[0] if n in single else value for n, value in values.items()}
+
+    @property
+    def measures_cost(self) -> bool:
+        """Whether a run has to measure a cost ratio for any of its rules."""
+        return any(rule is not None and rule.cost_ratio == MEASURE for rule in self.adapt)
+
+    @property
+    def counts_at_chance(self) -> bool:
+        """Whether its only rule counts skipped batches at chance."""
+        [rule] = self.adapt
+        return rule is not None and rule.skipped == "chance"
+
+    @property
+    def cost_ratio(self) -> float | None:
+        """The cost ratio of its only rule, where that has a single number."""
+        [rule] = self.adapt
+        return float(rule.cost_ratio) if rule and type(rule.cost_ratio) in (int, float) else None
+
+    def with_cost_ratio(self, ratio: float) -> ProtocolConfig:
+        """The same with ``ratio`` in place of "measure"."""
+        rules = (r.model_copy(update={"cost_ratio": ratio}) if r and r.cost_ratio == MEASURE else r for r in self.adapt)
+        return self.model_copy(update={"adapt": tuple(rules)})
+
+    @property
+    def measures_accuracy(self) -> bool:
+        """Whether a run has to measure accuracies before it can make the stream."""
+        return False
+
+    def with_accuracy(self, matrices: Mapping[str, Any]) -> ProtocolConfig:
+        """The same with measured accuracy matrices, by pair of corruptions, in place of "measure"."""
+        return self
 
     def shift_severities(self, given: list[int]) -> list[int]:
         """The severities of the shifts that the protocol gets, from those that the suite gives."""

@@ -154,15 +154,14 @@ def _with_compounds_joined(shifts: pd.DataFrame, keys: set[str]) -> pd.DataFrame
     rows = shifts[compounds].assign(shift=ALL_IMAGES, corruption=ALL_IMAGES, visit=0, error_after_pct=np.nan)
     rows = rows.assign(class_mean_error_pct=np.nan)
     counts = ["images", "correct", "images_adapted", "images_skipped"]
-    wrong = [rows[f"images_{part}"] * rows[f"error_{part}_pct"] for part in ("adapted", "skipped")]
-    confidence = rows["images"] * rows["confidence_mean"]
-    sums = rows.assign(adapted=wrong[0], skipped=wrong[1], confidence=confidence).groupby(segment, sort=False)
-    sums = sums[[*counts, "adapted", "skipped", "confidence"]].sum(min_count=1).reset_index()
-    joined = rows.drop_duplicates(segment).drop(columns=counts).merge(sums, on=segment, validate="one_to_one")
-    joined["error_pct"] = 100.0 * (1.0 - joined["correct"] / joined["images"])
-    for part in ("adapted", "skipped"):
-        joined[f"error_{part}_pct"] = joined[part] / joined[f"images_{part}"]
-    joined["confidence_mean"] = joined["confidence"] / joined["images"]
+    means = {"error_pct": "images", "error_adapted_pct": "images_adapted", "error_skipped_pct": "images_skipped",
+             "confidence_mean": "images"}  # fmt: skip
+    weighted = rows.assign(**{mean: rows[mean] * rows[count] for mean, count in means.items()})
+    sums = weighted.groupby(segment, sort=False)[[*counts, *means]].sum(min_count=1).reset_index()
+    sums = sums.assign(**{mean: sums[mean] / sums[count] for mean, count in means.items()})
+    joined = (
+        rows.drop_duplicates(segment).drop(columns=[*counts, *means]).merge(sums, on=segment, validate="one_to_one")
+    )
     return pd.concat([shifts[~compounds], joined[shifts.columns].astype(shifts.dtypes)], ignore_index=True)
 
 

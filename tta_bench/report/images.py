@@ -9,29 +9,31 @@ from typing import Any
 import numpy as np
 
 from tta_bench.report.evidence import ALL_IMAGES, Evidence
+from tta_bench.run import metrics
 from tta_bench.store import results
 
-_ARRAYS = ("images/image", "images/shift", "images/correct", "images/graded", "images/batch", "batches/segment")
+_ARRAYS = ("images/image", "images/shift", "images/correct", "images/predicted", "images/graded", "images/batch",
+           "batches/segment")  # fmt: skip
 
 CellKey = tuple[str, str, str]  # label, source model, shift
 
 
 @dataclass
 class _Counts:
-    """By image index: how often an image was graded, and how often wrong; (N,) each."""
+    """By image index: how often an image was graded, and how often it is expected to be wrong; (N,) each."""
 
     graded: np.ndarray
     wrong: np.ndarray
 
     def add(self, image: np.ndarray, correct: np.ndarray) -> None:
-        """Count (M,) indices and verdicts."""
+        """Count (M,) indices and expected verdicts."""
         size = max(len(self.graded), int(image.max(initial=-1)) + 1)
         self.graded = _added(self.graded, image, size)
-        self.wrong = _added(self.wrong, image[~correct], size)
+        self.wrong = _added(self.wrong, image, size, 1 - correct)
 
 
-def _added(counts: np.ndarray, image: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(counts, (0, size - len(counts))) + np.bincount(image, minlength=size).astype(np.uint16)
+def _added(counts: np.ndarray, image: np.ndarray, size: int, weights: np.ndarray | None = None) -> np.ndarray:
+    return np.pad(counts, (0, size - len(counts))) + np.bincount(image, weights, size).astype(counts.dtype)
 
 
 class ImageErrors:
@@ -57,15 +59,16 @@ class ImageErrors:
                 self._add(trial, results.read_arrays(run.path, trial["key"], _ARRAYS.__contains__))
 
     def _add(self, trial: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        image, shift, correct, graded, batch, segment = (arrays[name] for name in _ARRAYS)
+        image, shift, correct, predicted, graded, batch, segment = (arrays[name] for name in _ARRAYS)
+        correct = metrics.expected(predicted, correct)
         is_stream = np.array([role == "stream" for *_, role in trial["segments"]])
         graded = graded & is_stream[segment[batch]]
         shifts = (trial["model"], ",".join(name for _, _, name in trial["shifts"]))
         self._mixed_images |= self._fingerprints.setdefault(shifts, trial["data"]) != trial["data"]
         for number, (_, _, name) in enumerate(trial["shifts"]):
             here = graded & (shift == number)
-            empty = np.zeros(0, dtype=np.uint16)
-            counts = self._counts.setdefault((trial["label"], trial["model"], name), _Counts(empty, empty))
+            none = _Counts(np.zeros(0, dtype=np.uint16), np.zeros(0, dtype=np.float32))
+            counts = self._counts.setdefault((trial["label"], trial["model"], name), none)
             counts.add(image[here], correct[here])
 
     def matrix(self, cells: Sequence[CellKey]) -> np.ndarray | None:

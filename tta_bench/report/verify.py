@@ -92,7 +92,8 @@ def _shift(
     in_segment = arrays["batches/segment"][batch] == position
     segment, index = adapted[arrays["batches/segment"] == position], np.cumsum(in_segment) - 1
     here = arrays["images/graded"] & in_segment & (arrays["images/shift"] == number) & (arrays["images/visit"] == visit)
-    correct, confidence = arrays["images/correct"][here], arrays["images/confidence"][here]
+    correct = metrics.expected(arrays["images/predicted"][here], arrays["images/correct"][here])
+    confidence = arrays["images/confidence"][here]
     if not len(correct):
         return {"images": 0}
     apart = metrics.by_adaptation(correct, adapted[batch[here]]) if segment.any() and not segment.all() else {}

@@ -5,6 +5,7 @@ They are error tables with other columns than corruptions, rendered like all oth
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from tta_bench.report.evidence import ALL_IMAGES, TRIAL, Evidence, of_shifts
 from tta_bench.report.table import ErrorTable, TableSetting
 from tta_bench.setting import Setting
 
-PLACES, VISITS, PROBES, PARTS, COLLAPSE = "place", "visit", "probe", "adaptation", "collapse"
+PLACES, VISITS, PROBES, PARTS, CHANCE, COLLAPSE = "place", "visit", "probe", "adaptation", "chance", "collapse"
 _SHOWN = 10  # visits with a column
 
 
@@ -32,7 +33,8 @@ def views(evidence: Evidence, baseline: str) -> list[ErrorTable]:
             shifted = part[part["corruption"] != "clean"] if severity else part
             if not walks:
                 tables += _view(evidence, base, part, severity, VISITS, _by_visit(shifted))
-            tables += _view(evidence, base, part, severity, PARTS, _by_adaptation(shifted))
+            parts = CHANCE if _counts_at_chance(base) else PARTS
+            tables += _view(evidence, base, part, severity, parts, _by_adaptation(shifted, _SKIPPED[parts]))
             tables += _view(evidence, base, part, severity, COLLAPSE, _collapse(evidence, shifted))
         tables += _view(evidence, base, probes, 0, PROBES, _forgetting(probes, baseline))
     return named(tables)
@@ -49,6 +51,7 @@ _TITLES = {
     VISITS: "by visit, mean over the corruptions",
     PROBES: "of the probe after each part of the stream",
     PARTS: "on all images, on those adapted on and on those only predicted",
+    CHANCE: "on all images, on those adapted on and on those skipped, which count at chance",
     COLLAPSE: "mean over images and over classes, and share of the most predicted class",
 }
 _NOTES = {
@@ -56,8 +59,15 @@ _NOTES = {
     VISITS: "last − first: change from the first visit to the last",
     PROBES: "forgetting: mean error of the probes minus the baseline's",
     PARTS: "share: images adapted on, per cent of the images graded",
+    CHANCE: "chance: expected error of random answers; share: images adapted on, per cent of the images graded",
     COLLAPSE: "most predicted: 100 after a collapse to one class; uniform predictions of C classes have 100/C",
 }
+
+_SKIPPED = {PARTS: "predicted", CHANCE: "chance"}  # the column of images that were not adapted on
+
+
+def _counts_at_chance(setting: Setting) -> bool:
+    return json.loads(dict(setting.parameters).get("adapt", "{}")).get("skipped") == "chance"
 
 
 def _view(
@@ -73,7 +83,7 @@ def _view(
         name=f"{kind}{f'-{severity}' if severity else ''}",
         title=f"{evidence.title}: error in per cent {_TITLES[kind]}{at}",
         setting=setting,
-        caption=caption(frame, setting, [_NOTES[kind]]),
+        caption=caption(frame, setting, [_NOTES[kind], *(_cost_ratios(rows) if kind in _SKIPPED else [])]),
         corruptions=columns,
         rows=rows_of(rows, "view", columns),
         partial=bool(frame["partial"].any()),
@@ -115,15 +125,30 @@ def _difference(of: pd.DataFrame, minus: pd.DataFrame, on: Sequence[str]) -> pd.
     return joined.assign(error_pct=joined["error_pct"] - joined["minus"])
 
 
-def _by_adaptation(frame: pd.DataFrame) -> pd.DataFrame:
-    """Error on all images, on those adapted on, on those only predicted; and the share of the first."""
-    parts = frame[frame["images_adapted"].notna() | (frame["status"] != "ok")]
-    if not frame["images_adapted"].notna().any():
+def _by_adaptation(frame: pd.DataFrame, skipped_name: str) -> pd.DataFrame:
+    """Error on all images, on those adapted on, on the skipped ones; and the share of the former.
+
+    A segment of a time-constrained stream that does not tell them apart was adapted on as a whole.
+    """
+    apart, timed = frame["images_adapted"].notna(), frame["cost_ratio"].notna()
+    parts = frame[apart | timed | (frame["status"] != "ok")]
+    if not apart.any():
         return frame.iloc[:0].assign(view="")
-    adapted, skipped = parts["images_adapted"].astype(float), parts["images_skipped"].astype(float)
-    values = {"all": parts["error_pct"], "adapted": parts["error_adapted_pct"], "predicted": parts["error_skipped_pct"],
+    adapted = parts["images_adapted"].fillna(parts["images"]).astype(float)
+    skipped = parts["images_skipped"].fillna(0).astype(float)
+    on_adapted = parts["error_adapted_pct"].where(parts["images_adapted"].notna(), parts["error_pct"])
+    values = {"all": parts["error_pct"], "adapted": on_adapted, skipped_name: parts["error_skipped_pct"],
               "share": 100.0 * adapted / (adapted + skipped)}  # fmt: skip
     return pd.concat([parts.assign(view=name, error_pct=value) for name, value in values.items()], ignore_index=True)
+
+
+def _cost_ratios(frame: pd.DataFrame) -> list[str]:
+    """The cost ratio that each method's stream follows, as a sentence of a caption."""
+    rows = frame[frame["cost_ratio"].notna()].drop_duplicates(["model", "label"])
+    several = rows["model"].nunique() > 1
+    texts = [f"{label}{f' on {model}' if several else ''} {ratio:g}"
+             for label, model, ratio in zip(rows["label"], rows["model"], rows["cost_ratio"], strict=True)]  # fmt: skip
+    return [f"cost of an adapting step in plain forward passes: {', '.join(texts)}"] if texts else []
 
 
 def _collapse(evidence: Evidence, frame: pd.DataFrame) -> pd.DataFrame:

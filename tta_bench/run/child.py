@@ -34,7 +34,7 @@ from tta_bench.run import ring as rings
 from tta_bench.run.faults import DataFault, kind_of
 from tta_bench.run.global_state import GlobalState, MethodState, set_global_state
 from tta_bench.run.loading import to_tensor
-from tta_bench.run.meters import PassCounter, StepCounter, Stopwatch, peak_memory_mib, reset_peak_memory
+from tta_bench.run.meters import PassCounter, StepCounter, Stopwatch, peak_memory_mib, reset_peak_memory, synchronize
 from tta_bench.run.output import captured, printable
 from tta_bench.run.precision import PRECISIONS
 
@@ -122,7 +122,7 @@ class Child:
         outcome: messages.TrialDone | messages.TrialSkipped | messages.TrialFailed
         with captured(request.log):
             try:
-                _TrialRun(self, request).run()
+                (_CalibrationRun if request.calibrates else _TrialRun)(self, request).run()
                 outcome = messages.TrialDone()
             except (_Skip, MissingPart) as skipped:
                 outcome = messages.TrialSkipped(printable(str(skipped)))
@@ -281,7 +281,10 @@ class _TrialRun:
         with self.stopwatch.timing():
             if batch.reset:
                 self.adapter.reset()
-            scores = self.adapter.step(x) if adapts else self.adapter.predict(x)
+            if batch.images:
+                scores = self.adapter.step(x) if adapts else self.adapter.predict(x)
+            else:
+                scores = x.new_empty(0, self.adapter.context.num_classes)
             stats = _cloned(optimizers.stats(self.adapter)) if adapts else None
         _check_shape(scores, batch.images, self.adapter.context.num_classes)
         torch.from_numpy(self.ring.scores[batch.slot, : batch.images]).copy_(scores.detach(), non_blocking=True)
@@ -315,6 +318,38 @@ class _TrialRun:
             data_ms,
             {name: _values(name, stats) for name in optimizers.stats(self.adapter)},
         )
+
+
+class _CalibrationRun(_TrialRun):
+    """A trial that times each step and then a plain forward pass of the same batch with the adapted network.
+
+    The device is idle before and after both. The times replace the method's statistics; see
+    :mod:`tta_bench.run.calibration`.
+    """
+
+    def __init__(self, child: Child, request: messages.TrialRequest):
+        super().__init__(child, request)
+        self.forwards = Stopwatch(self.device)
+        self.plain = list[bool]()  # whether the step returned the scores of the plain pass
+
+    def _batch(self, batch: messages.Batch, x: Tensor) -> Mapping[str, float | Tensor] | None:
+        images = x.clone()
+        synchronize(self.device)
+        stats = super()._batch(batch, x)
+        synchronize(self.device)
+        with self.forwards.timing(), torch.no_grad():
+            scores = self.adapter.model(images)
+        returned = torch.from_numpy(self.ring.scores[batch.slot, : batch.images])
+        self.plain.append(torch.allclose(scores.float().cpu(), returned))
+        return stats
+
+    def _measurements(
+        self, data_ms: np.ndarray, stats: list[Mapping[str, float | Tensor] | None]
+    ) -> messages.BlockMeasurements:
+        measured = super()._measurements(data_ms, stats)
+        times = {"forward_ms": self.forwards.read_ms(), "plain": np.array(self.plain, dtype=np.float64)}
+        self.plain.clear()
+        return replace(measured, stats=times)
 
 
 def _short_batch_reason(

@@ -76,18 +76,19 @@ class Grader:
             "data_ms": measured.data_ms,
             **{f"{schema.STATISTIC}{name}": values for name, values in measured.stats.items()},
         }
+        expected = metrics.expected(predicted, correct)
+        starts = stream.bounds[segment.first : segment.last] - stream.bounds[segment.first]
         if self._is_short:
             of_batch = np.repeat(numbers.astype(np.int32), sizes)
             self._images.append({"shift": shift, "visit": visit, "image": image, "batch": of_batch, "graded": graded,
                                  "predicted": predicted, "correct": correct, "confidence": confidence})  # fmt: skip
         else:
-            starts = stream.bounds[segment.first : segment.last] - stream.bounds[segment.first]
             batches["images_graded"] = np.add.reduceat(graded, starts, dtype=np.int64)
-            batches["images_correct"] = np.add.reduceat(graded & correct, starts, dtype=np.int64)
+            batches["images_correct"] = np.add.reduceat(np.where(graded, expected, 0.0), starts)
         self._batches.append(batches)
-        self._segments.append(self._segment_row(position, batches, predicted[graded], measured))
+        self._segments.append(self._segment_row(position, batches, predicted[graded], predicted[starts] >= 0, measured))
         adapted = np.repeat(measured.adapted, sizes)
-        self._shifts += self._shift_rows(position, _cells(shift, visit, graded), image, correct, confidence, adapted)
+        self._shifts += self._shift_rows(position, _cells(shift, visit, graded), image, expected, confidence, adapted)
 
     def results(self) -> dict[str, Any]:
         """Rows and arrays of all segments, as fields of :class:`tta_bench.run.runner.TrialResult`."""
@@ -111,19 +112,26 @@ class Grader:
         return labels
 
     def _segment_row(
-        self, position: int, batches: Mapping[str, np.ndarray], predicted: np.ndarray, measured: BlockMeasurements
-    ) -> dict[str, Any]:
-        """The row of table ``segments``; ``predicted`` are the classes predicted for graded images."""
+        self, position: int, batches: Mapping[str, np.ndarray], predicted: np.ndarray, shown: np.ndarray,
+        measured: BlockMeasurements,
+    ) -> dict[str, Any]:  # fmt: skip
+        """The row of table ``segments``.
+
+        Args:
+            predicted: the classes predicted for graded images.
+            shown: (batches,) bool, whether the method was given the batch.
+        """
+        timed = {name: batches[name][shown] for name in ("step_ms", "images", "batch", "data_ms")}
         row = schema.Segment(
             **self._segment_columns(position),
             images=len(predicted),
-            batches=len(batches["batch"]),
+            batches=len(shown),
             images_forwarded=measured.images_forwarded,
             images_backwarded=measured.images_backwarded,
             updates=measured.updates,
             most_predicted_pct=metrics.most_predicted_pct(predicted),
-            **_timing(batches["step_ms"], batches["images"], batches["batch"]),
-            data_ms_median=float(np.median(batches["data_ms"])),
+            **_timing(timed["step_ms"], timed["images"], timed["batch"]),
+            data_ms_median=float(np.median(timed["data_ms"])),
             peak_memory_mib=measured.peak_memory_mib,
         )
         adapted = batches["adapted"]
@@ -132,23 +140,23 @@ class Grader:
         return {**vars(row), **means}
 
     def _shift_rows(
-        self, position: int, cells: Iterator[tuple[int, int, np.ndarray]], image: np.ndarray, correct: np.ndarray,
+        self, position: int, cells: Iterator[tuple[int, int, np.ndarray]], image: np.ndarray, expected: np.ndarray,
         confidence: np.ndarray, adapted: np.ndarray,
     ) -> Iterator[dict[str, Any]]:  # fmt: skip
         """The rows of table ``shifts``, one a cell; arrays are of the segment's images, ``adapted``: adapted on."""
         mixed = adapted.any() and not adapted.all()
         for number, visit, here in cells:
-            shift = self._stream.shifts[number]
+            shift, correct = self._stream.shifts[number], expected[here]
             labels = self._dataset.labels_of(shift)[image[here]]
             row = schema.Shift(
                 **{**self._segment_columns(position), "visit": visit},
                 shift=shift.id,
                 corruption=shift.name,
                 severity=int(shift.severity or 0),
-                class_mean_error_pct=metrics.class_mean_error_pct(correct[here], labels),
-                **metrics.summary(correct[here], confidence[here]),
-                **metrics.after(correct[here], here, self._stream.graded_after),
-                **(metrics.by_adaptation(correct[here], adapted[here]) if mixed else {}),
+                class_mean_error_pct=metrics.class_mean_error_pct(correct, labels),
+                **metrics.summary(correct, confidence[here]),
+                **metrics.after(correct, here, self._stream.graded_after),
+                **(metrics.by_adaptation(correct, adapted[here]) if mixed else {}),
             )
             yield vars(row)
 

@@ -54,6 +54,7 @@ class TrialRequest:
         source_images: number of clean unlabelled images; None if the suite names none.
         prepare_key: trials with equal keys share the result of ``prepare``.
         log: file for the method's output.
+        calibrates: whether a plain forward pass is timed after each step.
     """
 
     config: Mapping[str, Any]
@@ -66,6 +67,7 @@ class TrialRequest:
     source_images: int | None
     prepare_key: str
     log: str
+    calibrates: bool
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Batch:
 
     Attributes:
         slot: its slot.
-        images: number of images.
+        images: number of images; 0 for a batch that is skipped and not predicted either.
         reset: whether the method is reset before the batch.
         adapt: whether the method may adapt on it, or only predict.
     """

@@ -146,6 +146,12 @@ class Stopwatch:
         return np.array([start.elapsed_time(end) for start, end in marks])
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until ``device`` is idle."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start a new peak on ``device``."""
     if device.type == "cuda":

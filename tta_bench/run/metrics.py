@@ -12,7 +12,7 @@ class BatchVerdicts(NamedTuple):
     """Verdicts on a batch.
 
     Attributes:
-        predicted: predicted class (B,) int32.
+        predicted: predicted class (B,) int32; −C for an image that counts as a random answer among C classes.
         confidence: its probability (B,) float32.
         finite: whether all scores are finite.
     """
@@ -34,16 +34,28 @@ def grade(scores: np.ndarray, outputs: str) -> BatchVerdicts:
     return BatchVerdicts(predicted.numpy().astype(np.int32), confidence.numpy().copy(), bool(given.isfinite().all()))
 
 
+def chance(images: int, classes: int) -> BatchVerdicts:
+    """Verdicts on images that no network was shown: random answers."""
+    return BatchVerdicts(
+        np.full(images, -classes, dtype=np.int32), np.full(images, 1 / classes, dtype=np.float32), True
+    )
+
+
+def expected(predicted: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """Expected correctness (N,) float64 of verdicts (N,): 1 or 0, and 1/C of a random answer."""
+    return np.where(predicted < 0, -1.0 / np.minimum(predicted, -1), correct)
+
+
 def error_pct(correct: np.ndarray) -> float | None:
-    """Error over (N,) verdicts, per cent; None if N is 0."""
-    return 100.0 * int((~correct).sum()) / len(correct) if len(correct) else None
+    """Error over (N,) expected verdicts, per cent; None if N is 0."""
+    return 100.0 * float(len(correct) - correct.sum()) / len(correct) if len(correct) else None
 
 
 def summary(correct: np.ndarray, confidence: np.ndarray) -> dict[str, Any]:
     """Result columns over a group of images (N,)."""
     return {
         "images": len(correct),
-        "correct": int(correct.sum()),
+        "correct": int((correct == 1).sum()),
         "error_pct": error_pct(correct),
         "confidence_mean": float(confidence.astype(np.float64).mean()),
     }
@@ -53,14 +65,14 @@ def after(correct: np.ndarray, order: np.ndarray, images: int | None) -> dict[st
     """``error_after_pct``: error without the first ``images`` images of the segment.
 
     Args:
-        correct: (N,) verdicts on a group of images, which need not be adjacent in the segment.
+        correct: (N,) expected verdicts on a group of images, which need not be adjacent in the segment.
         order: (N,) position of each image in the segment.
         images: number of images to leave out; None for no such column.
     """
     if images is None:
         return {}
     rest = correct[order >= images]
-    return {"error_after_pct": 100.0 * float((~rest).mean()) if len(rest) else None}
+    return {"error_after_pct": 100.0 * float((1 - rest).mean()) if len(rest) else None}
 
 
 def by_adaptation(correct: np.ndarray, adapted: np.ndarray) -> dict[str, Any]:
@@ -73,10 +85,11 @@ def by_adaptation(correct: np.ndarray, adapted: np.ndarray) -> dict[str, Any]:
 
 def class_mean_error_pct(correct: np.ndarray, labels: np.ndarray) -> float:
     """Mean of the per-class errors over the classes among (N,) labels, per cent."""
-    images, wrong = np.bincount(labels), np.bincount(labels[~correct], minlength=int(labels.max()) + 1)
+    images, wrong = np.bincount(labels), np.bincount(labels, weights=1 - correct)
     return 100.0 * float((wrong[images > 0] / images[images > 0]).mean())
 
 
 def most_predicted_pct(predicted: np.ndarray) -> float | None:
-    """Share of the most predicted class among (N,) predictions, per cent; None if N is 0."""
+    """Share of the most predicted class among (N,) predictions, per cent; random answers are left out, None if all are."""
+    predicted = predicted[predicted >= 0]
     return 100.0 * int(np.bincount(predicted).max()) / len(predicted) if len(predicted) else None

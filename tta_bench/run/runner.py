@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -243,6 +243,13 @@ def _printable_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: output.printable(value) if type(value) is str else value for name, value in facts.items()}
 
 
+class _Sent(NamedTuple):
+    """A batch in flight, of ``images`` images, which its message may leave out."""
+
+    message: messages.Batch
+    images: int
+
+
 class _TrialExchange:
     """One trial, as an exchange of messages with its child."""
 
@@ -302,6 +309,7 @@ class _TrialExchange:
             None if source is None else len(source.ids),
             digest(prepare_key),
             str(self._log),
+            trial.calibrates,
         )
         self._send(request)
         with _reading():
@@ -324,26 +332,36 @@ class _TrialExchange:
         return message
 
     def _graded(self, first: int, last: int, outputs: str) -> Iterator[metrics.BatchVerdicts]:
-        """Verdicts on batches [first, last), in order; up to ``SLOTS`` batches are in flight."""
-        in_flight = deque[messages.Batch]()
+        """Verdicts on batches [first, last) of a segment, in order; up to ``SLOTS`` batches are in flight.
+
+        A skipped batch that counts at chance is sent without its images.
+        """
+        in_flight = deque[_Sent]()
+        segment = self._stream.segments[self._stream.segment[first]]
+        only_adapting = self._trial.counts_at_chance and segment.role == "stream"
         for number in range(first, last):
             if len(in_flight) == rings.SLOTS:
                 yield self._verdicts(in_flight.popleft(), outputs)
             batch, slot = self._stream.batch(number), number % rings.SLOTS
+            shown = 0 if only_adapting and not batch.adapt else len(batch.image)
             with _reading():
-                out = self._ring.pixels[slot, : len(batch.image)]
-                if self._pixels is None:
+                out = self._ring.pixels[slot, :shown]
+                if self._pixels is not None:  # made for every batch
+                    out[:] = next(self._pixels)[:shown]
+                elif shown:
                     _fill(out, self._images, batch.shift, batch.image)
-                else:
-                    out[:] = next(self._pixels)
-            in_flight.append(messages.Batch(slot, len(batch.image), batch.reset_before, batch.adapt))
-            self._send(in_flight[-1])
+            message = messages.Batch(slot, shown, batch.reset_before, batch.adapt)
+            self._send(message)
+            in_flight.append(_Sent(message, len(batch.image)))
         while in_flight:
             yield self._verdicts(in_flight.popleft(), outputs)
 
-    def _verdicts(self, batch: messages.Batch, outputs: str) -> metrics.BatchVerdicts:
+    def _verdicts(self, sent: _Sent, outputs: str) -> metrics.BatchVerdicts:
         self._receive(messages.Scored)
-        return metrics.grade(self._ring.scores[batch.slot, : batch.images], outputs)
+        assert self._child.loaded is not None
+        if not sent.message.images:
+            return metrics.chance(sent.images, self._child.loaded.classes)
+        return metrics.grade(self._ring.scores[sent.message.slot, : sent.images], outputs)
 
     def _send(self, message: Any) -> None:
         self._child.process.connection.send(message)

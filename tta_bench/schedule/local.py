@@ -5,8 +5,10 @@ Trials run in a worker process, as on Ray: the driver imports methods for their 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 
 from tta_bench.errors import Problem, Stopped
@@ -26,23 +28,39 @@ def run(materials: Materials, trials: Sequence[Trial], options: RunOptions, obse
     Raises:
         Stopped: the worker process ended unexpectedly.
     """
+    with _worker(materials, options) as worker:
+        for trial in trials:
+            tick = functools.partial(observer.tick, 1, [f"process {worker.pid}: {title(trial)}"], None)
+            result = _result(worker, trial, tick)
+            observer.finished(trial, dataclasses.replace(result, facts={**result.facts, "attempts": 1}))
+
+
+def run_alone(materials: Materials, trial: Trial, options: RunOptions) -> TrialResult:
+    """Run one trial in a worker process of its own and return its result.
+
+    Raises:
+        Stopped: the worker process ended unexpectedly.
+    """
+    with _worker(materials, options) as worker:
+        return _result(worker, trial, lambda: None)
+
+
+@contextlib.contextmanager
+def _worker(materials: Materials, options: RunOptions) -> Iterator[Process]:
     server = own_server()
     worker = server.fork(_serve, materials, options, server.address)
     try:
-        for trial in trials:
-            result = _result(worker, trial, observer)
-            observer.finished(trial, dataclasses.replace(result, facts={**result.facts, "attempts": 1}))
+        yield worker
     finally:
         worker.end()
 
 
-def _result(worker: Process, trial: Trial, observer: Observer) -> TrialResult:
-    state = [f"process {worker.pid}: {title(trial)}"]
-    observer.tick(1, state, None)
+def _result(worker: Process, trial: Trial, tick: Callable[[], None]) -> TrialResult:
+    tick()
     try:
         worker.connection.send(trial)
         while not worker.connection.poll(TICK_S):
-            observer.tick(1, state, None)
+            tick()
         result: TrialResult = worker.connection.recv()
     except (EOFError, ConnectionError) as error:
         message = f"worker process {worker.pid} ended unexpectedly while running {title(trial)}"

@@ -154,7 +154,7 @@ class TrialProgress:
     def _line(self, trial: Trial, result: TrialResult) -> tuple[str, str, str]:
         if result.status == "ok":
             images = sum(row["images"] for row in result.shifts)
-            error = 100.0 * (images - sum(row["correct"] for row in result.shifts)) / images
+            error = sum(row["images"] * row["error_pct"] for row in result.shifts) / images
             text = f"error {error:.1f} %, {result.facts['trial_s']:.1f} s"
         else:
             text = result.reason.splitlines()[0] if result.reason else ""

@@ -61,8 +61,8 @@ class Tally:
         corrupted = [row for row in shifts if row["corruption"] != "clean"]
         images = sum(row["images"] for row in corrupted)
         if status == "ok" and images:
-            correct = sum(row["correct"] for row in corrupted)
-            self._cells[label, protocol, model].errors.append(100.0 * (images - correct) / images)
+            error = sum(row["images"] * row["error_pct"] for row in corrupted) / images
+            self._cells[label, protocol, model].errors.append(error)
 
     def table(self) -> Table:
         """Mean errors so far, methods under each protocol × source models, without clean images, as in the report.

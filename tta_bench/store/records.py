@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # a process that only reads needs no torch
     from tta_bench.run.runner import TrialResult
     from tta_bench.suite.plan import Plan, Trial
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 def write(run: pathlib.Path, result: TrialResult, asked: Mapping[str, Any], session: int) -> TrialResult:
@@ -151,6 +151,7 @@ def _planned(trial: Trial, images: int) -> dict[str, Any]:
         "protocol": trial.setting.protocol,
         "protocol_parameters": trial.setting.told,
         "adapt_images": trial.setting.values()["parameters"].get("adapt_images"),
+        "cost_ratio": trial.cost_ratio,
         "shifts": [[s.name, s.severity or 0, s.id] for s in trial.stream.shifts],
         "seed": trial.seed,
         "batch_size": trial.stream.batch_size,

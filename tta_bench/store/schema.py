@@ -63,6 +63,11 @@ class Asked:
     adapt_images: int | None = fact(
         "key", "images of a segment adapted on; the rest meets the frozen state; empty for all"
     )
+    cost_ratio: float | None = fact(
+        "key",
+        "time of an adapting step relative to a plain forward pass that the stream follows, measured or given; empty "
+        "without one, or with a list",
+    )
     seed: int = fact("key", "trial seed")
     batch_size: int = fact("key", "nominal batch size")
     precision: str = fact("key", "in which the network computes: float32, float64")
@@ -126,7 +131,7 @@ class Segment(SegmentPlace):
     )
     updates: int = fact("result", "optimizer steps taken")
     most_predicted_pct: float | None = fact(
-        "result", "share of the class that is predicted most, per cent of the images graded: 100 after a collapse"
+        "result", "share of the class that is predicted most, per cent of the images predicted: 100 after a collapse"
     )
     step_ms_median: float | None = fact("cost", "median time of a batch's step, warm-up batches apart, ms")
     step_ms_p95: float | None = fact("cost", "95th percentile of the same, ms")
@@ -141,8 +146,10 @@ class Shift(ShiftPlace):
     """Graded images of one segment, shift and visit."""
 
     images: int = fact("result", "images graded")
-    correct: int = fact("result", "images classified correctly")
-    error_pct: float = fact("result", "share of images classified wrongly, per cent")
+    correct: int = fact("result", "images classified correctly, without those that count at chance")
+    error_pct: float = fact(
+        "result", "share of images classified wrongly, per cent; one that counts at chance is 1 − 1/C wrong"
+    )
     class_mean_error_pct: float = fact("result", "mean over the classes that occur of a class's error, per cent")
     error_after_pct: float | None = fact(
         "result", "error over the images of the segment after the suite's largest adapt_images, per cent", default=None
@@ -152,7 +159,9 @@ class Shift(ShiftPlace):
     )
     error_adapted_pct: float | None = fact("result", "error over those, per cent", default=None)
     images_skipped: int | None = fact(
-        "result", "images in batches that were only predicted, where a segment has others, too", default=None
+        "result",
+        "images in batches that were only predicted, or count at chance, where a segment has others, too",
+        default=None,
     )
     error_skipped_pct: float | None = fact("result", "error over those, per cent", default=None)
     confidence_mean: float = fact("result", "mean probability of the predicted class")
@@ -239,7 +248,7 @@ class Batches:
     batch: np.ndarray = fact("key", "number of the batch in the stream, from 0", dtype="int64")
     segment: np.ndarray = fact("key", "position of its segment", dtype="int16")
     images: np.ndarray = fact("result", "images in the batch, graded or not", dtype="int64")
-    adapted: np.ndarray = fact("result", "the method adapted on it; else it was only predicted", dtype="bool")
+    adapted: np.ndarray = fact("result", "the method adapted on it; else it was predicted or skipped", dtype="bool")
     step_ms: np.ndarray = fact("cost", "time of its step, ms", dtype="float64")
     data_ms: np.ndarray = fact("cost", "time spent waiting for its images, ms", dtype="float64")
     images_graded: np.ndarray | None = fact(
@@ -249,8 +258,13 @@ class Batches:
         dtype="int64",
         column=False,
     )
-    images_correct: np.ndarray | None = fact("result", "of those, classified correctly", default=None, dtype="int64",
-                                             column=False)  # fmt: skip
+    images_correct: np.ndarray | None = fact(
+        "result",
+        "of those, classified correctly; one that counts at chance is 1/C",
+        default=None,
+        dtype="float64",
+        column=False,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -262,7 +276,8 @@ class Images:
     image: np.ndarray = fact("key", "number of the image in the data set", dtype="int32")
     batch: np.ndarray = fact("key", "number of its batch", dtype="int32")
     graded: np.ndarray = fact("key", "it counts; else it is only context for others", dtype="bool")
-    predicted: np.ndarray = fact("result", "class", dtype="int32")
+    predicted: np.ndarray = fact("result", "class; −C where the image was shown to no network and counts at chance, 1/C",
+                                 dtype="int32")  # fmt: skip
     correct: np.ndarray = fact("result", "whether that is its label", dtype="bool")
     confidence: np.ndarray = fact("result", "probability of that class", dtype="float32")
 

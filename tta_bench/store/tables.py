@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tta_bench.run import metrics
 from tta_bench.store.schema import BATCHES, STATISTIC, Asked, Column, types_of
 
 _ASKED = [*types_of(Asked), "key"]
-_GRADES = ("images/batch", "images/correct", "images/graded")
+_GRADES = ("images/batch", "images/correct", "images/graded", "images/predicted")
 MAX_POINTS = 10_000  # of a trial's online curve
 _MEANS = ("step_ms", "data_ms")  # where a row is of several batches; other columns are sums
 
@@ -73,10 +74,10 @@ def batch_columns(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     own = {name.removeprefix("batches/"): array for name, array in arrays.items() if name not in _GRADES}
     own["position"] = own.pop("segment")
     if "images/batch" in arrays:
-        batch, correct, graded = (arrays[name] for name in _GRADES)
-        size = len(own["batch"])
+        batch, correct, graded, predicted = (arrays[name] for name in _GRADES)
+        size, expected = len(own["batch"]), metrics.expected(predicted, correct)
         own["images_graded"] = np.bincount(batch[graded], minlength=size)
-        own["images_correct"] = np.bincount(batch[graded & correct], minlength=size)
+        own["images_correct"] = np.bincount(batch[graded], weights=expected[graded], minlength=size)
     return own if len(own["batch"]) <= MAX_POINTS else _thinned(own)
 
 

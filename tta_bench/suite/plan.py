@@ -13,6 +13,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,14 @@ from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError
 from tta_bench.models import Network
 from tta_bench.protocols import Protocol, ProtocolConfig, Streams
+from tta_bench.protocols.config import MEASURE
 from tta_bench.registry import DATASETS, PROTOCOLS, Registry, foreign_code
 from tta_bench.setting import Setting, setting_of
 from tta_bench.streams import COMPOUND, Shift, StreamSpec, subset
 from tta_bench.suite import LoadedSuite, Suite
+from tta_bench.suite.cost_ratios import NOT_MEASURED, CostRatio, CostRow
 from tta_bench.suite.keys import Keys
-from tta_bench.suite.prepare import Request
+from tta_bench.suite.prepare import Accuracies, Request
 from tta_bench.suite.resolve import ResolvedMethod, resolve
 from tta_bench.suite.schema import Evaluation
 from tta_bench.suite.select import Filter
@@ -53,6 +56,9 @@ class Trial:
         stream: specification of the stream.
         setting: must agree with another trial's for their numbers to share a table.
         parameters: of its protocol, including those at their default.
+        cost_ratio: the number that the stream follows, where its rule has one; None also where it could not be measured.
+        obstacle: why the trial cannot run: the outcome of measuring its cost ratio; else None.
+        calibrates: whether it measures a cost ratio.
         seed: the trial's seed.
         precision: a name of :data:`tta_bench.run.precision.PRECISIONS`.
         asked: everything that was asked for, and that the key depends on.
@@ -72,6 +78,21 @@ class Trial:
     seed: int
     precision: str
     asked: Mapping[str, Any] = field(repr=False)
+    cost_ratio: float | None = None
+    obstacle: CostRatio | None = None
+    calibrates: bool = False
+
+    @property
+    def cost_row(self) -> CostRow | None:
+        """The row whose cost ratio is measured for it; None where none is."""
+        if (self.parameters["adapt"] or {}).get("cost_ratio") != MEASURE:
+            return None
+        return self.label, self.model, self.stream.batch_size, self.precision
+
+    @property
+    def counts_at_chance(self) -> bool:
+        """Whether batches that are not adapted on are not predicted either, but count as random answers."""
+        return (self.parameters["adapt"] or {}).get("skipped") == "chance"
 
     @property
     def step_size(self) -> int:
@@ -184,6 +205,8 @@ def make(
     only: Filter | None = None,
     digests: Digests | None = None,
     prepared: Mapping[Request, pathlib.Path] | None = None,
+    costs: Mapping[CostRow, CostRatio] | None = None,
+    accuracies: Accuracies = MappingProxyType({}),
 ) -> Plan:
     """Plan a suite.
 
@@ -194,6 +217,8 @@ def make(
             checkpoint) is left out.
         digests: of image files; one without progress by default.
         prepared: files made by preparations.
+        costs: measured cost ratios; trials that need another one have an obstacle.
+        accuracies: measured accuracy matrices.
 
     Raises:
         UsageError: with all problems of models, data and hyperparameters.
@@ -218,8 +243,8 @@ def make(
         str(pathlib.Path.cwd()),
         suite.per_image,
     )
-    cells = _Cells(loaded, materials, limit, digests)
-    trials = tuple(_trials(models, materials, configs, cells))
+    cells = _Cells(loaded, materials, limit, digests, accuracies)
+    trials = tuple(_trials(models, materials, configs, cells, costs or {}))
     if cells.problems:
         raise UsageError(cells.problems)
     return Plan(suite.name, materials, trials, suite.axes())
@@ -252,10 +277,12 @@ def reopening(loaded: LoadedSuite, model: OpenedModel) -> Callable[[], Dataset]:
 
 
 def _trials(
-    models: Mapping[str, OpenedModel], materials: Materials, rows: list[ResolvedMethod], cells: _Cells
-) -> Iterator[Trial]:
+    models: Mapping[str, OpenedModel], materials: Materials, rows: list[ResolvedMethod], cells: _Cells,
+    costs: Mapping[CostRow, CostRatio],
+) -> Iterator[Trial]:  # fmt: skip
     for row, precision in [(each, precision) for each in rows for precision in each.evaluation.precision]:
         axes = row.evaluation.axes()
+        cost = costs.get((row.label, row.model, row.batch_size, precision), NOT_MEASURED)
         config = row.config.model_dump(mode="json")
         shared = {
             "numerics_version": NUMERICS_VERSION,
@@ -269,7 +296,7 @@ def _trials(
             "precision": precision,
         }
         key_of = Keys(shared)
-        by_seed = (cells.of(row.model, row.evaluation, row.batch_size, seed) for seed in row.evaluation.seeds)
+        by_seed = (cells.of(row.model, row.evaluation, row.batch_size, seed, cost) for seed in row.evaluation.seeds)
         for stream, protocol, own in itertools.chain.from_iterable(by_seed):
             yield Trial(
                 key=key_of(own),
@@ -286,6 +313,8 @@ def _trials(
                 seed=stream.seed,
                 precision=precision,
                 asked=shared | own,
+                cost_ratio=cost.ratio if protocol.measures_cost else protocol.cost_ratio,
+                obstacle=cost if protocol.measures_cost and cost.ratio is None else None,
             )
 
 
@@ -324,14 +353,21 @@ def _segments(streams: Streams, model: str, spec: StreamSpec) -> Iterator[tuple[
 
 
 def _wholes(
-    loaded: LoadedSuite, evaluation: Evaluation, limit: int | None, batch_size: int, seed: int
-) -> Iterator[tuple[ProtocolConfig, StreamSpec]]:
-    """Each combination of protocol parameters, with the specification of each whole stream."""
+    loaded: LoadedSuite, evaluation: Evaluation, limit: int | None, batch_size: int, seed: int,
+    cost: CostRatio = NOT_MEASURED, accuracies: Accuracies = MappingProxyType({}),
+) -> Iterator[tuple[ProtocolConfig, StreamSpec]]:  # fmt: skip
+    """Each combination of protocol parameters, with the specification of each whole stream.
+
+    Without a measured cost ratio the stream is that of a method that is always free: it has the same segments.
+    """
     cls: type[Protocol] = loaded.registry.load(evaluation.protocol.kind, PROTOCOLS)
     data, after = loaded.suite.data, evaluation.protocol.graded_after
     groups = evaluation.by_severity() if cls.by_severity else [evaluation.shifts()]
     for protocol, given in itertools.product(evaluation.protocol.singles(), groups):
-        spec = StreamSpec(protocol.canonical(), given, limit or data.max_images, data.seed, batch_size, seed, after)
+        followed = protocol.with_cost_ratio(1.0 if cost.ratio is None else cost.ratio)
+        if evaluation.index in accuracies:
+            followed = followed.with_accuracy(accuracies[evaluation.index])
+        spec = StreamSpec(followed.canonical(), given, limit or data.max_images, data.seed, batch_size, seed, after)
         yield protocol, spec
 
 
@@ -345,20 +381,23 @@ class _Cells:
         problems: with making streams.
     """
 
-    def __init__(self, loaded: LoadedSuite, materials: Materials, limit: int | None, digests: Digests):
+    def __init__(
+        self, loaded: LoadedSuite, materials: Materials, limit: int | None, digests: Digests, accuracies: Accuracies
+    ):
+        self._accuracies = accuracies
         self._loaded, self._materials, self._limit, self._digests = loaded, materials, limit, digests
         self._streams = materials.streams()
-        self._cells: dict[tuple[int, int, int, int], list[_Cell]] = {}
+        self._cells: dict[tuple[object, ...], list[_Cell]] = {}
         self._compared: dict[tuple[object, ...], tuple[int, str]] = {}  # entry and stream of each cell of the tables
         self._sources: dict[int, str] = {}
         self.problems: list[Problem] = []
 
-    def of(self, model: str, evaluation: Evaluation, batch_size: int, seed: int) -> list[_Cell]:
+    def of(self, model: str, evaluation: Evaluation, batch_size: int, seed: int, cost: CostRatio) -> list[_Cell]:
         """The streams of a protocol and a seed, each with its parameters and its part of a trial's key."""
-        key = (id(self._materials.datasets[model]), evaluation.index, batch_size, seed)
+        key = (id(self._materials.datasets[model]), evaluation.index, batch_size, seed, cost.ratio)
         if key not in self._cells:
             try:
-                self._cells[key] = list(self._make(model, evaluation, batch_size, seed))
+                self._cells[key] = list(self._make(model, evaluation, batch_size, seed, cost))
             except UsageError as error:
                 self._cells[key] = []
                 located = [self._located(evaluation, problem) for problem in error.problems]
@@ -369,19 +408,21 @@ class _Cells:
         path = (*self._loaded.protocol_path(evaluation.index), *filter(None, problem.where.split(".")))
         return self._loaded.document.problem(path, problem.message, problem.hint)
 
-    def _make(self, model: str, evaluation: Evaluation, batch_size: int, seed: int) -> Iterator[_Cell]:
+    def _make(self, model: str, evaluation: Evaluation, batch_size: int, seed: int, cost: CostRatio) -> Iterator[_Cell]:
         seen = set[tuple[str, str]]()  # by protocol parameters: two that make equal streams both have rows
-        for protocol, spec in _wholes(self._loaded, evaluation, self._limit, batch_size, seed):
+        for protocol, spec in _wholes(self._loaded, evaluation, self._limit, batch_size, seed, cost, self._accuracies):
+            further: dict[str, Any] = {"cost_ratio": cost.ratio} if protocol.measures_cost else {}
+            further |= {"skipped": "chance"} if protocol.counts_at_chance else {}
             for part, stream in self._streams.specs(model, spec):
                 self._add_compounds(model, part.shifts)
                 if unknown := [s.id for s in part.shifts if (model, s.stored) not in self._materials.contents]:
                     message = f"the suite has no images of {unknown[0]}, nor of {len(unknown) - 1} more of its shifts"
                     raise UsageError(Problem(message, hint="add them to corruptions and severities"))
                 key = (protocol.canonical(), stream.sha256)
-                if key not in seen and not self._repeated(model, evaluation, part, stream.sha256):
+                if key not in seen and not self._repeated(model, evaluation, protocol, part, stream.sha256):
                     seen.add(key)  # clean images are in the stream of every severity
                     data = self._data(model, part.shifts)
-                    yield part, protocol, {"data": data, "stream": stream.sha256, "seed": seed}
+                    yield part, protocol, {"data": data, "stream": stream.sha256, "seed": seed, **further}
 
     def _add_compounds(self, model: str, shifts: tuple[Shift, ...]) -> None:
         """Add the digest of all compounds to the contents, where a stream has some.
@@ -399,14 +440,17 @@ class _Cells:
         )
         contents[model, COMPOUND] = content_of(dataset, COMPOUND, rows, self._digests, self._materials.data_code)
 
-    def _repeated(self, model: str, evaluation: Evaluation, spec: StreamSpec, sha256: str) -> bool:
+    def _repeated(
+        self, model: str, evaluation: Evaluation, protocol: ProtocolConfig, spec: StreamSpec, sha256: str
+    ) -> bool:
         """Whether an earlier entry of the suite's protocols has the stream.
 
         Raises:
             UsageError: an earlier entry has another stream, whose numbers would be in the same cells of a table.
         """
         severities = frozenset(shift.severity for shift in spec.shifts if shift.severity is not None)
-        setting = (id(self._materials.datasets[model]), spec.protocol, spec.batch_size, spec.seed, severities)
+        rules = protocol.canonical(), spec.protocol  # as the suite has them, and with a measured cost ratio
+        setting = (id(self._materials.datasets[model]), *rules, spec.batch_size, spec.seed, severities)
         for shift in spec.shifts:
             index, other = self._compared.setdefault((*setting, shift), (evaluation.index, sha256))
             if index != evaluation.index and other != sha256:

@@ -88,7 +88,7 @@ class CifarC(Dataset):
         return array
 
     def missing(self, shift: Shift) -> Problem | None:
-        if shift == COMPOUND:
+        if shift.stored == COMPOUND:
             return no_compounds(self.title)
         if shift == CLEAN:
             hint = "name the folder of CIFAR's binary archive: data: {…, archive: PATH}"

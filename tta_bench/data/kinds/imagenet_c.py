@@ -67,7 +67,7 @@ class ImageNetC(Dataset):
         return Problem(f"no folder for {shift.id}", where=str(self._folder(shift)), hint=hint)
 
     def missing(self, shift: Shift) -> Problem | None:
-        if shift == COMPOUND:
+        if shift.stored == COMPOUND:
             return no_compounds(self.title)
         folder = self.root
         try:
