@@ -64,8 +64,11 @@ def measure_accuracies(
             names = ", ".join(p.name for p in pending)
             say(f"{loaded.suite.name}: accuracies to measure before trials can be planned: {names}")
             return None
-        for each in preparations.values():  # in turn: entries may share a file, and each adds the pairs that it needs
-            _finish([each], out, say)
+        for index, each in preparations.items():  # in turn: entries may share a file, and each adds pairs that it needs
+            try:
+                _finish([each], out, say)
+            except UsageError as error:
+                raise UsageError([loaded.protocol_problem(index, problem) for problem in error.problems]) from error
     return recorded_accuracies(jobs, [out])
 
 

@@ -41,6 +41,11 @@ class LoadedSuite:
         """Where the document has an entry of ``protocol``."""
         return _protocol_path(self.document, index)
 
+    def protocol_problem(self, index: int, problem: Problem) -> Problem:
+        """A problem that a protocol reports, whose ``where`` is a key of its own, with its place in the document."""
+        path = (*self.protocol_path(index), *filter(None, problem.where.split(".")))
+        return self.document.problem(path, problem.message, problem.hint)
+
 
 def _protocol_path(document: Document, index: int) -> KeyPath:
     return ("protocol", index) if isinstance(document.data.get("protocol"), list) else ("protocol",)

@@ -400,13 +400,9 @@ class _Cells:
                 self._cells[key] = list(self._make(model, evaluation, batch_size, seed, cost))
             except UsageError as error:
                 self._cells[key] = []
-                located = [self._located(evaluation, problem) for problem in error.problems]
+                located = [self._loaded.protocol_problem(evaluation.index, problem) for problem in error.problems]
                 self.problems += [problem for problem in located if problem not in self.problems]
         return self._cells[key]
-
-    def _located(self, evaluation: Evaluation, problem: Problem) -> Problem:
-        path = (*self._loaded.protocol_path(evaluation.index), *filter(None, problem.where.split(".")))
-        return self._loaded.document.problem(path, problem.message, problem.hint)
 
     def _make(self, model: str, evaluation: Evaluation, batch_size: int, seed: int, cost: CostRatio) -> Iterator[_Cell]:
         seen = set[tuple[str, str]]()  # by protocol parameters: two that make equal streams both have rows

@@ -138,9 +138,10 @@ class AccuracyJob:
         Raises:
             UsageError: one is missing, or a stream cannot be made.
         """
-        labels = (np.zeros(self.images, dtype=np.int64),)
+        shifts = self.evaluation.shifts()
+        labels = (np.zeros(self.images, dtype=np.int64),) * len(shifts)
         for config, seed in itertools.product(self.evaluation.protocol.singles(), self.evaluation.seeds):
-            source = Source((CLEAN,), labels, 1, seed)
+            source = Source(shifts, labels, 1, seed)
             for _ in self.protocol(config.with_accuracy(matrices)).parts(source):
                 pass
 
