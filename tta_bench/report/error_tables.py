@@ -185,7 +185,7 @@ def _lacking(part: pd.DataFrame, axis: str, seeds: Sequence[int]) -> Iterator[st
 def _cell(by_seed: pd.Series, state: str) -> Cell:
     errors = by_seed.dropna()
     if errors.empty:
-        return Cell(None, None, "missing" if state == "ok" else state)
+        return Cell(None, None, "none" if state == "ok" else state)  # no image has such an error
     spread = float(errors.std()) if len(errors) > 1 else None
     return Cell(float(errors.mean()), spread, state, seeds=len(errors))
 

@@ -25,7 +25,7 @@ class Cell:
     Attributes:
         mean: mean error over seeds, per cent; None where there is none.
         std: standard deviation over seeds (n − 1), or None with one seed.
-        state: "ok", or "failed", "skipped", "missing" where a trial is.
+        state: "ok", or "failed", "skipped", "missing" where a trial is; "none" where no image can have the value.
         low, high: 95 % interval of ``mean`` over images, per cent; None where images are not paired.
         mark: "best": significantly lower than every other method of the source model; "second": second lowest after such
             a one; "tied", where none is "best": the lowest, and those that do not differ significantly from it.
