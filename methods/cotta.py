@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 from tta_bench.adapter import Needs, Preset, constant
 from tta_bench.methods.augmentation import augment
+from tta_bench.methods.ensemble import blend
 from tta_bench.methods.norm_layers import NormAdapter
 from tta_bench.methods.soft_losses import soft_cross_entropy, symmetric_cross_entropy
-from tta_bench.methods.teacher import average_weights, teacher_of
 from tta_bench.models import SourceModel
 from tta_bench.optimizers import OptimizerConfig
 
@@ -87,7 +87,7 @@ class Cotta(NormAdapter):
 
     def setup(self) -> None:
         super().setup()
-        self.teacher = teacher_of(self.model)
+        self.teacher = copy.deepcopy(self.model).requires_grad_(False)
         self.anchor = constant(copy.deepcopy(self.model)).train()
         self.loss, self.confidence, self.averaged = 0.0, 0.0, False
         self.augmentations, self.restored = 0, 0
@@ -103,7 +103,7 @@ class Cotta(NormAdapter):
         loss = (symmetric_cross_entropy if symmetric else soft_cross_entropy)(logits, target).mean()
         self.update(loss)
         self.loss = loss.item()
-        average_weights(self.teacher, self.model, self.config.mt)
+        blend(self.teacher.parameters(), self.model.parameters(), self.config.mt)
         self._restore()
         return target
 

@@ -18,17 +18,19 @@ Discrepancies between published copies:
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from tta_bench.adapter import Adapter, Needs, Preset
 from tta_bench.methods.augmentation import augment
+from tta_bench.methods.ensemble import blend
 from tta_bench.methods.functional import adapt_norm_affine
 from tta_bench.methods.memory_bank import MemoryBank
 from tta_bench.methods.robust_bn import use_robust_statistics
 from tta_bench.methods.soft_losses import soft_cross_entropy
-from tta_bench.methods.teacher import average_weights, teacher_of
 from tta_bench.optimizers import OptimizerConfig
 
 _EPS = 1e-6  # inside the logarithm of the uncertainty
@@ -43,8 +45,8 @@ class Rotta(Adapter):
         update_frequency: images between two updates.
         nu: ν, the teacher's step towards the student after an update.
         alpha: α, the weight of the batch in the robust statistics.
-        lambda_t: weight of the age in what an image is evicted for.
-        lambda_u: weight of the uncertainty in it.
+        lambda_t: weight of an image's age in the score by which it is evicted.
+        lambda_u: weight of its uncertainty in that score.
         """
 
         optimizer: str = "adam"
@@ -69,7 +71,7 @@ class Rotta(Adapter):
         config = self.config
         use_robust_statistics(self.model.net, config.alpha)
         self.optimizer = config.build(adapt_norm_affine(self.model))
-        self.teacher = teacher_of(self.model)
+        self.teacher = copy.deepcopy(self.model).requires_grad_(False)
         self.memory = MemoryBank(config.memory_size, self.model.num_classes, config.lambda_t, config.lambda_u)
         self.images_seen = 0
         self.losses: list[float] = []
@@ -103,7 +105,7 @@ class Rotta(Adapter):
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        average_weights(self.teacher, self.model, 1 - self.config.nu)
+        blend(self.teacher.parameters(), self.model.parameters(), 1 - self.config.nu)
         self.model.eval()
         self.teacher.eval()
         return loss.item()
