@@ -212,7 +212,7 @@ def test_a_curve_is_also_graded_on_the_same_images_at_every_point(tmp_path: path
 def test_a_run_that_graded_nothing_after_has_no_point_on_that_curve(tmp_path: pathlib.Path) -> None:
     graded = write_run(tmp_path / "64", cells(("a", "fog-5", 30)), adapt_images=64, facts={"error_after_pct": 35.0})
     _, after = curves(gather([graded, write_run(tmp_path / "all", cells(("a", "fog-5", 20)))]))
-    assert [cell.text for cell in after.rows[0].cells.values()] == ["35.0", "missing"]
+    assert [cell.text for cell in after.rows[0].cells.values()] == ["35.0", "none"]
 
 
 def test_a_seed_that_only_another_method_has_is_missing(tmp_path: pathlib.Path) -> None:
