@@ -54,6 +54,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
                                                          "n_augmentations": 2, "ap": 0.9}),
                                               ("rotta", {"memory_size": 12, "update_frequency": 5}),
                                               ("mgg", {"objective": "entropy", "checkpoint": SHIPPED})])  # fmt: skip
+@pytest.mark.faults
 def test_so_do_their_other_forms(on: Callable[[str], None], name: str, config: dict[str, Any]) -> None:
     on("batch" if name in ("norm", "cotta", "rotta") else "layer")
     assert check_method(Registry().load(name), config).findings == []
@@ -335,6 +336,7 @@ def test_required_fields_can_be_given(on: Callable[[str], None]) -> None:
     assert check_method(Demands, {"strength": 1.0}).findings == []
 
 
+@pytest.mark.faults
 def test_check_on_the_command_line(run_cli: Callable[..., Outcome], tmp_path: pathlib.Path) -> None:
     good = run_cli("check", "norm")
     assert good.code == 0

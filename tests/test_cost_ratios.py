@@ -134,6 +134,7 @@ def test_the_ratio_is_the_median_after_the_warm_up_and_sets_the_methods_stream(
     assert "adapt eta 1, cost_ratio measure" in view.caption
 
 
+@pytest.mark.faults
 def test_a_ratio_is_measured_once_and_taken_along_to_another_machine(
     run_cli: Cli, measured: Callable[..., pathlib.Path], timed: Callable[..., None]
 ) -> None:
@@ -175,6 +176,7 @@ def test_only_what_is_selected_is_measured(
     assert adapted("out", "tent") == [1, 0, 0, 0, 1] * 2
 
 
+@pytest.mark.faults
 def test_a_method_that_cannot_be_measured_has_rows_with_the_reason_and_costs_no_other_its_results(
     run_cli: Cli, measured: Callable[..., pathlib.Path], timed: Callable[..., None], tmp_path: pathlib.Path
 ) -> None:
@@ -201,6 +203,7 @@ def test_a_method_that_cannot_be_measured_has_rows_with_the_reason_and_costs_no_
     assert load_results("out").set_index("label")["status"].to_dict()["fragile"] == "ok"
 
 
+@pytest.mark.faults
 def test_parts_of_a_suite_merge_where_the_ratios_were_taken_along(
     run_cli: Cli, measured: Callable[..., pathlib.Path], timed: Callable[..., None]
 ) -> None:

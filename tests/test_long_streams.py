@@ -55,6 +55,7 @@ def test_without_arrays_of_images_the_rows_are_the_same(run: Runner) -> None:
     assert long.batches["images_correct"].tolist() == of_batch.tolist()
 
 
+@pytest.mark.faults
 def test_a_run_without_arrays_of_images_has_the_same_tables_and_report(
     suite_file: Callable[..., pathlib.Path], run_cli: Callable[..., Any], tmp_path: pathlib.Path
 ) -> None:

@@ -117,6 +117,7 @@ class Rounds(Protocol):
 """
 
 
+@pytest.mark.faults
 def test_what_a_suite_varies_is_told_at_its_default_too(
     suite_file: Callable[..., pathlib.Path], run_cli: Callable[..., Any], tmp_path: pathlib.Path
 ) -> None:
@@ -148,6 +149,7 @@ def test_what_is_varied_tells_no_settings_apart() -> None:
     assert Setting("D", "reset", varied=(("adapt_images", "null"),)).varied_told == "adapt_images all"
 
 
+@pytest.mark.faults
 def test_curves_of_trials_that_differ_in_a_setting_alone_are_told_apart(
     suite_file: Callable[..., pathlib.Path], run_cli: Callable[..., Any]
 ) -> None:

@@ -158,6 +158,7 @@ def test_further_options_go_to_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert asked == {"suite": "digits_c", "shares": [1.0, 0.1], "further": ["--set", "seeds=[1]", "--limit", "9"]}
 
 
+@pytest.mark.faults
 def test_a_run_that_fails_ends_the_measurement(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
