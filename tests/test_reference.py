@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "results" / "reference"
-ABLATION, _, STREAMS = (FOLDER / "README.md").read_text().partition("## Which method survives which stream")
+ABLATION, STREAMS, METHODS = re.split(
+    r"## (?:Which method survives which stream|Twelve methods)", (FOLDER / "README.md").read_text()
+)
 
 
 def test_the_table_of_the_ablation_is_the_mean_of_its_rows() -> None:
@@ -51,3 +53,24 @@ def test_the_table_of_the_streams_is_the_mean_of_its_rows() -> None:
                 assert not share or share[0] == pytest.approx(mean["most_predicted_pct"], abs=0.51)
                 compared += 1
     assert compared == len(means) == 40
+
+
+def test_the_table_of_methods_is_the_mean_of_its_rows() -> None:
+    rows = pd.read_csv(FOLDER / "methods.csv")
+    grouped = rows.groupby(["label", "model", "protocol"])
+    assert (grouped.size() == 15).all()
+    means = grouped["error_pct"].mean()
+    of_stream = rows[(rows["model"] == "resnet18_bn") & (rows["protocol"] == "continual")].groupby("label")
+    passes = of_stream[["images_forwarded", "images_backwarded", "images"]].sum()
+    places = [(model, p) for model in ("resnet18_bn", "resnet18_gn", "vit_tiny") for p in ("reset", "continual")]
+    compared = 0
+    for line in METHODS.splitlines():
+        label, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and label in passes.index:
+            for place, cell in zip(places, cells[:6], strict=True):
+                if cell != "–":
+                    assert float(cell) == pytest.approx(means[(label, *place)], abs=0.051), (label, place)
+                    compared += 1
+            for column, cell in zip(("images_forwarded", "images_backwarded"), cells[6:], strict=True):
+                assert float(cell) == pytest.approx(passes.loc[label, column] / passes.loc[label, "images"], abs=0.051)
+    assert compared == len(means)
