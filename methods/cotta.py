@@ -69,8 +69,9 @@ class Cotta(NormAdapter):
         @field_validator("optimizer_options")
         @classmethod
         def _nesterov(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-            """The published SGD has Nesterov's momentum; ``nesterov: false`` turns it off."""
-            return {"nesterov": True, **options} if info.data.get("optimizer") == "sgd" else options
+            """The published SGD has Nesterov's momentum; ``nesterov: false``, or no momentum, turns it off."""
+            own = {"nesterov": True} if info.data.get("optimizer") == "sgd" and options.get("momentum") != 0 else {}
+            return {**own, **options}
 
     presets = {
         "imagenet_resnet50_bn": Preset({}, "CoTTA's code (imagenet/cotta.py and cfgs), batch 64"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from tta_bench.data.generated import Generated
 from tta_bench.errors import Problem, UsageError
 from tta_bench.protocols import Source, assembled
 from tta_bench.protocols.ccc import Ccc
-from tta_bench.run.accuracy import MeasuredAccuracy
+from tta_bench.run.accuracy import MeasuredAccuracy, accuracy
 from tta_bench.schedule.options import RunOptions
 from tta_bench.streams import CLEAN, Shift
 from tta_bench.testing import stream
@@ -67,7 +68,8 @@ class Reads(torch.nn.Module):
 def measured(data: Shown, file: pathlib.Path, known: dict[str, np.ndarray] | None = None) -> MeasuredAccuracy:
     model: Any = Reads()
     dataset: Any = data
-    return MeasuredAccuracy(model, dataset, np.arange(4), file, lambda text: None, known or {})
+    of = functools.partial(accuracy, model, dataset, np.arange(4))
+    return MeasuredAccuracy(lambda matrix: [[of(s) for s in row] for row in matrix], dataset, file, print, known or {})
 
 
 @pytest.mark.parametrize(("finest", "size"), [(0.25, 21), (1.0, 6)])
@@ -87,10 +89,10 @@ def test_a_matrix_has_the_accuracy_at_each_pair_of_severities_that_the_data_show
 
 def test_each_pair_is_measured_once_and_kept_at_once(tmp_path: pathlib.Path) -> None:
     data, file = Shown(1.0), tmp_path / "a.npz"
-    accuracy = measured(data, file)
-    first = accuracy["fog+snow"]
+    matrices = measured(data, file)
+    first = matrices["fog+snow"]
     count = len(data.seen)
-    assert np.array_equal(accuracy["fog+snow"], first)
+    assert np.array_equal(matrices["fog+snow"], first)
     assert len(data.seen) == count
     with np.load(file) as stored:
         assert list(stored) == ["fog+snow"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,13 +13,14 @@ import torch
 
 from tta_bench import preparation
 from tta_bench.data.digests import Digests
-from tta_bench.errors import UsageError
+from tta_bench.errors import Problem, UsageError
 from tta_bench.files import write_json
 from tta_bench.preparation import Preparation
 from tta_bench.run import calibration
-from tta_bench.run.accuracy import MeasuredAccuracy
+from tta_bench.run.accuracy import MeasuredAccuracy, measuring
+from tta_bench.run.server import own_server
 from tta_bench.schedule import local
-from tta_bench.schedule.options import RunOptions
+from tta_bench.schedule.options import RunOptions, available_cpus
 from tta_bench.store import rundir
 from tta_bench.suite import LoadedSuite
 from tta_bench.suite.calibration import Calibration
@@ -73,19 +75,21 @@ def measure_accuracies(
 
 
 def recorded_accuracies(jobs: Mapping[int, AccuracyJob], runs: Sequence[pathlib.Path]) -> Accuracies:
-    """The accuracies in the folders of ``runs``, of which the first that has a job's counts."""
+    """The accuracies in the folders of ``runs``; of a pair that several have, the first run's."""
     preparations = {index: _accuracy_preparation(job) for index, job in jobs.items()}
-    files = {index: file for run in runs[::-1] for index, file in preparation.results(preparations, run).items()}
-    return {index: {pair: m.tolist() for pair, m in _matrices(file).items()} for index, file in files.items()}
+    matrices: dict[int, dict[str, np.ndarray]] = {}
+    for run in runs[::-1]:
+        for index, each in preparations.items():
+            matrices.setdefault(index, {}).update(_matrices(run / preparation.FOLDER / each.file))
+    return {index: {pair: m.tolist() for pair, m in own.items()} for index, own in matrices.items() if own}
 
 
 def _accuracy_preparation(job: AccuracyJob) -> Preparation:
     def make(out: pathlib.Path, say: Say) -> str:
-        finished = out.parent.parent / out.name
-        known = _matrices(out) or _matrices(finished)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        measured = MeasuredAccuracy(job.network.load().to(device), job.dataset, job.rows, out, say, known)
-        job.follow(measured)
+        known = _matrices(out.parent.parent / out.name) | _matrices(out)
+        with measuring(own_server(), job.network, job.dataset, job.rows, available_cpus()) as measure:
+            measured = MeasuredAccuracy(measure, job.dataset, out, say, known)
+            job.follow(measured)
         measured.save()
         return f"{len(measured)} pairs of corruptions on {len(job.rows)} images"
 
@@ -105,8 +109,15 @@ def _matrices(file: pathlib.Path) -> dict[str, np.ndarray]:
     """The matrices in a file; none where there is no file."""
     if not file.is_file():
         return {}
-    with np.load(file, allow_pickle=False) as stored:
-        return dict(stored)
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            return dict(stored)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UsageError(_damaged(file)) from error
+
+
+def _damaged(file: pathlib.Path) -> Problem:
+    return Problem("the file is damaged", str(file), hint="delete it: it is measured again")
 
 
 def measure_costs(
@@ -132,7 +143,10 @@ def recorded_costs(
     """The cost ratios in the folders of ``runs``, of which the first that has one counts."""
     preparations = {each.row: _cost_preparation(each, options) for each in calibrations}
     files = {row: file for run in runs[::-1] for row, file in preparation.results(preparations, run).items()}
-    return {row: CostRatio.read(file) for row, file in files.items()}
+    try:
+        return {row: CostRatio.read(file := each) for row, each in files.items()}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(_damaged(file)) from error
 
 
 def _finish(pending: Sequence[Preparation], out: pathlib.Path, say: Say) -> None:

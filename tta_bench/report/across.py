@@ -123,7 +123,8 @@ def _protocol_names(tables: Sequence[ErrorTable]) -> dict[Setting, str]:
         short = {
             b: f"{name}, {detail(b)}" if names.count(name) > 1 and detail(b) else name for b, name in short.items()
         }
-    return short
+    unique = len(set(short.values())) == len(short)
+    return short if unique else {base: base.text for base in short}
 
 
 def _ranks(table: ErrorTable) -> dict[tuple[str, str], float]:

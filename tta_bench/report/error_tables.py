@@ -156,7 +156,7 @@ def _row(
     model: str, label: str, part: pd.DataFrame, axis: str, columns: Sequence[str], seeds: Sequence[int]
 ) -> MethodErrors:
     complete = part[part["status"] == "ok"]
-    errors = complete.pivot_table(index=axis, columns="seed", values="error_pct", aggfunc="mean")
+    errors = _errors(complete, axis).unstack("seed")
     errors = errors.reindex(index=list(columns), columns=list(seeds))
     reasons = [*filter(None, part["reason"]), *_lacking(part, axis, seeds)]
     states = {str(name): _state(cell, seeds) for name, cell in part.groupby(axis, sort=False)}
@@ -166,6 +166,15 @@ def _row(
     means = errors.loc[shifted, counts == max(counts.max(), 1)].mean()  # of the seeds with most cells
     state = next((cells[name].state for name in shifted if cells[name].state != "ok"), "ok")
     return MethodErrors(label, model, cells, _cell(means, state), "; ".join(dict.fromkeys(reasons)), errors)
+
+
+def _errors(rows: pd.DataFrame, axis: str) -> pd.Series:
+    """Error by ``axis`` and seed: of each shift over all its images in all segments and visits, mean over the shifts."""
+    known = rows[rows["error_pct"].notna()]
+    images = known["images"].astype(float)
+    known = known.assign(images=images, wrong=known["error_pct"].astype(float) * images)
+    by_shift = known.groupby([axis, "seed", "shift"], dropna=False)[["wrong", "images"]].sum()
+    return (by_shift["wrong"] / by_shift["images"]).groupby([axis, "seed"]).mean()
 
 
 def _state(cell: pd.DataFrame, seeds: Sequence[int]) -> str:

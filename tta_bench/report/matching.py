@@ -42,6 +42,7 @@ PROTOCOLS = {
     "mixed_domains": Counterpart("mixed", {"variant": "md"}),
     "mixed_correlated_dir0.01": Counterpart("mixed", {"variant": "md", "delta": 0.01}),
     "mixed_shifts": Counterpart("mixed"),
+    "label_shift": Counterpart("label_shift"),
     "label_shift_ir500000": Counterpart("label_shift", {"variant": "sar"}, batch_size=64),
 }
 # Weights as the file names them: timm's full tags of the same weights.

@@ -52,7 +52,7 @@ _TITLES = {
     PROBES: "of the probe after each part of the stream",
     PARTS: "on all images, on those adapted on and on those only predicted",
     CHANCE: "on all images, on those adapted on and on those skipped, which count at chance",
-    COLLAPSE: "mean over images and over classes, and share of the most predicted class",
+    COLLAPSE: "over all images, mean over classes, and share of the most predicted class",
 }
 _NOTES = {
     PLACES: "mean over the corruptions at each severity of the sequence; mean over all places",
@@ -153,10 +153,10 @@ def _cost_ratios(frame: pd.DataFrame) -> list[str]:
 
 def _collapse(evidence: Evidence, frame: pd.DataFrame) -> pd.DataFrame:
     segments = of_shifts(evidence.segments, frame)
-    share = segments.assign(error_pct=segments["most_predicted_pct"], view="most predicted")
+    share = segments.assign(error_pct=segments["most_predicted_pct"], view="most predicted", shift="")
     classes = frame[frame["shift"] != ALL_IMAGES]  # over all images of a stream it is unknown
     classes = classes.assign(view="classes", error_pct=classes["class_mean_error_pct"])
-    return pd.concat([frame.assign(view="images"), classes, share], ignore_index=True)
+    return pd.concat([frame.assign(view="images", shift=""), classes, share], ignore_index=True)
 
 
 def _forgetting(probes: pd.DataFrame, baseline: str) -> pd.DataFrame:

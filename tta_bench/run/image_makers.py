@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from tta_bench.data import Dataset
-from tta_bench.errors import UsageError
+from tta_bench.errors import Problem, UsageError
 from tta_bench.run.server import ForkServer, Process
 from tta_bench.streams import Batch, Shift
 
@@ -30,12 +30,12 @@ def makers(server: ForkServer, dataset: Dataset, shifts: Sequence[Shift], number
         shifts: of the stream.
         number: of makers.
     """
-    processes = [server.fork(_serve, dataset, shifts) for _ in range(number)]
-    try:
+    with contextlib.ExitStack() as started:
+        processes = list[Process]()
+        for _ in range(number):
+            processes.append(server.fork(_serve, dataset, shifts))
+            started.callback(processes[-1].end)
         yield processes
-    finally:
-        for process in processes:
-            process.end()
 
 
 def batches(processes: Sequence[Process], stream: Iterable[Batch]) -> Iterator[np.ndarray]:
@@ -79,3 +79,5 @@ def _serve(connection: Connection, dataset: Dataset, shifts: Sequence[Shift]) ->
             connection.send(np.concatenate([dataset.read(shifts[n], images[i : i + 1]) for i, n in enumerate(numbers)]))
         except (UsageError, OSError) as error:
             connection.send(error)
+        except Exception as error:  # of a plugin's read(): the trial's reason, instead of a lost process
+            connection.send(UsageError(Problem(f"the data set's read() raised {type(error).__name__}: {error}")))

@@ -269,10 +269,11 @@ class _TrialExchange:
             return self._result(None)
         stream = self._stream
         with makers(self._supervisor.server, self._dataset, stream.shifts, self._supervisor.threads) as processes:
-            return self._result(batches(processes, (stream.batch(number) for number in range(len(stream.adapt)))))
+            shown = (number for number in range(len(stream.adapt)) if self._is_shown(number))
+            return self._result(batches(processes, map(stream.batch, shown)))
 
     def _result(self, pixels: Iterator[np.ndarray] | None) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Run the stream block by block; ``pixels`` of its batches, in order, where they are not cached."""
+        """Run the stream block by block; ``pixels`` of the batches that are shown, in order, where none are cached."""
         self._pixels = pixels
         self._ring = self._request()
         ready = self._await_method()
@@ -331,25 +332,29 @@ class _TrialExchange:
             raise _InvalidFacts(f"outputs must be {' or '.join(OUTPUTS)}, not {message.outputs!r:.100}")
         return message
 
+    def _is_shown(self, number: int) -> bool:
+        """Whether the method is given a batch: all but the skipped ones that count at chance."""
+        segment = self._stream.segments[self._stream.segment[number]]
+        return bool(self._stream.adapt[number]) or segment.role != "stream" or not self._trial.counts_at_chance
+
     def _graded(self, first: int, last: int, outputs: str) -> Iterator[metrics.BatchVerdicts]:
         """Verdicts on batches [first, last) of a segment, in order; up to ``SLOTS`` batches are in flight.
 
         A skipped batch that counts at chance is sent without its images.
         """
         in_flight = deque[_Sent]()
-        segment = self._stream.segments[self._stream.segment[first]]
-        only_adapting = self._trial.counts_at_chance and segment.role == "stream"
         for number in range(first, last):
             if len(in_flight) == rings.SLOTS:
                 yield self._verdicts(in_flight.popleft(), outputs)
             batch, slot = self._stream.batch(number), number % rings.SLOTS
-            shown = 0 if only_adapting and not batch.adapt else len(batch.image)
-            with _reading():
-                out = self._ring.pixels[slot, :shown]
-                if self._pixels is not None:  # made for every batch
-                    out[:] = next(self._pixels)[:shown]
-                elif shown:
-                    _fill(out, self._images, batch.shift, batch.image)
+            shown = len(batch.image) if self._is_shown(number) else 0
+            if shown:
+                with _reading():
+                    out = self._ring.pixels[slot, :shown]
+                    if self._pixels is not None:
+                        out[:] = next(self._pixels)
+                    else:
+                        _fill(out, self._images, batch.shift, batch.image)
             message = messages.Batch(slot, shown, batch.reset_before, batch.adapt)
             self._send(message)
             in_flight.append(_Sent(message, len(batch.image)))

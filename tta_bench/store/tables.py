@@ -82,9 +82,13 @@ def batch_columns(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _thinned(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The columns of a long trial with at most :data:`MAX_POINTS` elements, each of adjacent batches of one segment."""
+    """The columns of a long trial with at most :data:`MAX_POINTS` elements, or one for each segment if that is more.
+
+    An element is of adjacent batches of one segment.
+    """
     frame = pd.DataFrame(columns)
-    length = -(-len(frame) // (MAX_POINTS - int(frame["position"].nunique())))
+    room = max(1, MAX_POINTS - int(frame["position"].nunique()))  # each segment may end with a short one
+    length = -(-len(frame) // room)
     place = [frame["position"], frame.groupby("position").cumcount() // length]
     rules = dict.fromkeys(frame, "sum") | {"batch": "first", "position": "first", "adapted": "any"}
     rules |= {name: "mean" for name in frame if name in _MEANS or name.startswith(STATISTIC)}
