@@ -5,10 +5,11 @@ from __future__ import annotations
 import pathlib
 
 import numpy as np
+import pandas as pd
 import pytest
 from runs import Cell, verdicts, write_run
 
-from tta_bench.report.error_tables import curves, tables
+from tta_bench.report.error_tables import curves, rows_of, tables
 from tta_bench.report.evidence import gather
 from tta_bench.report.table import ErrorTable
 
@@ -195,6 +196,17 @@ def test_a_curve_over_adapt_images_has_tables_of_its_own_and_is_never_averaged(t
     assert "images of each segment adapted on" in whole.caption
     assert whole.columns == ["64", "all"]
     assert [cell.mean for cell in whole.rows[0].cells.values()] == [pytest.approx(40), pytest.approx(20)]
+
+
+def test_a_shift_that_is_met_in_parts_counts_all_its_images_alike() -> None:
+    parts = [(64, 100.0), (936, 10.0)]
+    shared = {"model": "m", "label": "a", "corruption": "fog", "shift": "fog-5", "seed": 0, "status": "ok", "reason": ""}
+    frame = pd.DataFrame([{**shared, "images": n, "error_pct": error} for n, error in parts])
+    [row] = rows_of(frame, "corruption", ["fog"])
+    assert row.mean.mean == pytest.approx((64 * 100 + 936 * 10) / 1000)
+    other = frame.iloc[:1].assign(corruption="snow", shift="snow-5", images=10, error_pct=0.0)
+    [row] = rows_of(pd.concat([frame, other]).assign(view="all"), "view", ["all"])
+    assert row.cells["all"].mean == pytest.approx(15.76 / 2), "a mean over shifts does not ask for their sizes"
 
 
 def test_a_curve_is_also_graded_on_the_same_images_at_every_point(tmp_path: pathlib.Path) -> None:

@@ -211,9 +211,16 @@ def caption(frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] =
     )
     counted = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
     of = "in the stream" if (frame["shift"] == ALL_IMAGES).all() else "of each shift"
-    parts = [f"Error in per cent on {setting.text}", f"{counted} images {of}{partial}", *further, spread]
+    images_text = f"{counted} images {of}{_distinct(frame)}{partial}"
+    parts = [f"Error in per cent on {setting.text}", images_text, *further, spread]
     apart = not further and setting.severity and (frame["corruption"] == "clean").any()
     return ", ".join(parts) + "." + (" The mean is without clean." if apart else "")
+
+
+def _distinct(frame: pd.DataFrame) -> str:
+    """How many images of a shift are distinct, where some are drawn several times."""
+    counts = sorted({int(n) for n in frame["distinct_images"].dropna()})
+    return f", {' to '.join(f'{n:,}' for n in dict.fromkeys((counts[0], counts[-1])))} of them distinct" if counts else ""
 
 
 def _images(frame: pd.DataFrame) -> list[int]:

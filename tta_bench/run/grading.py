@@ -148,11 +148,13 @@ class Grader:
         for number, visit, here in cells:
             shift, correct = self._stream.shifts[number], expected[here]
             labels = self._dataset.labels_of(shift)[image[here]]
+            distinct = len(np.unique(image[here]))
             row = schema.Shift(
                 **{**self._segment_columns(position), "visit": visit},
                 shift=shift.id,
                 corruption=shift.name,
                 severity=int(shift.severity or 0),
+                distinct_images=distinct if distinct < len(here) else None,
                 class_mean_error_pct=metrics.class_mean_error_pct(correct, labels),
                 **metrics.summary(correct, confidence[here]),
                 **metrics.after(correct, here, self._stream.graded_after),

@@ -146,6 +146,7 @@ class Shift(ShiftPlace):
     """Graded images of one segment, shift and visit."""
 
     images: int = fact("result", "images graded")
+    distinct_images: int | None = fact("result", "of these, distinct ones, where images repeat", default=None)
     correct: int = fact("result", "images classified correctly, without those that count at chance")
     error_pct: float = fact(
         "result", "share of images classified wrongly, per cent; one that counts at chance is 1 − 1/C wrong"
