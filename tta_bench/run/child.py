@@ -323,7 +323,7 @@ class _TrialRun:
 class _CalibrationRun(_TrialRun):
     """A trial that times each step and then a plain forward pass of the same batch with the adapted network.
 
-    The device is idle before and after both. The times replace the method's statistics; see
+    The device is synchronised before and after each. The times replace the method's statistics; see
     :mod:`tta_bench.run.calibration`.
     """
 
