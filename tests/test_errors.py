@@ -200,7 +200,15 @@ def test_a_curve_over_adapt_images_has_tables_of_its_own_and_is_never_averaged(t
 
 def test_a_shift_that_is_met_in_parts_counts_all_its_images_alike() -> None:
     parts = [(64, 100.0), (936, 10.0)]
-    shared = {"model": "m", "label": "a", "corruption": "fog", "shift": "fog-5", "seed": 0, "status": "ok", "reason": ""}
+    shared = {
+        "model": "m",
+        "label": "a",
+        "corruption": "fog",
+        "shift": "fog-5",
+        "seed": 0,
+        "status": "ok",
+        "reason": "",
+    }
     frame = pd.DataFrame([{**shared, "images": n, "error_pct": error} for n, error in parts])
     [row] = rows_of(frame, "corruption", ["fog"])
     assert row.mean.mean == pytest.approx((64 * 100 + 936 * 10) / 1000)

@@ -220,7 +220,9 @@ def caption(frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] =
 def _distinct(frame: pd.DataFrame) -> str:
     """How many images of a shift are distinct, where some are drawn several times."""
     counts = sorted({int(n) for n in frame["distinct_images"].dropna()})
-    return f", {' to '.join(f'{n:,}' for n in dict.fromkeys((counts[0], counts[-1])))} of them distinct" if counts else ""
+    return (
+        f", {' to '.join(f'{n:,}' for n in dict.fromkeys((counts[0], counts[-1])))} of them distinct" if counts else ""
+    )
 
 
 def _images(frame: pd.DataFrame) -> list[int]:
