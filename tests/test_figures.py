@@ -291,6 +291,7 @@ def test_the_running_error_ends_at_the_tables(tmp_path: pathlib.Path) -> None:
         assert last["low"] < last["mean"] < last["high"]
 
 
+@pytest.mark.faults
 def test_under_a_continual_protocol_the_running_error_is_over_the_whole_stream(
     run_cli: Callable[..., Outcome], suite_file: Callable[..., pathlib.Path], tmp_path: pathlib.Path
 ) -> None:

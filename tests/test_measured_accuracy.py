@@ -163,6 +163,7 @@ def test_a_run_measures_what_its_walks_need_once(walked: Callable[..., pathlib.P
     assert len(said) == len(further) - len(accuracies) > 0, "only the pairs that the new seed adds"
 
 
+@pytest.mark.faults
 def test_an_interrupted_measurement_goes_on_after_the_last_pair(
     walked: Callable[..., pathlib.Path], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +203,7 @@ def test_a_dry_run_says_that_accuracies_will_be_measured(
     assert not pathlib.Path("out").exists()
 
 
+@pytest.mark.faults
 def test_a_calibration_network_that_is_not_there_or_not_used_is_refused_at_its_line(
     run_cli: Callable[..., Outcome], walked: Callable[..., pathlib.Path]
 ) -> None:

@@ -81,6 +81,7 @@ def test_a_checkpoint_says_how_it_was_made_and_is_made_once(run_cli: Cli, suite_
     assert said()["seed"] == "1"
 
 
+@pytest.mark.faults
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     run_cli: Cli, suite_file: SuiteFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +250,7 @@ def test_another_option_is_another_preparation(suite_file: SuiteFile) -> None:
     assert files[0] != files[1] == files[2]
 
 
+@pytest.mark.faults
 def test_an_interrupted_preparation_goes_on(
     run_cli: Cli, suite_file: SuiteFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +296,7 @@ def test_a_wrong_option_is_shown_where_it_stands(run_cli: Cli, suite_file: Suite
     assert "images" in outcome.err
 
 
+@pytest.mark.faults
 def test_a_method_that_learns_nothing_has_no_preparation(run_cli: Cli, suite_file: SuiteFile) -> None:
     file = suite_file(("[source, tent]", "[{name: tent, config: {optimizer: mgg, optimizer_options: {checkpoint: pretrain}}}]"))  # fmt: skip
     outcome = run_cli("run", file, "--out", "out")
