@@ -152,6 +152,19 @@ def test_a_ratio_is_measured_once_and_taken_along_to_another_machine(
     }
 
 
+def test_a_damaged_ratio_is_named(
+    run_cli: Cli, measured: Callable[..., pathlib.Path], timed: Callable[..., None]
+) -> None:
+    timed(*STEPS)
+    assert run_cli("run", measured(), *COMMAND).code == 0
+    [damaged, *_] = sorted(pathlib.Path("out/prepared").glob("cost_ratio-*.json"))
+    damaged.write_text(damaged.read_text()[:40])
+    outcome = run_cli("run", measured(), *COMMAND)
+    assert outcome.code == 2
+    assert f"{damaged.name}: the file is damaged" in outcome.err
+    assert "hint: delete it: it is measured again" in outcome.err
+
+
 def test_a_dry_run_says_what_will_be_measured_and_measures_nothing(
     run_cli: Cli, measured: Callable[..., pathlib.Path]
 ) -> None:

@@ -183,3 +183,12 @@ def test_a_batch_that_mixes_shifts_has_each_images_own_pixels() -> None:
     assert slot[:, 0, 0, 0].tolist() == [23, 1, 17, 20, 11, 0]
     _fill(slot[:2], images, np.array([1, 1]), np.array([7, 3]))
     assert slot[:, 1, 1, 2].tolist() == [17, 13, 17, 20, 11, 0]
+
+
+def test_images_that_a_stream_repeats_are_counted_once_as_distinct(run: Runner) -> None:
+    result = run(Plain, ("batch_size: 40", "batch_size: 40\nprotocol: {kind: label_shift, samples: 90}"))
+    [row] = result.shifts
+    distinct = np.unique(result.images["image"])
+    assert (row["images"], row["distinct_images"]) == (90, len(distinct))
+    assert len(distinct) < 90
+    assert run(Plain).shifts[0]["distinct_images"] is None, "no image repeats"

@@ -143,9 +143,13 @@ def recorded_costs(
     """The cost ratios in the folders of ``runs``, of which the first that has one counts."""
     preparations = {each.row: _cost_preparation(each, options) for each in calibrations}
     files = {row: file for run in runs[::-1] for row, file in preparation.results(preparations, run).items()}
+    return {row: _cost_ratio(file) for row, file in files.items()}
+
+
+def _cost_ratio(file: pathlib.Path) -> CostRatio:
     try:
-        return {row: CostRatio.read(file := each) for row, each in files.items()}
-    except (ValueError, TypeError, KeyError) as error:
+        return CostRatio.read(file)
+    except (ValueError, TypeError) as error:
         raise UsageError(_damaged(file)) from error
 
 
@@ -162,7 +166,7 @@ def _cost_preparation(job: Calibration, options: RunOptions) -> Preparation:
 
 def _to_repeat(retry_failed: bool, file: pathlib.Path) -> bool:
     """Whether a calibration failed and runs again: after a fault of the infrastructure always, else on request."""
-    cost = CostRatio.read(file)
+    cost = _cost_ratio(file)
     return cost.status == "failed" and (retry_failed or cost.failure == "infrastructure")
 
 
