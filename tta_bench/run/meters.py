@@ -149,7 +149,7 @@ class Stopwatch:
 def synchronize(device: torch.device) -> None:
     """Wait until ``device`` is idle."""
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def reset_peak_memory(device: torch.device) -> None:

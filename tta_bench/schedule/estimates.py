@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tta_bench.models import SourceModel
+from tta_bench.run.meters import synchronize
 from tta_bench.schedule.status import duration
 from tta_bench.setting import Setting
 from tta_bench.suite.plan import Materials, Plan, Trial
@@ -118,18 +119,13 @@ def measure(model: SourceModel, side: int, device: torch.device) -> ModelCost:
     with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         model(x)
     with torch.no_grad():
-        _synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         model(x)
-        _synchronize(device)
+        synchronize(device)
     seconds = (time.perf_counter() - start) / _TIMED_IMAGES
     activations = sum(size for pointer, size in saved.items() if pointer not in weights)
     return ModelCost(seconds, sum(weights.values()), activations // _TIMED_IMAGES)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def forecast(plan: Plan, trials: Sequence[Trial], estimates: Estimates, threads: int, slots: int) -> str:
