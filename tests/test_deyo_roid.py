@@ -11,7 +11,7 @@ import pytest
 import torch
 from networks import batches, ready, small_model
 from pydantic import ValidationError
-from teachers import affine, next_draw, play
+from trajectories import affine, next_draw, play
 
 from tta_bench.adapter import Adapter, context_for
 from tta_bench.methods.cmf import Cmf

@@ -85,6 +85,16 @@ def test_token_features_are_the_class_token_after_each_block() -> None:
         small_model("batch").token_features(X)
 
 
+@pytest.mark.parametrize("kind", ["batch", "group", "layer"])
+def test_embeddings_are_what_the_classifier_sees(kind: str) -> None:
+    model = small_model(kind)
+    logits, embeddings = model.embeddings(X)
+    assert embeddings.dim() == 2
+    assert torch.equal(logits, model(X))
+    assert torch.equal(model.classifier()(embeddings), logits)
+    assert not model.classifier()._forward_pre_hooks
+
+
 def test_stages_are_layers_or_blocks() -> None:
     assert len(small_model("batch").stages()) == 4
     assert len(small_model("layer").stages()) == 3

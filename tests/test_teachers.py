@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from networks import batches, ready, small_model
-from teachers import affine, next_draw, play, reference
 from torch import Tensor, nn
+from trajectories import affine, next_draw, play, reference
 
 from tta_bench.adapter import Adapter
 from tta_bench.methods.augmentation import augment

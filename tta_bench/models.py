@@ -119,6 +119,16 @@ class SourceModel(nn.Module):
         """Logits (B, C) from what :meth:`features` returned: pooling, the final norm if there is one, the classifier."""
         return self.structure.head(self.net, features)
 
+    def embeddings(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, C), and the input of the last linear layer (B, D): the pooled features; one forward pass."""
+        inputs: list[Tensor] = []
+        hook = self.classifier().register_forward_pre_hook(lambda _m, given: inputs.append(given[0]))
+        try:
+            logits: Tensor = self(x)
+        finally:
+            hook.remove()
+        return logits, inputs[0]
+
     def token_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (B, C), and the class token (B, D) after each block, before any later norm; one forward pass.
 

@@ -1,8 +1,9 @@
-"""The reference trajectories of ``golden/teachers``: load a case, and replay it."""
+"""The reference trajectories of ``golden/teachers`` and ``golden/outputs``: load a case, and replay it."""
 
 from __future__ import annotations
 
 import json
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,21 +18,30 @@ from tta_bench.adapter import Adapter
 from tta_bench.models import SourceModel
 from tta_bench.testing import replay
 
-FOLDER = SHARED / "golden" / "teachers"
+GOLDEN = SHARED / "golden"
 Play = tuple[np.ndarray, Adapter, list[dict[str, Any]], Any, dict[str, Any]]
 
 
 def reference(name: str) -> Any:
     """The arrays of ``<name>.npz``; skips the test where there are no trajectories."""
-    if not FOLDER.is_dir():
+    return np.load(_folder(name) / f"{name}.npz")
+
+
+def _folder(name: str) -> pathlib.Path:
+    if not GOLDEN.is_dir():
         pytest.skip("needs the reference trajectories of CI (folder 'shared' beside the checkout)")
-    return np.load(FOLDER / f"{name}.npz")
+    [folder] = [GOLDEN / part for part in ("teachers", "outputs") if (GOLDEN / part / f"{name}.npz").is_file()]
+    return folder
 
 
 def play(
-    case: str, dtype: torch.dtype = torch.float64, after_step: Callable[[Adapter], None] | None = None, **changes: Any
+    case: str,
+    dtype: torch.dtype = torch.float64,
+    after_step: Callable[[Adapter], None] | None = None,
+    method: type[Adapter] | None = None,
+    **changes: Any,
 ) -> Play:
-    """Replay a case, such as ``rotta.resnet_bn.small``, with other hyperparameters or ``variant``.
+    """Replay a case, such as ``rotta.resnet_bn.small``, with another class, other hyperparameters or ``variant``.
 
     Returns:
         The scores (batches, B, C); the adapter after the last batch; for each batch the statistics and the adapter's
@@ -39,14 +49,16 @@ def play(
     """
     import timm
 
-    arrays = reference(case)
-    manifest = json.loads((FOLDER / "manifest.json").read_text())
-    entry, variant = manifest["cases"][case], changes.pop("variant", "official")
+    arrays, folder = reference(case), _folder(case)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    entry = manifest["cases"][case]
+    variant = changes.pop("variant", entry.get("variant", "official"))
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["models"][entry["kind"]].items()}
     net = timm.create_model(options.pop("model"), pretrained=False, **options)
-    net.load_state_dict(safetensors.torch.load_file(FOLDER / f"{entry['kind']}.safetensors"))
-    with np.load(FOLDER / "inputs.npz") as inputs:
-        test, source = ([torch.from_numpy(b).to(dtype) for b in inputs[part]] for part in ("test", "source"))
+    net.load_state_dict(safetensors.torch.load_file(folder / f"{entry['kind']}.safetensors"))
+    with np.load(folder / "inputs.npz") as inputs:
+        size = entry.get("batch_size")  # the first images of each stored batch
+        test, source = ([torch.from_numpy(b[:size]).to(dtype) for b in inputs[part]] for part in ("test", "source"))
     records: list[dict[str, Any]] = []
 
     def record(adapter: Adapter) -> None:
@@ -55,8 +67,8 @@ def play(
             after_step(adapter)
 
     scores, adapter = replay(
-        entry["method"], entry["hyperparameters"] | changes, net.to(dtype), test, source,
-        manifest["config"]["reset_after"], variant, seed=entry["seed"],
+        method or entry["method"], entry["hyperparameters"] | changes, net.to(dtype), test, source,
+        entry.get("reset_after", manifest["config"].get("reset_after")), variant, seed=entry["seed"],
         after_step=record,
     )  # fmt: skip
     return scores, adapter, records, arrays, entry
