@@ -20,7 +20,7 @@ import operator
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict
@@ -31,8 +31,12 @@ from tta_bench.models import PACKAGE_SCHEME, SourceModel
 from tta_bench.registry import PluginEntry
 from tta_bench.snapshot import Snapshot, Untouched
 
+if TYPE_CHECKING:
+    from tta_bench.wrapping import wrap
+
 __all__ = [
     "Adapter", "Config", "Context", "Declared", "FilePath", "Needs", "Preset", "SourceRequest", "constant", "locate_file",
+    "wrap",
 ]  # fmt: skip
 
 
@@ -259,6 +263,8 @@ class Adapter(abc.ABC):
     needs: Needs = Needs()
     outputs: Literal["logits", "probabilities"] = "logits"
     reset_keeps: tuple[str, ...] = ()
+    predicts: ClassVar[bool] = True  # False: it has no ``predict``, and streams that need one are skipped
+    shares_prepared: ClassVar[bool] = True  # False: ``prepare`` is called in every trial
     example: ClassVar[Mapping[str, Any]] = {}  # values of Config's fields that have no default, for ``tta-bench check``
 
     def __init__(self, model: SourceModel, config: _Config, context: Context):
@@ -355,3 +361,12 @@ def context_for(model: SourceModel, batch_size: int, image_size: int, device: to
     generator = torch.Generator(device="cpu")
     generator.manual_seed(seed)
     return Context(model.num_classes, batch_size, image_size, device, generator)
+
+
+def __getattr__(name: str) -> Any:
+    """``wrap``, whose module builds on this one."""
+    if name == "wrap":
+        from tta_bench.wrapping import wrap
+
+        return wrap
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -291,12 +291,12 @@ def plugin_entries(file: pathlib.Path) -> list[PluginEntry]:
     """
     file = file.resolve()
     module = _plugin_module(file)
-    classes = [
-        value
-        for value in vars(module).values()
+    classes = {
+        value: name  # a class may have another name than the variable, such as one that wrap() made
+        for name, value in vars(module).items()
         if isinstance(value, type) and value.__module__ == module.__name__
         and not getattr(value, "__abstractmethods__", None)
-    ]  # fmt: skip
+    }  # fmt: skip
     plugins = [(kind, cls) for cls in classes for kind in KINDS if issubclass(cls, _class_at(kind.base))]
     if not plugins:
         bases = ", ".join(kind.base.replace(":", ".") for kind in KINDS)
@@ -307,7 +307,7 @@ def plugin_entries(file: pathlib.Path) -> list[PluginEntry]:
                 message = f"class {cls.__name__} has no {attribute!r} attribute"
                 raise UsageError(Problem(message, str(file), hint=f"write: {example}"))
         _check_config(kind, cls, str(file))
-    return [PluginEntry(cls.name, f"file {file.name}", cls.__name__, file, kind) for kind, cls in plugins]  # type: ignore[attr-defined]
+    return [PluginEntry(cls.name, f"file {file.name}", classes[cls], file, kind) for kind, cls in plugins]  # type: ignore[attr-defined]
 
 
 class Registry:

@@ -167,7 +167,8 @@ class _TrialRun:
         config = cls.Config.model_validate(request.config, context={"registry": registry})
         context = context_for(model, request.batch_size, request.side, self.device, request.prepare_seed)
         reason = cls.skip(model, config, context)
-        if reason := reason or _short_batch_reason(cls, model, config, context, request.smallest_batch):
+        reason = reason or _short_batch_reason(cls, model, config, context, request.smallest_batch)
+        if reason := reason or _prediction_reason(cls, config, request):
             raise _Skip(reason)
         self.adapter = cls(model, config, context)
         self.steps = StepCounter()
@@ -216,6 +217,8 @@ class _TrialRun:
             return {}, {}
         if not self.adapter.needs.source_images:
             raise TypeError("source_request() asks for images, but the method's needs do not have source_images")
+        if not self.adapter.shares_prepared:
+            return self._prepare(source_request)
         key = f"{self.request.prepare_key} {source_request}"
         if key not in cache:
             cache[key] = self._prepare(source_request)
@@ -361,6 +364,15 @@ def _short_batch_reason(
         return None
     reason = cls.skip(model, config, replace(context, batch_size=smallest))
     return f"a batch of the stream has {smallest} of {context.batch_size} images: {reason}" if reason else None
+
+
+def _prediction_reason(cls: type[Adapter], config: Config, request: messages.TrialRequest) -> str | None:
+    """Why a method without ``predict`` cannot run on the stream, or None."""
+    minimum = (cls.declared(config).needs | config.plugin_needs()).min_batch
+    if cls.predicts or not (request.predicts or request.smallest_batch < minimum):
+        return None
+    batches = "batches that are not adapted on" if request.predicts else f"a batch of fewer than {minimum} images"
+    return f"the method cannot predict without adapting, and the stream has {batches}"
 
 
 def _seed(seed: int) -> None:

@@ -49,6 +49,7 @@ class TrialRequest:
         side: height and width of the images, pixels.
         batch_size: nominal, or that of a window.
         smallest_batch: of the stream; of a window's, the smallest that adapts.
+        predicts: whether the method is given batches that it must not adapt on.
         prepare_seed: for set-up and ``prepare``.
         method_seed: for the stream.
         source_images: number of clean unlabelled images; None if the suite names none.
@@ -62,6 +63,7 @@ class TrialRequest:
     side: int
     batch_size: int
     smallest_batch: int
+    predicts: bool
     prepare_seed: int
     method_seed: int
     source_images: int | None

@@ -305,6 +305,7 @@ class _TrialExchange:
             self._dataset.side,
             largest,
             int(min(full, default=largest)),
+            any(self._is_shown(int(number)) for number in np.flatnonzero(~self._stream.adapt)),
             derived_seed("prepare", trial.seed),
             derived_seed("method", trial.seed, self._stream.sha256),
             None if source is None else len(source.ids),

@@ -158,7 +158,8 @@ def global_state_is_left_alone(bench: Bench) -> Iterator[str]:
     adapter = bench.adapter()
     _steps(adapter, batches)
     optimizers.stats(adapter)
-    adapter.predict(batches[0])
+    if adapter.predicts:
+        adapter.predict(batches[0])
     adapter.reset()
     yield from (f"changes {name}" for name in state.changes())
 
@@ -241,6 +242,8 @@ def predict_changes_nothing(bench: Bench) -> Iterator[str]:
     """predict() leaves every tensor of the adapter, statistics included, and all later scores unchanged."""
     predicting, reference = bench.adapter(), bench.adapter()
     actual, expected = [], []
+    if not predicting.predicts:
+        return
     for x, other in zip(bench.batches(3), bench.batches(3, start=200), strict=True):
         state = _tensors(predicting)
         predicting.predict(other)
@@ -263,7 +266,9 @@ def scores_are_of_the_declared_kind(bench: Bench) -> Iterator[str]:
     """step() and predict() return what ``outputs`` declares: probabilities have rows that sum to 1, logits have not."""
     adapter = bench.adapter()
     first, second = bench.batches(2)
-    for call, scores in (("step", adapter.step(first)), ("predict", adapter.predict(second))):
+    returned = [("step", adapter.step(first))]
+    returned += [("predict", adapter.predict(second))] if adapter.predicts else []
+    for call, scores in returned:
         errors = [*_score_errors(scores, BATCH, call=call)]
         yield from errors
         kind = "probabilities" if not errors and _is_distribution(scores) else "logits"
@@ -292,7 +297,8 @@ def other_batch_sizes(bench: Bench) -> Iterator[str]:
     adapter.step(bench.batches(1)[0])
     short = bench.batches(1, size=3)[0]
     act = adapter.step if adapter.needs.min_batch <= 3 else adapter.predict
-    yield from (f"a last batch of 3: {error}" for error in _score_errors(act(short), 3))
+    if act == adapter.step or adapter.predicts:
+        yield from (f"a last batch of 3: {error}" for error in _score_errors(act(short), 3))
     if bench.declines(batch_size=1) is None:
         single = bench.adapter(batch_size=1)
         for x in bench.batches(2, size=1):
