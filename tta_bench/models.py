@@ -79,6 +79,18 @@ class Structure:
             raise MissingPart(f"{type(net).__name__} has neither blocks nor stages")
         return layers
 
+    def is_transformer(self, net: nn.Module) -> bool:
+        """Whether the network is a ViT: a patch embedding and a row of blocks, which are its stages."""
+        return hasattr(net, "patch_embed") and hasattr(net, "blocks")
+
+    def has_class_token(self, net: nn.Module) -> bool:
+        """Whether the network is a ViT whose stages return tokens (B, tokens, D) with a class token first."""
+        return isinstance(getattr(net, "cls_token", None), Tensor) and hasattr(net, "blocks")
+
+    def channels_last(self, net: nn.Module) -> bool:
+        """Whether stages return maps (B, h, w, D), as Swin's do, in the place of (B, D, h, w)."""
+        return getattr(net, "output_fmt", None) == "NHWC"
+
 
 class SourceModel(nn.Module):
     """A classifier that takes images in [0, 1].
@@ -143,8 +155,8 @@ class SourceModel(nn.Module):
     def stage_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (B, C), and each stage's output averaged over positions (B, D); one forward pass."""
         logits, outputs = self._with_outputs(x)
-        channels_last = getattr(self.net, "output_fmt", None) == "NHWC"
-        positions = {3: (1,), 4: (1, 2) if channels_last else (2, 3)}  # (B, tokens, D), or maps
+        maps = (1, 2) if self.structure.channels_last(self.net) else (2, 3)
+        positions = {3: (1,), 4: maps}  # 3: (B, tokens, D)
         return logits, [out.mean(positions[out.dim()]) if out.dim() in positions else out for out in outputs]
 
     def _with_outputs(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -159,12 +171,12 @@ class SourceModel(nn.Module):
     @property
     def is_transformer(self) -> bool:
         """Whether the network is a ViT: a patch embedding and a row of blocks."""
-        return hasattr(self.net, "patch_embed") and hasattr(self.net, "blocks")
+        return self.structure.is_transformer(self.net)
 
     @property
     def has_class_token(self) -> bool:
         """Whether the network is a ViT that carries a class token first."""
-        return isinstance(getattr(self.net, "cls_token", None), Tensor) and hasattr(self.net, "blocks")
+        return self.structure.has_class_token(self.net)
 
     def stages(self) -> list[nn.Module]:
         """The network's stages in order: a ResNet's layers, a ViT's blocks.
@@ -299,10 +311,10 @@ def locate_weights(weights: str) -> pathlib.Path:
 def read_state(path: pathlib.Path) -> dict[str, Tensor]:
     """Tensors by name from a safetensors file or a pickled state dict (``weights_only=True``).
 
-    A dict nested under ``state_dict`` or ``model`` is unwrapped, a ``module.`` prefix is dropped.
+    A dict nested under ``state_dict``, ``model`` or ``net`` is unwrapped, a ``module.`` prefix is dropped.
 
     Raises:
-        UsageError: the file is not readable as either.
+        UsageError: the file is not readable as either, or holds no tensors by name.
     """
     try:
         if path.suffix == ".safetensors":
@@ -313,21 +325,35 @@ def read_state(path: pathlib.Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors and torch raise many types for a damaged file
         raise UsageError(Problem(f"cannot read weights: {type(error).__name__}: {error}", where=str(path))) from error
-    for key in ("state_dict", "model"):
-        nested: Any = state.get(key)
+    for key in ("state_dict", "model", "net"):
+        nested: Any = state.get(key) if isinstance(state, dict) else None
         if isinstance(nested, dict):
             state = nested
-    return {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    named = state.items() if isinstance(state, dict) else ()
+    tensors = {str(name).removeprefix("module."): value for name, value in named if isinstance(value, Tensor)}
+    if not tensors:
+        hint = "save the network's state_dict()"
+        raise UsageError(Problem("the file of weights holds no tensors by name", where=str(path), hint=hint))
+    return tensors
 
 
-def load_weights(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+def load_weights(
+    net: nn.Module, state: Mapping[str, Tensor], where: str, *, in_order: bool = True, seems: str = ""
+) -> None:
     """Load ``state`` into ``net``: strictly by name, or, for another implementation of the network, in order.
+
+    Args:
+        net: the network.
+        state: tensors by name.
+        where: the model and the file, for messages.
+        in_order: whether another implementation's names are accepted where leaf names and shapes agree in order.
+        seems: what network the file seems to hold, for the hint; or empty.
 
     Raises:
         UsageError: names or shapes do not fit.
     """
     own = net.state_dict()
-    if not set(state) & set(own):
+    if in_order and not set(state) & set(own):
         state = _matched_in_order(own, state)
     missing = sorted(set(own) - set(state) - {k for k in own if k.endswith("num_batches_tracked")})
     unexpected = sorted(set(state) - set(own))
@@ -339,6 +365,7 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
         parts = [f"{title} {_some(names)}" for title, names in
                  (("missing", missing), ("unexpected", unexpected), ("different shapes", shapes)) if names]  # fmt: skip
         hint = "check the architecture, its options and the number of classes"
+        hint = f"the file seems to hold {seems}; {hint}" if seems else hint
         raise UsageError(Problem(f"weights do not fit the model: {'; '.join(parts)}", where, hint=hint))
     net.load_state_dict({**{k: v for k, v in own.items() if k not in state}, **state})
 

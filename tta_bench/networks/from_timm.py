@@ -12,7 +12,8 @@ from torch import nn
 import tta_bench.torchvision_repair  # noqa: F401  (before timm)
 from tta_bench.data.base import Geometry
 from tta_bench.errors import Problem, UsageError, near_miss
-from tta_bench.models import ModelConfig, Network, SourceModel, load_weights, locate_weights, read_state
+from tta_bench.models import ModelConfig, Network, SourceModel
+from tta_bench.networks.checkpoints import load_file
 
 
 class ModelSpec(ModelConfig):
@@ -71,8 +72,7 @@ class Timm(Network):
             raise UsageError(Problem(error[0], hint=error[1]))
         net = build_network(spec, pretrained=spec.weights is None and spec.timm is not None)
         if spec.weights is not None:
-            path = locate_weights(spec.weights)
-            load_weights(net, read_state(path), f"model {spec.name!r} ({path.name})")
+            load_file(net, spec, normalisation(spec, net), in_order=True)
         return net
 
     def normalisation(self, net: nn.Module) -> tuple[Sequence[float], Sequence[float]]:

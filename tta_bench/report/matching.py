@@ -45,19 +45,22 @@ PROTOCOLS = {
     "label_shift": Counterpart("label_shift"),
     "label_shift_ir500000": Counterpart("label_shift", {"variant": "sar"}, batch_size=64),
 }
-# Weights as the file names them: timm's full tags of the same weights.
+# Weights as the file names them: tags of the same weights.
 _WEIGHTS = {
-    "torchvision ResNet50 IMAGENET1K_V1": "resnet50.tv_in1k",
-    "resnet50_gn": "resnet50_gn.a1h_in1k",  # the only ones that timm has had under this name
+    "torchvision ResNet50 IMAGENET1K_V1": ("resnet50.tv_in1k", "torchvision/resnet50.IMAGENET1K_V1"),
+    "resnet50_gn": ("resnet50_gn.a1h_in1k",),  # the only ones that timm has had under this name
 }
-# Source models as papers name them: timm's architecture.
+# Source models as papers name them: tags of the same architecture, up to a dot.
 _ARCHITECTURES = {
-    "R50-BN": "resnet50",
-    "R50-GN": "resnet50_gn",
-    "R50-GN+JT": "resnet50_gn",
-    "ViT-B": "vit_base_patch16_224",
-    "tv-ViT-B16": "vit_base_patch16_224",
-    "Swin-B": "swin_base_patch4_window7_224",
+    "R50-BN": ("resnet50", "torchvision/resnet50"),
+    "R50-GN": ("resnet50_gn",),
+    "R50-GN+JT": ("resnet50_gn",),
+    "ViT-B": ("vit_base_patch16_224",),
+    "tv-ViT-B16": ("torchvision/vit_b_16", "vit_base_patch16_224"),
+    "Swin-B": ("swin_base_patch4_window7_224", "torchvision/swin_b"),
+    "WRN-28-10": ("WRN-28-10",),
+    "WRN-40-2-AugMix": ("WRN-40-2",),
+    "RN26-GN": ("ResNet-26-GN",),
 }
 _PREPROCESSING = {
     "0.5/0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -135,15 +138,16 @@ def _rule(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model(number: Published, ours: Ours) -> list[str] | None:
-    tag, weights = str(ours.about.get("tag", "")), _WEIGHTS.get(number.weights, number.weights)
+    tag = str(ours.about.get("tag", ""))
+    weights = _WEIGHTS.get(number.weights, (number.weights,) if number.weights else ())
     changed = ours.about.get("options") or ours.about.get("stem")  # another network than its tag says
-    if weights and weights == tag and not changed:
+    if tag in weights and not changed:
         return _preprocessing(number, ours)
     named = ours.row.model == number.model
     if named and not weights:
         return _preprocessing(number, ours)
-    architecture = weights.partition(".")[0] or _ARCHITECTURES.get(number.model)
-    if not named and (changed or architecture != tag.partition(".")[0]):
+    architectures = [each.partition(".")[0] for each in weights] or _ARCHITECTURES.get(number.model, ())
+    if not named and (changed or tag.partition(".")[0] not in architectures):
         return None
     other = f"other weights, published {number.weights}" if weights else "published weights not stated"
     return [other, *_preprocessing(number, ours)]
