@@ -24,7 +24,7 @@ SHIPPED = "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors"
 
 @pytest.mark.parametrize(
     "name",
-    ["source", "norm", "tent", "eta", "eata", "sar", "mgg", "deyo", "rdumb", "cotta", "rotta", "roid", "cmf"],
+    ["source", "norm", "tent", "eta", "eata", "sar", "mgg", "deyo", "rdumb", "cotta", "rotta", "roid", "cmf", "memo"],
 )
 @pytest.mark.faults
 def test_every_built_in_method_keeps_every_rule(name: str) -> None:
@@ -52,6 +52,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
                                               ("mgg", {"optimizer": "sgd"}),
                                               ("cotta", {"loss": "cross_entropy", "always_augment": True, "optimizer": "adam",
                                                          "n_augmentations": 2, "ap": 0.9}),
+                                              ("memo", {"optimizer": "adamw", "lr": 1e-3, "steps": 2, "num_views": 2}),
                                               ("rotta", {"memory_size": 12, "update_frequency": 5}),
                                               ("mgg", {"objective": "entropy", "checkpoint": SHIPPED})])  # fmt: skip
 @pytest.mark.faults
