@@ -4,11 +4,17 @@
 - ``statistics: batch``: the batch's own mean and biased variance, as Tent's code has it (``norm.py``). Running buffers
   drift (momentum 0.1) but never reach an output. Discrepancy: Tent's code also forces eps to 1e-5, which costs networks
   that were trained with a larger one (EfficientNet has 1e-3) several points; ``eps: null`` keeps each layer's own.
-- ``statistics: blend``: (1 − α)·source + α·batch, for mean and variance (Schneider et al., equation 1), with
-  α = n / (N + n) for a batch of n images and a prior of N, or a fixed ``alpha``. The batch's variance is the unbiased
-  one, as re-implementations have it, so α = 1 is not ``batch``.
-- ``statistics: running``: a first pass updates the running statistics (momentum 0.1, unbiased variance), a second one in
-  evaluation mode is graded; what was seen before stays until a reset.
+- ``statistics: blend``: (1 − α)·source + α·batch, for mean and variance (Schneider et al., equation 1; see
+  ``blended_bn.py``), with α = n / (N + n) for a batch of n images and a prior of N, or a fixed ``alpha``. The batch's
+  variance is the unbiased one, as re-implementations have it, so α = 1 is not ``batch``. Nothing outlives a batch.
+- ``statistics: running``: a first pass in training mode updates the running statistics (momentum 0.1, unbiased variance),
+  a second one in evaluation mode is graded; what was seen before stays until a reset.
+
+Published values: Schneider et al. choose the prior N for each batch size; MEMO's code has N = 16 for one image.
+mariodoebler/test-time-adaptation has α = 0.1 at batch 1 (``norm_alpha.yaml``, CIFAR-10-C and ImageNet-C), and runs
+``running`` as ``BNEMA`` at batch 200 or 64; its settings without resets carry the statistics from shift to shift.
+yuyongcan/Benchmark-TTA has α = 0.1, on ImageNet-C at batch 64, too. LINs-lab/ttab names the complement: its
+``adapt_prior`` is 1 − α, by default 0. There are no presets: a preset would change which form a suite runs.
 """
 
 from __future__ import annotations
@@ -21,8 +27,9 @@ from torch import Tensor, nn
 
 from tta_bench import adapter
 from tta_bench.adapter import Adapter, Context, Needs
+from tta_bench.methods.blended_bn import blend_statistics
 from tta_bench.methods.functional import no_statistics
-from tta_bench.models import SourceModel
+from tta_bench.models import MissingPart, SourceModel
 
 _MOMENTUM = 0.1
 
@@ -43,6 +50,10 @@ class Norm(Adapter):
         alpha: float | None = Field(None, ge=0, le=1)
         eps: float | None = Field(1e-5, gt=0)
 
+        def weight(self, images: int) -> float:
+            """α for a batch of so many images."""
+            return images / (self.prior + images) if self.alpha is None else self.alpha
+
     needs = Needs(norm_kinds=("batch",))
 
     @classmethod
@@ -51,27 +62,23 @@ class Norm(Adapter):
 
     def setup(self) -> None:
         self.layers = [m for m in self.model.net.modules() if isinstance(m, nn.BatchNorm2d)]
+        if not self.layers:
+            raise MissingPart("the model has no BatchNorm2d layer")
+        if self.config.statistics == "blend":
+            blend_statistics(self.model.net, self.config.weight)
+            return
         for layer in self.layers:
             layer.momentum = _MOMENTUM
             if self.config.statistics == "batch":
                 layer.train()
                 layer.eps = self.config.eps or layer.eps
-            elif self.config.statistics == "blend":
-                layer.register_forward_pre_hook(_Blend(layer, self._weight))
-
-    def _weight(self, images: int) -> float:
-        """α for a batch of so many images."""
-        alpha: float | None = self.config.alpha
-        return images / (self.config.prior + images) if alpha is None else alpha
 
     @torch.no_grad()
     def step(self, x: Tensor) -> Tensor:
         if self.config.statistics == "running":
-            for layer in self.layers:
-                layer.train()
+            self.model.train()
             self.model(x)
-            for layer in self.layers:
-                layer.eval()
+            self.model.eval()
         scores: Tensor = self.model(x)
         return scores
 
@@ -84,21 +91,3 @@ class Norm(Adapter):
             for name, value in buffers.items():
                 layer.get_buffer(name).copy_(value)
         return scores
-
-
-class _Blend:
-    """Before a layer in evaluation mode runs: write the blend of source and batch statistics into its buffers."""
-
-    def __init__(self, layer: nn.BatchNorm2d, weight: Any):
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        self.mean, self.variance = layer.running_mean.clone(), layer.running_var.clone()
-        self.weight = weight
-
-    def __call__(self, layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
-        [x] = inputs
-        alpha = self.weight(len(x))
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        layer.running_mean.copy_(self.mean.lerp(x.mean((0, 2, 3)), alpha))
-        layer.running_var.copy_(self.variance.lerp(x.var((0, 2, 3), unbiased=True), alpha))

@@ -33,6 +33,12 @@ def test_every_built_in_method_keeps_every_rule(name: str) -> None:
     assert len(report.rules) == 15
 
 
+@pytest.mark.faults
+def test_memo_keeps_every_rule_with_few_views() -> None:
+    """With its 64 views that takes minutes."""
+    assert check_method(Registry().load("memo"), {"num_views": 2}).findings == []
+
+
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Have methods checked on one of the networks only, which takes a third of the time."""
@@ -52,6 +58,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
                                               ("mgg", {"optimizer": "sgd"}),
                                               ("cotta", {"loss": "cross_entropy", "always_augment": True, "optimizer": "adam",
                                                          "n_augmentations": 2, "ap": 0.9}),
+                                              ("memo", {"optimizer": "adamw", "lr": 1e-3, "steps": 2, "num_views": 2}),
                                               ("rotta", {"memory_size": 12, "update_frequency": 5}),
                                               ("mgg", {"objective": "entropy", "checkpoint": SHIPPED})])  # fmt: skip
 @pytest.mark.faults

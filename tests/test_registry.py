@@ -55,30 +55,32 @@ def test_a_plugin_file_is_loaded_under_its_own_name(plugin: pathlib.Path) -> Non
 def test_a_broken_package_breaks_only_the_run_that_asks_for_it(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, run_cli: Callable[..., Outcome]
 ) -> None:
-    fake_distribution(tmp_path / "site", "tta-memo", "memo = tta_memo:Memo")
-    (tmp_path / "site" / "tta_memo.py").write_text("import not_there\n")
+    fake_distribution(tmp_path / "site", "tta-absent", "absent = tta_absent:Absent")
+    (tmp_path / "site" / "tta_absent.py").write_text("import not_there\n")
     monkeypatch.syspath_prepend(tmp_path / "site")
     assert Registry().load("tent").__name__ == "Tent"
-    with pytest.raises(UsageError, match=r"'memo' \(tta-memo 1.2\) cannot be loaded: ModuleNotFoundError.*not_there"):
-        Registry().load("memo")
+    with pytest.raises(
+        UsageError, match=r"'absent' \(tta-absent 1.2\) cannot be loaded: ModuleNotFoundError.*not_there"
+    ):
+        Registry().load("absent")
     listed = run_cli("methods")
     assert listed.code == 0
-    assert "tta-memo 1.2" in listed.out
+    assert "tta-absent 1.2" in listed.out
     assert "broken" in listed.out
-    assert run_cli("methods", "memo").code == 2
+    assert run_cli("methods", "absent").code == 2
 
 
 @pytest.mark.parametrize(
-    ("group", "command"), [("methods", "methods memo"), ("optimizers", "plugins"), ("protocols", "plugins")]
+    ("group", "command"), [("methods", "methods absent"), ("optimizers", "plugins"), ("protocols", "plugins")]
 )
 def test_the_hint_names_the_command_that_lists_the_kind(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, group: str, command: str
 ) -> None:
-    fake_distribution(tmp_path / "site", "tta-memo", "memo = tta_memo:Memo", f"tta_bench.{group}")
+    fake_distribution(tmp_path / "site", "tta-absent", "absent = tta_absent:Absent", f"tta_bench.{group}")
     monkeypatch.syspath_prepend(tmp_path / "site")
     kind = next(kind for kind in KINDS if kind.group == f"tta_bench.{group}")
     with pytest.raises(UsageError) as caught:
-        Registry().load("memo", kind)
+        Registry().load("absent", kind)
     assert f"'tta-bench {command}' shows the same" in caught.value.problems[0].hint
 
 
