@@ -13,7 +13,7 @@ import torch
 from conftest import SHARED
 from torch import Tensor
 
-from tta_bench.methods.optimizers import AdamW
+from tta_bench.methods.adamw import AdamW
 from tta_bench.methods.tent import Tent
 from tta_bench.registry import OPTIMIZERS, Registry
 from tta_bench.testing import replay
