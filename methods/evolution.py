@@ -1,9 +1,9 @@
-"""CMA-ES of the package ``cma`` (Hansen's own), one generation at a time, with a generator of its own.
+"""CMA-ES, by the package ``cma`` of its author, one generation at a time and with draws of its own.
 
-The package draws from NumPy's global generator: the candidates, and from 300 dimensions on, where it adapts the step size by
-two-point adaptation, two numbers in every ``tell`` as well (cma 4.5.0). Its option ``randn`` redirects the first alone, so
-that both the global generator and, from the fifth generation on, the candidates would differ from those of published code,
-which seeds the global one. Here the global generator is lent the strategy's state during a call, and gets its own back.
+The package draws from NumPy's global generator, which it seeds: the candidates, and from 300 dimensions on, where
+two-point adaptation sets the step size, also two numbers in every ``tell`` after the third (cma 4.5.0). Its option
+``randn`` redirects only the former; the candidates would then differ from the fifth generation on from those of code that
+seeds the package. So here the global generator is in the strategy's state during a call, and gets its own state back.
 """
 
 from __future__ import annotations

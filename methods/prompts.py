@@ -1,7 +1,7 @@
-"""Prompts: tokens that enter a ViT after its class token, and the features of each prompted network.
+"""Prompts: tokens that enter a ViT after its class token, and the features of the network with each of several prompts.
 
-Written for networks as timm's ViTs are: tokens with their positions pass ``norm_pre``, then the blocks, each of which begins
-with ``norm1``, then ``norm``; a linear layer classifies the class token. :func:`unsuitable` has the reason where one is not.
+The network must be built as timm's ViTs are: the tokens with their positions pass ``norm_pre``, the blocks, each of which
+begins with ``norm1``, and ``norm``; a linear layer classifies the class token.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from tta_bench.methods.alignment import following_norms, logits_and_features
 from tta_bench.models import SourceModel
 
+_NOTHING = (nn.Identity, type(None))
+
 
 def unsuitable(model: SourceModel) -> str | None:
     """Why prompts cannot enter this network, or its features are not defined; None where they can and are."""
     net = model.net
     missing = [name for name in ("patch_embed", "norm_pre", "blocks", "norm") if not hasattr(net, name)]
     if missing or not hasattr(net.patch_embed, "patch_size"):
-        return f"prompts need a ViT; the network has no {missing[0] if missing else 'patch size'}"
+        lacking = missing[0] if missing else "patch_embed.patch_size"
+        return f"the network has no {lacking}: prompts need a ViT as timm builds it"
     if (tokens := getattr(net, "num_prefix_tokens", 1)) != 1:
         return f"the network has {tokens} tokens before the patches, not the class token alone"
     if getattr(net, "global_pool", "token") != "token" or not isinstance(getattr(net, "fc_norm", None), _NOTHING):
@@ -33,9 +36,6 @@ def unsuitable(model: SourceModel) -> str | None:
     if not all(isinstance(n, nn.Module) and model.norm_kind(n) for n in norms) or following_norms(model) != norms:
         return "the network's blocks do not each begin with a norm layer, with one more at the end"
     return None
-
-
-_NOTHING = (nn.Identity, type(None))
 
 
 def xavier_bound(model: SourceModel) -> float:
@@ -51,7 +51,7 @@ def width(model: SourceModel) -> int:
 
 @contextlib.contextmanager
 def inserted(model: SourceModel, prompts: Tensor) -> Iterator[None]:
-    """While it is open, the network gets prompts (K, P, D), each for an equal share of the images, in order."""
+    """Within it, the network has prompts (K, P, D): the first for the first K-th of a batch's images, and so on."""
 
     def insert(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         [tokens] = inputs
@@ -66,13 +66,13 @@ def inserted(model: SourceModel, prompts: Tensor) -> Iterator[None]:
 
 
 def prompted_features(model: SourceModel, x: Tensor, prompts: Tensor, images: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each of the prompts (K, P, D): logits (B, C) of ``x`` (B, 3, H, W), and features (B, depth·D) as in MGG.
+    """For each prompts in turn: logits (B, C) and features (B, depth·D) of ``x``, as ``alignment.py`` defines them.
 
     Args:
-        model: a network for which :func:`unsuitable` is None.
-        x: images in [0, 1].
-        prompts: one set of prompts a pass.
-        images: at most so many pass the network at once, but ``x`` as a whole with at least one set of prompts.
+        model: one for which :func:`unsuitable` is None.
+        x: images (B, 3, H, W) in [0, 1].
+        prompts: (K, P, D).
+        images: that pass the network at once, at most; ``x`` is never divided.
     """
     for some in prompts.split(max(1, images // len(x))):
         with inserted(model, some):
