@@ -24,7 +24,7 @@ SHIPPED = "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors"
 
 @pytest.mark.parametrize(
     "name",
-    ["source", "norm", "tent", "eta", "eata", "sar", "mgg", "deyo", "rdumb", "cotta", "rotta", "roid", "cmf"],
+    ["source", "norm", "tent", "eta", "eata", "sar", "mgg", "deyo", "rdumb", "cotta", "rotta", "roid", "cmf", "foa"],
 )
 @pytest.mark.faults
 def test_every_built_in_method_keeps_every_rule(name: str) -> None:
