@@ -133,7 +133,7 @@ def content(folder: pathlib.Path) -> Content:
             ("SUBSET OF THE IMAGES, NOT A RESULT", "MIXED: x"),
         )
     ]
-    return Content("s", evidence(folder), "source", [table(3), table(5)], [curve()], [], [], costs,
+    return Content("s", evidence(folder), "source", [table(3), table(5)], [curve()], [], [], [], costs,
                    [Comparison("A paper", "2006.10726", "Table 2", compared, "12 have no counterpart.")], mce, methods, gaps,
                    ["A note & more."])  # fmt: skip
 

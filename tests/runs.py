@@ -99,7 +99,7 @@ def ok_result(
     row = {
         **place, "shift": shift, "corruption": corruption, "severity": severity, "images": count,
         "correct": int(correct.sum()), "error_pct": 100.0 * float((~correct).mean()), "class_mean_error_pct": 50.0,
-        "confidence_mean": 0.5, **{k: v for k, v in facts.items() if k == "error_after_pct"},
+        "confidence_mean": 0.5, **{k: v for k, v in facts.items() if k in _OF_SHIFTS},
     }  # fmt: skip
     segment = {
         **place, "images": count, "batches": len(numbers), "images_forwarded": count, "images_backwarded": 0,
@@ -134,12 +134,13 @@ def ok_result(
         "batch_statistics": "", "adapted_parameters": 0, "trial_s": 1.0, "reset_keeps": "", "needs_backward": False,
         "needs_source_images": False, "needs_checkpoint": False, "checkpoint": "", "needs_min_batch": 1,
         "needs_norm_kinds": "", "needs_class_token": False, "needs_linear_head": False, "needs_packages": "", "device_share": 1.0,
-        **{k: v for k, v in facts.items() if k not in (*_OF_SEGMENTS, "error_after_pct")},
+        **{k: v for k, v in facts.items() if k not in (*_OF_SEGMENTS, *_OF_SHIFTS)},
     }  # fmt: skip
     return TrialResult(trial["key"], "ok", facts=kept, segments=[segment], shifts=[row], batches=per_batch,
                        images=per_image, environment=where)  # fmt: skip
 
 
+_OF_SHIFTS = ("error_after_pct", "ece_pct", "nll", "calibration_gaps")
 _OF_SEGMENTS = ("step_ms_median", "step_ms_p95", "images_per_s", "peak_memory_mib", "images_backwarded")
 
 

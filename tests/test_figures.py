@@ -109,7 +109,10 @@ def test_there_is_a_figure_only_where_there_is_something_to_draw(tmp_path: pathl
     assert of("two", cells(["source", "tent"], ["m"], ["fog-3", "fog-5"], [0])) == [
         "errors", "severity", "online", "heatmap"]  # fmt: skip
     assert of("three", cells(["a", "b", "c"], ["m"], ["fog-5", "snow-5"], [0])) == ["errors", "online", "ranks"]
-    assert names(hard) == ["errors", "severity", "online", "cost", "updates", "heatmap", "ranks"]
+    costs = [
+        f"cost-{name}" for name in ("resnet18", "vit-base-patch16-224-augreg2-in21k-ft-in1k", "convnext-tiny-fb-in22k")
+    ]
+    assert names(hard) == ["errors", "severity", "online", *costs, "updates", "heatmap", "ranks"]
 
 
 def test_nothing_is_written_without_formats(tmp_path: pathlib.Path) -> None:
@@ -239,21 +242,124 @@ def test_the_heat_map_is_the_difference_to_the_baseline(tmp_path: pathlib.Path) 
 @pytest.mark.parametrize(
     ("costs", "errors", "front"),
     [
-        ([1, 2, 3], [30, 20, 10], [30, 20, 10, 10]),
-        ([1, 2, 3], [10, 20, 30], [10, 10, 10, 10]),
-        ([3, 1, 2], [10, 30, 40], [30, 30, 10, 10]),
-        ([1, 1, 2], [20, 10, 10], [10, 10, 10, 10]),
+        ([1, 2, 3], [30, 20, 10], [0, 1, 2]),
+        ([1, 2, 3], [10, 20, 30], [0]),
+        ([3, 1, 2], [10, 30, 40], [1, 0]),
+        ([1, 1, 2], [20, 10, 10], [1]),
+        ([1, 1, 2], [10, 10, 10], [0, 1]),
     ],
 )
-def test_the_pareto_front_is_the_lowest_error_at_no_higher_cost(
-    costs: list[float], errors: list[float], front: list[float]
+def test_no_method_is_better_than_one_of_the_front_in_both(
+    costs: list[float], errors: list[float], front: list[int]
 ) -> None:
+    points = [(cost, mean_of(error)) for cost, error in zip(costs, errors, strict=True)]
+    found = sorted(by_cost.Costs("time", points, []).front, key=lambda point: point[0])
+    assert found == [points[i] for i in front]
     axes = Figure().subplots()
     axes.set_xlim(0, 9)
-    rows = [MethodErrors("tent", "m", {}, table.Cell(error, None, "ok"), "") for error in errors]
-    by_cost._draw_front(axes, list(zip(costs, rows, strict=True)))
-    assert axes.lines[0].get_ydata().tolist() == front
-    assert axes.lines[0].get_xdata().tolist() == [*sorted(costs), 9]
+    by_cost._draw_front(axes, found)
+    assert axes.lines[0].get_xdata().tolist() == [*(costs[i] for i in front), 9]
+    assert axes.lines[0].get_ydata().tolist() == [*(errors[i] for i in front), errors[front[-1]]]
+
+
+def mean_of(error: float, label: str = "tent") -> MethodErrors:
+    return MethodErrors(label, "m", {}, table.Cell(error, None, "ok"), "")
+
+
+# Label: images forwarded and backwarded per image, step in ms, MiB; error in per cent.
+COSTS = {"source": (1, 0, 5.0, 1000, 45), "norm": (1, 0, 5.2, 1000, 32), "tent": (1, 1, 14, 2600, 29),
+         "cotta": (34, 0.02, 190, 4400, 28), "eata": (1, 0.4, 11, 2500, 27), "sar": (2, 1.6, 27, 2700, 27.1)}  # fmt: skip
+
+
+def priced(path: pathlib.Path, costs: Mapping[str, Any], *, on_gpu: bool, unmeasured: str = "") -> list[Drawing]:
+    """Figures of error by cost of methods on two source models."""
+    rows = {(label, model, "fog-5", 0): verdicts(own[4], 1000) for label, own in costs.items() for model in ("m", "n")}
+    frame = (report := made(path, rows)).evidence.segments
+    forwarded, backwarded, time, memory = (frame["label"].map({k: v[i] for k, v in costs.items()}) for i in range(4))
+    frame["images_forwarded"] = (1000 * forwarded).round().astype("Int64")
+    frame["images_backwarded"] = (1000 * backwarded).round().astype("Int64").mask(frame["label"] == unmeasured)
+    frame["step_ms_median"] = time.astype(float)
+    if on_gpu:
+        frame["peak_memory_mib"] = memory.astype(float)
+    with house_style():
+        drawings = list(by_cost.draw(only(content.make(report.evidence, ReportOptions()))))
+        for drawing in drawings:
+            drawing.figure.draw_without_rendering()
+    return drawings
+
+
+def marks(axes: Axes) -> dict[str, np.ndarray]:
+    """The points (n, 2) of a panel: "" those of methods, "ring" those of its front."""
+    found: dict[str, list[tuple[float, float]]] = {"": [], "ring": []}
+    for line in axes.lines:
+        if line.get_marker() not in ("None", None, "", "_", "|"):
+            name = "ring" if line.get_markersize() > 8 else ""
+            found[name] += list(zip(line.get_xdata(), line.get_ydata(), strict=True))
+    return {name: np.array(points) for name, points in found.items()}
+
+
+def test_each_source_model_has_a_figure_and_each_cost_a_panel_with_its_front(tmp_path: pathlib.Path) -> None:
+    drawings = priced(tmp_path, COSTS, on_gpu=True)
+    assert [drawing.text.name for drawing in drawings] == ["cost-m", "cost-n"]
+    assert [drawing.text.title for drawing in drawings] == ["Error by cost, m", "Error by cost, n"]
+    axes = drawings[0].figure.axes
+    assert [panel.get_xlabel() for panel in axes] == ["forward passes per image", "backward passes per image",
+                                                      "time of a step, ms", "peak memory, MiB"]  # fmt: skip
+    times = marks(axes[2])
+    assert times[""] == pytest.approx(np.array([(cost[2], cost[4]) for cost in COSTS.values()]))
+    assert times["ring"] == pytest.approx(np.array([(5.0, 45), (5.2, 32), (11, 27)]))
+    assert "Pareto front by time of a step, ms: source, norm, eata." in drawings[0].text.caption
+    assert marks(axes[3])["ring"] == pytest.approx(np.array([(1000, 32), (2500, 27)]))
+    forwards = marks(axes[0])
+    assert forwards["ring"] == pytest.approx(np.array([(1, 27)])), "all others cost as much or more"
+    assert len(forwards[""]) == len(COSTS)
+
+
+def test_a_cost_of_0_has_its_place_left_of_a_logarithmic_axis(tmp_path: pathlib.Path) -> None:
+    drawing, _ = priced(tmp_path, COSTS, on_gpu=True)
+    backwards = drawing.figure.axes[1]
+    assert backwards.get_xscale() == "log"
+    zero, first = backwards.get_xticks()[:2]
+    assert backwards.get_xticklabels()[0].get_text() == "0"
+    assert zero < 0.02 <= first
+    [border] = [
+        line for line in backwards.lines if line.get_linestyle() not in ("-", "None") and len(line.get_xdata()) == 2
+    ]
+    assert zero < border.get_xdata()[0] < 0.02
+    assert marks(backwards)[""][:2] == pytest.approx(np.array([(zero, 45), (zero, 32)]))
+    assert "Left of a dotted line: cost 0, which a logarithmic axis does not have" in drawing.text.notes
+
+
+def test_what_is_not_known_is_said(tmp_path: pathlib.Path) -> None:
+    some = {label: COSTS[label] for label in ("source", "norm", "tent", "eata")}
+    drawing, _ = priced(tmp_path, some, on_gpu=False, unmeasured="tent")
+    assert [axes.get_xlabel() for axes in drawing.figure.axes] == ["backward passes per image", "time of a step, ms"]
+    assert len(marks(drawing.figure.axes[0])[""]) == 3
+    assert set(drawing.text.notes) >= {
+        "The same for all methods with a value: forward passes per image, 1",
+        "Without a value for backward passes per image: tent",
+        "Not measured: peak memory, MiB",
+    }
+
+
+def test_twenty_methods_are_told_apart(tmp_path: pathlib.Path) -> None:
+    many = {f"method_{i}": (1 + i % 3, i % 2, 5.0 + i**2, 1000 + i, 20 + 0.05 * i) for i in range(20)}
+    drawing, _ = priced(tmp_path, many, on_gpu=True)
+    assert set(many) <= set(texts(drawing.figure))
+    legend = [line for frame in _frames(drawing.figure) for legend in frame.legends for line in legend.get_lines()]
+    looks = {(line.get_color(), line.get_marker(), line.get_fillstyle()) for line in legend}
+    assert len(looks) == len(legend) == 20
+    for axes in drawing.figure.axes[:2]:
+        places = axes.transData.transform(marks(axes)[""]) / drawing.figure.dpi * 72
+        apart = [np.hypot(*(one - other)) for one, other in itertools.combinations(places, 2)]
+        assert min(apart) > 2, "no mark is hidden by another, points"
+    check_text(drawing)
+
+
+def _frames(figure: FigureBase) -> Iterator[FigureBase]:
+    yield figure
+    for inner in figure.subfigs:
+        yield from _frames(inner)
 
 
 def test_a_mean_over_fewer_cells_is_marked_and_in_no_front(tmp_path: pathlib.Path) -> None:
@@ -359,8 +465,9 @@ def test_every_figure_shows_the_warning_and_names_absent_results(hard: Content, 
         assert hard.warning == "SUBSET OF THE IMAGES, NOT A RESULT"
         assert hard.warning in shown, text.name
         assert hard.warning in text.caption, text.name
-        assert "norm on convnext_tiny.fb_in22k" in text.caption, text.name
-        assert "skipped: skipped for a reason" in text.caption, text.name
+        if text.name not in ("cost-resnet18", "cost-vit-base-patch16-224-augreg2-in21k-ft-in1k"):  # of another model
+            assert "norm on convnext_tiny.fb_in22k" in text.caption, text.name
+            assert "skipped: skipped for a reason" in text.caption, text.name
         for condition in ("D, ", "protocol reset", "batch size 10", "100 images of each shift", "2 seeds (0, 1)"):
             assert condition in text.caption, text.name
             assert condition in shown, text.name
@@ -414,17 +521,22 @@ def test_labels_are_shown_as_they_are(tmp_path: pathlib.Path) -> None:
 def test_no_text_is_cut_or_covered(hard_drawings: list[Drawing]) -> None:
     """Twelve methods and three source models, all with long names."""
     for drawing in hard_drawings:
-        page = drawing.figure.bbox.padded(1)
-        around = [(text.get_text(), text.get_window_extent()) for text in _around(drawing.figure) if text.get_text()]
-        inside = [text.get_window_extent() for axes in drawing.figure.axes for text in _inside(axes) if text.get_text()]
-        for box in (*(box for _, box in around), *inside):
-            assert page.x0 <= box.x0 <= box.x1 <= page.x1, drawing.text.name
-            assert page.y0 <= box.y0 <= box.y1 <= page.y1, drawing.text.name
-        for (one, first), (other, second) in itertools.combinations(around, 2):
-            assert not _overlap(first, second), (drawing.text.name, one, other)
-        for text, box in around:
-            assert not any(_overlap(box, axes.bbox) for axes in drawing.figure.axes), (drawing.text.name, text)
-            assert not any(_overlap(box, label) for label in inside), (drawing.text.name, text)
+        check_text(drawing)
+
+
+def check_text(drawing: Drawing) -> None:
+    """All text of a figure that is laid out is on it, and covers neither other text nor a panel."""
+    page = drawing.figure.bbox.padded(1)
+    around = [(text.get_text(), text.get_window_extent()) for text in _around(drawing.figure) if text.get_text()]
+    inside = [text.get_window_extent() for axes in drawing.figure.axes for text in _inside(axes) if text.get_text()]
+    for box in (*(box for _, box in around), *inside):
+        assert page.x0 <= box.x0 <= box.x1 <= page.x1, drawing.text.name
+        assert page.y0 <= box.y0 <= box.y1 <= page.y1, drawing.text.name
+    for (one, first), (other, second) in itertools.combinations(around, 2):
+        assert not _overlap(first, second), (drawing.text.name, one, other)
+    for text, box in around:
+        assert not any(_overlap(box, axes.bbox) for axes in drawing.figure.axes), (drawing.text.name, text)
+        assert not any(_overlap(box, label) for label in inside), (drawing.text.name, text)
 
 
 def test_figures_fit_a_paper_and_panels_stay_large(hard_drawings: list[Drawing]) -> None:

@@ -308,6 +308,9 @@ def resealed(file: pathlib.Path, table: str, **changes: Any) -> None:
      ("shifts", {"correct": 23}, "correct is 23, its predictions"),
      ("shifts", {"images": 7}, "images is 7, its predictions give 100"),
      ("shifts", {"confidence_mean": 0.5}, "confidence_mean is 0.5"),
+     ("shifts", {"ece_pct": 7.5}, "ece_pct is 7.5, its predictions give "),
+     ("shifts", {"nll": 0.5}, "nll is 0.5, its predictions give "),
+     ("shifts", {"calibration_gaps": [0.0] * 15}, "calibration_gaps is [0.0, "),
      ("segments", {"images": 7}, "images is 7, its predictions give 100"),
      ("segments", {"batches": 4}, "batches is 4, its predictions give 3"),
      ("segments", {"most_predicted_pct": 50.5}, "most_predicted_pct is 50.5, its predictions give ")],
@@ -337,7 +340,11 @@ def test_verify_counts_the_images_of_each_visit_apart(run_cli: Cli, part_copy: C
     record = json.loads(file.read_text())
     [row] = record["shifts"]
     record["shifts"] = [
-        {**row, **metrics.summary(arrays["images/correct"][part], arrays["images/confidence"][part]), "visit": visit}
+        {
+            **row,
+            **metrics.summary(*(arrays[f"images/{name}"][part] for name in ("correct", "confidence", "nll"))),
+            "visit": visit,
+        }
         for visit, part in enumerate((slice(80), slice(80, 100)))
     ]
     file.write_text(json.dumps(record))

@@ -24,7 +24,7 @@ def load_results(*runs: str | os.PathLike[str], table: str = "shifts", mix: bool
         runs: folders that ``tta-bench run`` made.
         table: ``shifts`` (errors: a row for each trial, segment, shift and visit), ``segments`` (passes, times, memory: a
             row for each trial and segment), ``batches`` (the online curve), or one of what the report says: ``errors``,
-            ``pairs``, ``ranks``, ``costs``, ``published``, ``mce``, ``gaps``.
+            ``pairs``, ``ranks``, ``calibration``, ``costs``, ``published``, ``mce``, ``gaps``.
         mix: put runs together whose images, versions or precision differ.
 
     Raises:

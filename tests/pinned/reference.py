@@ -37,7 +37,7 @@ PLACE = ["run", "protocol", "label", "model", "shift", "seed", "adapt_images"]  
 
 # What another processor or library may move: each of these columns by so much, and nothing in any other.
 TOLERANCES = {"correct": 2, "error_pct": 5.0, "class_mean_error_pct": 20.0, "error_after_pct": 8.4,
-              "error_adapted_pct": 12.5, "error_skipped_pct": 8.4, "most_predicted_pct": 5.0, "confidence_mean": 0.01,
+              "error_adapted_pct": 12.5, "error_skipped_pct": 8.4, "most_predicted_pct": 5.0, "confidence_mean": 0.01, "ece_pct": 7.5, "nll": 0.1,
               "images_backwarded": 4, "stat_kept": 1.4}  # fmt: skip
 EQUAL_PREDICTIONS = 0.99  # at least, of all images together
 CONFIDENCES = {0.5: 1e-5, 0.9: 1e-4}  # a quantile of the differences of all images: at most

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tta_bench.report import across, views
+from tta_bench.report.calibration import CalibrationTable, calibration_tables
 from tta_bench.report.cost import CostTable, costs
 from tta_bench.report.error_tables import curves, tables
 from tta_bench.report.evidence import Evidence
@@ -82,6 +83,7 @@ class Content:
         curves: errors by number of images adapted on.
         views: errors along the stream (by place, visit, adaptation, of probes), and by what a suite varies.
         overviews: methods × protocols, where there are several.
+        calibration: one for each setting in which it was measured.
         costs: by hardware.
         comparisons: with published numbers, one for each paper; empty unless asked for.
         mce: mean corruption errors, where the run has ImageNet-C's whole grid.
@@ -97,6 +99,7 @@ class Content:
     curves: list[ErrorTable]
     views: list[ErrorTable]
     overviews: list[ErrorTable]
+    calibration: list[CalibrationTable]
     costs: list[CostTable]
     comparisons: list[Comparison]
     mce: list[MceTable]
@@ -141,6 +144,7 @@ def make(evidence: Evidence, options: ReportOptions) -> Content:
         curves=curves(evidence),
         views=[*views.views(evidence, options.baseline), *across.by_axis(evidence.title, error_tables, evidence.mixed)],
         overviews=across.overview(evidence.title, error_tables, evidence.mixed),
+        calibration=calibration_tables(evidence),
         costs=costs(evidence, options.baseline, shared=options.shared_timings),
         comparisons=compare(evidence, error_tables, options.reference) if options.reference else [],
         mce=mce_tables(error_tables),

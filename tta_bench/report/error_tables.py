@@ -69,17 +69,21 @@ def severities(frame: pd.DataFrame) -> list[int]:
 
 def named(tables: Sequence[ErrorTable]) -> list[ErrorTable]:
     """Tables with unique names, as short as possible, and titles with their protocol, where there are several settings."""
-    bases = list(dict.fromkeys(t.setting.base for t in tables))
-    if len(bases) < 2:
+    names = names_of([t.setting.base for t in tables])
+    if len(names) < 2:
         return list(tables)
+    named = [(t, *names[t.setting.base]) for t in tables]
+    return [replace(t, name=f"{name}-{t.name}", title=f"{t.title}, {protocol}") for t, name, protocol in named]
+
+
+def names_of(bases: Sequence[Setting]) -> dict[Setting, tuple[str, str]]:
+    """(unique name, as short as possible; protocol for titles) of each setting; both empty where there is only one."""
+    bases = list(dict.fromkeys(bases))
+    if len(bases) < 2:
+        return dict.fromkeys(bases, ("", ""))
     short = [_short(base) for base in bases]
-    names = {
-        base: identifier(base.text) if short.count(name) > 1 else name for base, name in zip(bases, short, strict=True)
-    }
-    return [
-        replace(t, name=f"{names[t.setting.base]}-{t.name}", title=f"{t.title}, {_protocol(t.setting.base)}")
-        for t in tables
-    ]
+    unique = [identifier(base.text) if short.count(name) > 1 else name for base, name in zip(bases, short, strict=True)]
+    return {base: (name, _protocol(base)) for base, name in zip(bases, unique, strict=True)}
 
 
 def _protocol(base: Setting) -> str:
@@ -94,7 +98,7 @@ def _short(base: Setting) -> str:
 
 
 def _table(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, images: ImageErrors) -> ErrorTable:
-    corruptions = sorted(frame["corruption"].unique(), key=lambda name: _ORDER.get(name, len(_ORDER)))
+    corruptions = corruptions_of(frame)
     rows = rows_of(frame, "corruption", corruptions)
     tested = Tested(rows, corruptions, setting.severity, images)
     severity = f", severity {setting.severity}" if setting.severity else ""
@@ -113,6 +117,11 @@ def _table(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, image
         ranks=dict(_ranks(rows, corruptions)),
         mixed=evidence.mixed,
     )
+
+
+def corruptions_of(frame: pd.DataFrame) -> list[str]:
+    """The corruptions of some rows, in the benchmark's order, clean first."""
+    return sorted(frame["corruption"].unique(), key=lambda name: _ORDER.get(name, len(_ORDER)))
 
 
 def _curve(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, column: str) -> ErrorTable:
@@ -199,7 +208,9 @@ def _cell(by_seed: pd.Series, state: str) -> Cell:
     return Cell(float(errors.mean()), spread, state, seeds=len(errors))
 
 
-def caption(frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] = ()) -> str:
+def caption(
+    frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] = (), what: str = "Error in per cent"
+) -> str:
     """The conditions of a table in a sentence."""
     seeds = sorted(int(s) for s in frame["seed"].unique())
     images = _images(frame)
@@ -212,7 +223,7 @@ def caption(frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] =
     counted = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
     of = "in the stream" if (frame["shift"] == ALL_IMAGES).all() else "of each shift"
     images_text = f"{counted} images {of}{_distinct(frame)}{partial}"
-    parts = [f"Error in per cent on {setting.text}", images_text, *further, spread]
+    parts = [f"{what} on {setting.text}", images_text, *further, spread]
     apart = not further and setting.severity and (frame["corruption"] == "clean").any()
     return ", ".join(parts) + "." + (" The mean is without clean." if apart else "")
 

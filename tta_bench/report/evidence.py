@@ -152,10 +152,10 @@ def _with_compounds_joined(shifts: pd.DataFrame, keys: set[str]) -> pd.DataFrame
         return shifts
     segment = [*TRIAL, "position"]
     rows = shifts[compounds].assign(shift=ALL_IMAGES, corruption=ALL_IMAGES, visit=0, error_after_pct=np.nan)
-    rows = rows.assign(class_mean_error_pct=np.nan, distinct_images=np.nan)
+    rows = rows.assign(class_mean_error_pct=np.nan, distinct_images=np.nan, ece_pct=np.nan)
     counts = ["images", "correct", "images_adapted", "images_skipped"]
     means = {"error_pct": "images", "error_adapted_pct": "images_adapted", "error_skipped_pct": "images_skipped",
-             "confidence_mean": "images"}  # fmt: skip
+             "confidence_mean": "images", "nll": "images"}  # fmt: skip
     weighted = rows.assign(**{mean: rows[mean] * rows[count] for mean, count in means.items()})
     sums = weighted.groupby(segment, sort=False)[[*counts, *means]].sum(min_count=1).reset_index()
     sums = sums.assign(**{mean: sums[mean] / sums[count] for mean, count in means.items()})

@@ -73,8 +73,12 @@ def _unlike(row: Mapping[str, Any], recomputed: Mapping[str, Any], where: str) -
             yield f"{where}: {name} is {row.get(name)}, its predictions give {value}"
 
 
-def _close(one: float | None, other: float | None) -> bool:
-    return one is other if one is None or other is None else math.isclose(one, other, rel_tol=1e-9)
+def _close(one: Any, other: Any) -> bool:
+    if one is None or other is None:
+        return one is other
+    if isinstance(other, list):
+        return isinstance(one, list) and len(one) == len(other) and np.allclose(one, other, rtol=1e-9, atol=1e-9)
+    return math.isclose(one, other, rel_tol=1e-9)
 
 
 def _segment(arrays: Mapping[str, np.ndarray], position: int) -> dict[str, Any]:
@@ -93,8 +97,9 @@ def _shift(
     segment, index = adapted[arrays["batches/segment"] == position], np.cumsum(in_segment) - 1
     here = arrays["images/graded"] & in_segment & (arrays["images/shift"] == number) & (arrays["images/visit"] == visit)
     correct = metrics.expected(arrays["images/predicted"][here], arrays["images/correct"][here])
-    confidence = arrays["images/confidence"][here]
+    confidence, nll = arrays["images/confidence"][here], arrays.get("images/nll")
     if not len(correct):
         return {"images": 0}
     apart = metrics.by_adaptation(correct, adapted[batch[here]]) if segment.any() and not segment.all() else {}
-    return {**metrics.summary(correct, confidence), **metrics.after(correct, index[here], graded_after), **apart}
+    summary = metrics.summary(correct, confidence, None if nll is None else nll[here])
+    return {**summary, **metrics.after(correct, index[here], graded_after), **apart}

@@ -17,7 +17,7 @@ WARMUP_BATCHES = 2  # a trial's first batches, which select kernels and allocate
 
 
 class Grader:
-    """Grades a stream block by block; keeps nine bytes for each image, and in short streams the arrays of the results.
+    """Grades a stream block by block; keeps 13 bytes for each image, and in short streams the arrays of the results.
 
     Args:
         stream: of the trial.
@@ -28,14 +28,26 @@ class Grader:
     def __init__(self, stream: Stream, dataset: Dataset, per_image: int):
         self._stream, self._dataset = stream, dataset
         self._is_short = len(stream.image) <= per_image
-        self._predicted = list[np.ndarray]()  # of the blocks of the present segment, as the next three
-        self._confidence = list[np.ndarray]()
+        self._predicted = list[np.ndarray]()  # of the blocks of the present segment, as the next four
         self._correct = list[np.ndarray]()
+        self._confidence = list[np.ndarray]()
+        self._nll = list[np.ndarray]()
         self._measured = list[BlockMeasurements]()
         self._segments = list[dict[str, Any]]()
         self._shifts = list[dict[str, Any]]()
         self._batches = list[dict[str, np.ndarray]]()
         self._images = list[dict[str, np.ndarray]]()
+
+    def labels(self, number: int) -> np.ndarray:
+        """The labels (B,) int64 of batch ``number`` of the stream."""
+        stream = self._stream
+        where = slice(int(stream.bounds[number]), int(stream.bounds[number + 1]))
+        shift, image = stream.shift[where], stream.image[where]
+        labels = np.empty(len(image), dtype=np.int64)
+        for shifted in np.unique(shift):
+            of_shift = shift == shifted
+            labels[of_shift] = self._dataset.labels_of(stream.shifts[shifted])[image[of_shift]]
+        return labels
 
     def add(self, first: int, graded: Sequence[metrics.BatchVerdicts], measured: BlockMeasurements) -> None:
         """Add a block: verdicts on its batches, from number ``first`` on, and its meter readings.
@@ -48,18 +60,17 @@ class Grader:
             bad = first + int(np.argmin(finite))
             name = stream.segments[stream.segment[bad]].name
             raise FloatingPointError(f"the scores of batch {bad} (segment {name}) are not finite")
-        where = slice(int(stream.bounds[first]), int(stream.bounds[first + len(graded)]))
-        predicted = np.concatenate([g.predicted for g in graded])
-        self._predicted.append(predicted)
-        self._correct.append(predicted == self._labels(stream.shift[where], stream.image[where]))
+        self._predicted.append(np.concatenate([g.predicted for g in graded]))
+        self._correct.append(np.concatenate([g.correct for g in graded]))
         self._confidence.append(np.concatenate([g.confidence for g in graded]))
+        self._nll.append(np.concatenate([g.nll for g in graded]))
         self._measured.append(measured)
 
     def end_segment(self, position: int) -> None:
         """Make the rows and arrays of a segment, whose blocks have been added."""
         segment, stream = self._stream.segments[position], self._stream
-        kept = (self._predicted, self._confidence, self._correct)
-        predicted, confidence, correct = (np.concatenate(blocks) for blocks in kept)
+        kept = (self._predicted, self._correct, self._confidence, self._nll)
+        predicted, correct, confidence, nll = (np.concatenate(blocks) for blocks in kept)
         measured = joined(self._measured)
         for blocks in (*kept, self._measured):
             blocks.clear()
@@ -80,15 +91,17 @@ class Grader:
         starts = stream.bounds[segment.first : segment.last] - stream.bounds[segment.first]
         if self._is_short:
             of_batch = np.repeat(numbers.astype(np.int32), sizes)
-            self._images.append({"shift": shift, "visit": visit, "image": image, "batch": of_batch, "graded": graded,
-                                 "predicted": predicted, "correct": correct, "confidence": confidence})  # fmt: skip
+            place = {"shift": shift, "visit": visit, "image": image, "batch": of_batch, "graded": graded}
+            verdicts = {"predicted": predicted, "correct": correct, "confidence": confidence, "nll": nll}
+            self._images.append(place | verdicts)
         else:
             batches["images_graded"] = np.add.reduceat(graded, starts, dtype=np.int64)
             batches["images_correct"] = np.add.reduceat(np.where(graded, expected, 0.0), starts)
         self._batches.append(batches)
         self._segments.append(self._segment_row(position, batches, predicted[graded], predicted[starts] >= 0, measured))
         adapted = np.repeat(measured.adapted, sizes)
-        self._shifts += self._shift_rows(position, _cells(shift, visit, graded), image, expected, confidence, adapted)
+        cells = _cells(shift, visit, graded)
+        self._shifts += self._shift_rows(position, cells, image, expected, confidence, nll, adapted)
 
     def results(self) -> dict[str, Any]:
         """Rows and arrays of all segments, as fields of :class:`tta_bench.run.runner.TrialResult`."""
@@ -102,14 +115,6 @@ class Grader:
     def facts(self) -> dict[str, Any]:
         """Facts about the trial's arrays."""
         return {} if self._is_short else {"images_not_kept": len(self._stream.image)}
-
-    def _labels(self, shift: np.ndarray, image: np.ndarray) -> np.ndarray:
-        """Labels (N,) of images given by shift number (N,) and image index (N,)."""
-        labels = np.empty(len(image), dtype=np.int64)
-        for number in np.unique(shift):
-            of_shift = shift == number
-            labels[of_shift] = self._dataset.labels_of(self._stream.shifts[number])[image[of_shift]]
-        return labels
 
     def _segment_row(
         self, position: int, batches: Mapping[str, np.ndarray], predicted: np.ndarray, shown: np.ndarray,
@@ -141,7 +146,7 @@ class Grader:
 
     def _shift_rows(
         self, position: int, cells: Iterator[tuple[int, int, np.ndarray]], image: np.ndarray, expected: np.ndarray,
-        confidence: np.ndarray, adapted: np.ndarray,
+        confidence: np.ndarray, nll: np.ndarray, adapted: np.ndarray,
     ) -> Iterator[dict[str, Any]]:  # fmt: skip
         """The rows of table ``shifts``, one a cell; arrays are of the segment's images, ``adapted``: adapted on."""
         mixed = adapted.any() and not adapted.all()
@@ -156,7 +161,7 @@ class Grader:
                 severity=int(shift.severity or 0),
                 distinct_images=distinct if distinct < len(here) else None,
                 class_mean_error_pct=metrics.class_mean_error_pct(correct, labels),
-                **metrics.summary(correct, confidence[here]),
+                **metrics.summary(correct, confidence[here], nll[here]),
                 **metrics.after(correct, here, self._stream.graded_after),
                 **(metrics.by_adaptation(correct, adapted[here]) if mixed else {}),
             )

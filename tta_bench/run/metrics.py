@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+BINS = 15  # of confidence, equally wide, for the expected calibration error (Guo et al. 2017)
+FLOOR = 1e-12  # a label's probability is at least this in its negative log-likelihood: 27.6 nats at most
+# Inner borders of the bins, rounded as confidences are: one of k/15 lies in the bin that ends there.
+_BORDERS = (np.arange(1, BINS) / BINS).astype(np.float32)
 
 
 class BatchVerdicts(NamedTuple):
@@ -13,32 +19,50 @@ class BatchVerdicts(NamedTuple):
 
     Attributes:
         predicted: predicted class (B,) int32; −C for an image that counts as a random answer among C classes.
-        confidence: its probability (B,) float32.
+        correct: whether that is the label (B,) bool.
+        confidence: the predicted class's probability (B,) float32.
+        nll: negative log-likelihood (B,) float32: −log of the label's probability, nats.
         finite: whether all scores are finite.
     """
 
     predicted: np.ndarray
+    correct: np.ndarray
     confidence: np.ndarray
+    nll: np.ndarray
     finite: bool
 
 
-def grade(scores: np.ndarray, outputs: str) -> BatchVerdicts:
+def grade(scores: np.ndarray, labels: np.ndarray, outputs: str) -> BatchVerdicts:
     """Verdicts on scores (B, C), float32.
 
     Args:
         scores: logits or probabilities.
+        labels: (B,) int64.
         outputs: "logits" or "probabilities".
     """
-    given = torch.from_numpy(scores)
+    given, truth = torch.from_numpy(scores), torch.from_numpy(labels)
     confidence, predicted = (given.softmax(1) if outputs == "logits" else given).max(1)
-    return BatchVerdicts(predicted.numpy().astype(np.int32), confidence.numpy().copy(), bool(given.isfinite().all()))
+    classes = predicted.numpy().astype(np.int32)
+    finite = bool(given.isfinite().all())
+    return BatchVerdicts(classes, classes == labels, confidence.numpy().copy(), _nll(given, truth, outputs), finite)
+
+
+def _nll(scores: torch.Tensor, labels: torch.Tensor, outputs: str) -> np.ndarray:
+    """−log of the labels' probabilities (B,) float32, these clipped to ``FLOOR`` and 1; computed in float64."""
+    scores = scores.double()
+    of_labels = scores.gather(1, labels[:, None])[:, 0]
+    if outputs == "logits":
+        nll = (scores.logsumexp(1) - of_labels).clamp(0.0, -math.log(FLOOR))
+    else:
+        nll = of_labels.clamp(FLOOR, 1.0).log().abs()  # by rounding a probability may be above 1
+    return nll.float().numpy()
 
 
 def chance(images: int, classes: int) -> BatchVerdicts:
     """Verdicts on images that no network was shown: random answers."""
-    return BatchVerdicts(
-        np.full(images, -classes, dtype=np.int32), np.full(images, 1 / classes, dtype=np.float32), True
-    )
+    predicted, wrong = np.full(images, -classes, dtype=np.int32), np.zeros(images, dtype=bool)
+    confidence, nll = (np.full(images, value, dtype=np.float32) for value in (1 / classes, math.log(classes)))
+    return BatchVerdicts(predicted, wrong, confidence, nll, True)
 
 
 def expected(predicted: np.ndarray, correct: np.ndarray) -> np.ndarray:
@@ -51,14 +75,39 @@ def error_pct(correct: np.ndarray) -> float | None:
     return 100.0 * float(len(correct) - correct.sum()) / len(correct) if len(correct) else None
 
 
-def summary(correct: np.ndarray, confidence: np.ndarray) -> dict[str, Any]:
-    """Result columns over a group of images (N,)."""
-    return {
+def summary(correct: np.ndarray, confidence: np.ndarray, nll: np.ndarray | None) -> dict[str, Any]:
+    """Result columns over a group of images (N,); without ``nll``, which earlier folders lack, none of calibration."""
+    columns = {
         "images": len(correct),
         "correct": int((correct == 1).sum()),
         "error_pct": error_pct(correct),
         "confidence_mean": float(confidence.astype(np.float64).mean()),
     }
+    if nll is None:
+        return columns
+    gaps = calibration_gaps(correct, confidence)
+    of_labels = float(nll.astype(np.float64).mean())
+    return {**columns, "ece_pct": ece_pct(gaps, len(correct)), "nll": of_labels, "calibration_gaps": gaps.tolist()}
+
+
+def calibration_gaps(correct: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+    """(BINS,) float64: by bin of confidence, the sum over its images of expected correctness minus confidence.
+
+    Bins are (0, 1/15], (1/15, 2/15], …; 0 is in the first. The gaps of two groups of images add up to those of both.
+
+    Args:
+        correct: (N,) expected verdicts.
+        confidence: (N,) float32.
+    """
+    return np.bincount(np.searchsorted(_BORDERS, confidence), correct - confidence.astype(np.float64), BINS)
+
+
+def ece_pct(gaps: np.ndarray, images: int) -> float:
+    """Expected calibration error of a number of images with :func:`calibration_gaps` (BINS,), per cent.
+
+    A bin's gap is its number of images times its accuracy minus its mean confidence: Σ n/N·|accuracy − confidence|.
+    """
+    return 100.0 * float(np.abs(gaps).sum()) / images
 
 
 def after(correct: np.ndarray, order: np.ndarray, images: int | None) -> dict[str, Any]:

@@ -244,9 +244,10 @@ def _printable_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Sent(NamedTuple):
-    """A batch in flight, of ``images`` images, which its message may leave out."""
+    """Batch ``number`` of the stream, in flight; its ``images`` images may have been left out of its message."""
 
     message: messages.Batch
+    number: int
     images: int
 
 
@@ -280,7 +281,7 @@ class _TrialExchange:
         grader = Grader(self._stream, self._dataset, self._supervisor.materials.per_image)
         for position, segment in enumerate(self._stream.segments):
             for first in range(segment.first, segment.last, BLOCK):
-                graded = list(self._graded(first, min(first + BLOCK, segment.last), ready.outputs))
+                graded = list(self._graded(first, min(first + BLOCK, segment.last), grader, ready.outputs))
                 self._send(messages.BlockEnd())
                 grader.add(first, graded, self._receive(messages.BlockMeasurements))
             grader.end_segment(position)
@@ -338,7 +339,7 @@ class _TrialExchange:
         segment = self._stream.segments[self._stream.segment[number]]
         return bool(self._stream.adapt[number]) or segment.role != "stream" or not self._trial.counts_at_chance
 
-    def _graded(self, first: int, last: int, outputs: str) -> Iterator[metrics.BatchVerdicts]:
+    def _graded(self, first: int, last: int, grader: Grader, outputs: str) -> Iterator[metrics.BatchVerdicts]:
         """Verdicts on batches [first, last) of a segment, in order; up to ``SLOTS`` batches are in flight.
 
         A skipped batch that counts at chance is sent without its images.
@@ -346,7 +347,7 @@ class _TrialExchange:
         in_flight = deque[_Sent]()
         for number in range(first, last):
             if len(in_flight) == rings.SLOTS:
-                yield self._verdicts(in_flight.popleft(), outputs)
+                yield self._verdicts(in_flight.popleft(), grader, outputs)
             batch, slot = self._stream.batch(number), number % rings.SLOTS
             shown = len(batch.image) if self._is_shown(number) else 0
             if shown:
@@ -358,16 +359,16 @@ class _TrialExchange:
                         _fill(out, self._images, batch.shift, batch.image)
             message = messages.Batch(slot, shown, batch.reset_before, batch.adapt)
             self._send(message)
-            in_flight.append(_Sent(message, len(batch.image)))
+            in_flight.append(_Sent(message, number, len(batch.image)))
         while in_flight:
-            yield self._verdicts(in_flight.popleft(), outputs)
+            yield self._verdicts(in_flight.popleft(), grader, outputs)
 
-    def _verdicts(self, sent: _Sent, outputs: str) -> metrics.BatchVerdicts:
+    def _verdicts(self, sent: _Sent, grader: Grader, outputs: str) -> metrics.BatchVerdicts:
         self._receive(messages.Scored)
         assert self._child.loaded is not None
         if not sent.message.images:
             return metrics.chance(sent.images, self._child.loaded.classes)
-        return metrics.grade(self._ring.scores[sent.message.slot, : sent.images], outputs)
+        return metrics.grade(self._ring.scores[sent.message.slot, : sent.images], grader.labels(sent.number), outputs)
 
     def _send(self, message: Any) -> None:
         self._child.process.connection.send(message)

@@ -166,6 +166,24 @@ class Shift(ShiftPlace):
     )
     error_skipped_pct: float | None = fact("result", "error over those, per cent", default=None)
     confidence_mean: float = fact("result", "mean probability of the predicted class")
+    ece_pct: float | None = fact(
+        "result",
+        "expected calibration error, per cent: over 15 equally wide bins (a, b] of the predicted class's probability, the "
+        "mean distance of accuracy from mean probability, weighted by images",
+        default=None,
+    )
+    nll: float | None = fact(
+        "result",
+        "negative log-likelihood: mean of −log of the label's probability, which counts as 1e-12 where it is less, nats",
+        default=None,
+    )
+    calibration_gaps: list | None = fact(
+        "result",
+        "of each of the 15 bins, the sum of correctness minus probability: those of several rows add up to the gaps of "
+        "their images together, whose ECE is 100 times the sum of absolute gaps over the number of images",
+        default=None,
+        column=False,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -281,6 +299,12 @@ class Images:
                                  dtype="int32")  # fmt: skip
     correct: np.ndarray = fact("result", "whether that is its label", dtype="bool")
     confidence: np.ndarray = fact("result", "probability of that class", dtype="float32")
+    nll: np.ndarray | None = fact(
+        "result",
+        "−log of the label's probability, which counts as 1e-12 where it is less, nats; log C at chance",
+        default=None,
+        dtype="float32",
+    )
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -423,7 +447,8 @@ def _required(owner: type) -> tuple[str, ...]:
 def array_faults(arrays: Mapping[str, np.ndarray], wanted: Callable[[str], bool]) -> Iterator[str]:
     """A message for each array that is unknown, of another type, or ``wanted`` and missing.
 
-    Batches have ``images_graded`` and ``images_correct`` where there are no arrays of images.
+    Batches have ``images_graded`` and ``images_correct`` where there are no arrays of images, of which earlier folders
+    lack one.
     """
     for name, array in arrays.items():
         if name in _ARRAYS:
@@ -434,9 +459,11 @@ def array_faults(arrays: Mapping[str, np.ndarray], wanted: Callable[[str], bool]
         elif array.dtype.kind not in "biuf":
             yield f"{name} is of {array.dtype}, not of numbers"
     absent = _OF_LONG if not _OF_LONG & arrays.keys() else {name for name in _ARRAYS if name.startswith("images/")}
-    yield from (f"no array {name}" for name in _ARRAYS if wanted(name) and name not in arrays.keys() | absent)
+    known = arrays.keys() | absent | _LATER
+    yield from (f"no array {name}" for name in _ARRAYS if wanted(name) and name not in known)
 
 
+_LATER = {"images/nll"}
 _OF_LONG = {"batches/images_graded", "batches/images_correct"}
 _ARRAYS = {
     f"{group}/{field.name}": np.dtype(field.metadata["dtype"])
@@ -451,7 +478,7 @@ _ARRAYS = {
 def markdown() -> str:
     """The lists in ``docs/results.md``: columns of the three tables, facts that are in no table, and arrays."""
     parts = [_listed(f"Table `{name}`", columns) for name, columns in TABLES.items()]
-    parts.append(_listed("Only in `trials/<key>.json`", [*_hidden(Record, Facts, Environment)]))
+    parts.append(_listed("Only in `trials/<key>.json`", [*_hidden(Record, Shift, Facts, Environment)]))
     for group, owner in (("batches", Batches), ("images", Images)):
         columns = [_column(owner, field)._replace(name=f"{group}/{field.name}") for field in dataclasses.fields(owner)]
         parts.append(_listed(f"Arrays `{group}/…` in `trials/<key>.npz`", columns))

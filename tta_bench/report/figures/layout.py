@@ -82,12 +82,12 @@ def panels(
 
 
 def square_panels(
-    text: FigureText, titles: Sequence[str], legends: Sequence[Sequence[Artist]], **options: Any
+    text: FigureText, titles: Sequence[str], legends: Sequence[Sequence[Artist]], *, height: float = 2.3, **options: Any
 ) -> tuple[Figure, list[Axes]]:
     """A figure of one panel as wide as a paper's column, or of two panels in each row as wide as its text."""
     columns = min(2, len(titles))
     width = COLUMN_WIDTH if columns == 1 else TEXT_WIDTH
-    return panels(text, titles, legends, width=width, height=2.3, columns=columns, **options)
+    return panels(text, titles, legends, width=width, height=height, columns=columns, **options)
 
 
 def legend(styles: Mapping[str, MethodStyle], **looks: Any) -> list[Line2D]:

@@ -15,7 +15,7 @@ from tta_bench.report.content import Content, ReportOptions, make
 from tta_bench.report.evidence import gather
 
 OF_RUNS = ("segments", "shifts", "batches")
-TABLES = (*OF_RUNS, "errors", "pairs", "ranks", "costs", "published", "mce", "gaps")
+TABLES = (*OF_RUNS, "errors", "pairs", "ranks", "calibration", "costs", "published", "mce", "gaps")
 
 
 def load(runs: Sequence[pathlib.Path], table: str, *, mix: bool) -> pd.DataFrame:
@@ -32,14 +32,15 @@ def frames(content: Content) -> dict[str, pd.DataFrame]:
     """The tables of the report by name, without empty ones.
 
     ``segments``, ``shifts`` and ``batches`` are those of the runs (:mod:`tta_bench.store.schema`); ``errors`` has a row
-    for each cell of the error tables, means included; ``pairs`` for each pair of methods; ``costs``, ``ranks``,
-    ``published``, ``mce`` and ``gaps`` for each of their rows.
+    for each cell of the error tables, means included; ``pairs`` for each pair of methods; ``calibration`` for each method
+    and severity; ``costs``, ``ranks``, ``published``, ``mce`` and ``gaps`` for each of their rows.
     """
     tables = {
         **{name: getattr(content.evidence, name) for name in OF_RUNS},
         "errors": pd.DataFrame(_errors(content)),
         "pairs": pd.DataFrame(_pairs(content)),
         "ranks": pd.DataFrame(_ranks(content)),
+        "calibration": pd.DataFrame(_calibration(content)),
         "costs": pd.DataFrame(_costs(content)),
         "published": pd.DataFrame(_published(content)),
         "mce": pd.DataFrame(_mce(content)),
@@ -97,6 +98,19 @@ def _ranks(content: Content) -> Iterator[dict[str, Any]]:
             for label, rank in zip(ranks.labels, ranks.ranks, strict=True):
                 about = {"blocks": ranks.blocks, "friedman_p": ranks.p, "critical_difference": ranks.critical}
                 yield {"table": table.name, "model": model or "all", "label": label, "rank": float(rank), **about}
+
+
+def _calibration(content: Content) -> Iterator[dict[str, Any]]:
+    for table in content.calibration:
+        for row in table.rows:
+            for severity in table.severities:
+                ece, nll = row.ece[severity], row.nll[severity]
+                yield {
+                    **{"table": table.name, **table.setting.columns(), "severity": severity},
+                    **{"label": row.label, "model": row.model, "state": ece.state, "seeds": ece.seeds},
+                    **{"ece_pct": ece.mean, "ece_std_over_seeds": ece.std},
+                    **{"nll": nll.mean, "nll_std_over_seeds": nll.std},
+                }
 
 
 def _costs(content: Content) -> Iterator[dict[str, Any]]:

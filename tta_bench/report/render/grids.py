@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from tta_bench.data.corrupt.corruptions import BENCHMARK, GROUPS
+from tta_bench.report.calibration import CalibrationRow, CalibrationTable
 from tta_bench.report.content import Content, Gap
 from tta_bench.report.cost import CostRow, CostTable
 from tta_bench.report.mce import MceTable
@@ -23,16 +24,18 @@ _UNDERLINED = {
 }  # fmt: skip
 STARRED = "*: mean over fewer trials than planned; not tested, so never bold or underlined."
 _INTERVAL = Column("95 % int.", "95 % int.", "interval")
-R = TypeVar("R", MethodErrors, CostRow)
+R = TypeVar("R", MethodErrors, CalibrationRow, CostRow)
 GAP_ORDER = ("failed", "missing", "skipped")  # the first two can be fixed
+_NLL_DIGITS = 3
 _NAMED_SHIFTS = 4  # a longer list of shifts is a number
 
 
 def grids(content: Content) -> list[Grid]:
-    """The tables of every format, in order: errors, curves, costs, published numbers, mean corruption errors."""
+    """The tables of every format, in order: errors, curves, calibration, costs, published numbers, mCE."""
     warnings = content.warnings
     return [
         *(error_grid(table) for table in (*content.overviews, *content.tables, *content.views, *content.curves)),
+        *map(calibration_grid, content.calibration),
         *(cost_grid(table, f"cost-{number}", warnings) for number, table in enumerate(content.costs, 1)),
         *(comparison_grid(comparison, warnings) for comparison in content.comparisons),
         *(mce_grid(table, f"mce-{number}") for number, table in enumerate(content.mce, 1)),
@@ -78,7 +81,7 @@ def error_grid(table: ErrorTable) -> Grid:
         return [*errors, interval_cell(row.mean)] if intervals else errors
 
     explained = [*legend(table), *(["95 % int.: of the mean, over images."] if intervals else [])]
-    models = f"Source model{'s' if len(table.models) > 1 else ''}: {', '.join(table.models)}."
+    models = _source_models(table.models)
     return Grid(
         f"errors-{table.name}",
         table.title,
@@ -90,16 +93,21 @@ def error_grid(table: ErrorTable) -> Grid:
     )
 
 
-def error_cell(cell: Cell, reason: str) -> GridCell:
-    """An error; where there is none, its state."""
+def _source_models(models: Iterable[str]) -> str:
+    names = list(models)
+    return f"Source model{'s' if len(names) > 1 else ''}: {', '.join(names)}."
+
+
+def error_cell(cell: Cell, reason: str, digits: int = 1, unit: str = "%") -> GridCell:
+    """An error, or another number with its spread; where there is none, its state."""
     if cell.mean is None:
         value = {"skipped": "–", "missing": "n/a"}.get(cell.state, cell.state)
         return GridCell(value, state=cell.state, note=reason or None)
-    spread = None if cell.std is None else f"{cell.std:.1f}"
-    note = [f"{cell.mean:.2f} %", f"{cell.seeds} seed{'s' if cell.seeds != 1 else ''}"]
+    spread = None if cell.std is None else f"{cell.std:.{digits}f}"
+    note = [f"{cell.mean:.{digits + 1}f} {unit}", f"{cell.seeds} seed{'s' if cell.seeds != 1 else ''}"]
     note += [f"95 % interval {cell.low:.1f}–{cell.high:.1f}"] if cell.low is not None else []
     note += [reason] if cell.state != "ok" and reason else []
-    return GridCell(f"{cell.mean:.1f}", spread, cell.mark, cell.state != "ok", cell.state, ", ".join(note))
+    return GridCell(f"{cell.mean:.{digits}f}", spread, cell.mark, cell.state != "ok", cell.state, ", ".join(note))
 
 
 def interval_cell(mean: Cell) -> GridCell:
@@ -149,6 +157,40 @@ def legend(table: ErrorTable) -> Iterator[str]:
         yield "–: the method cannot run there."
     if "missing" in states:
         yield "n/a: not run yet."
+
+
+# -- calibration -------------------------------------------------------------------------------------------------------
+
+
+def calibration_grid(table: CalibrationTable) -> Grid:
+    """Calibration error and negative log-likelihood, two columns for each severity."""
+    columns = [column for severity in table.severities for column in _calibration_columns(severity, table)]
+
+    def cells(row: CalibrationRow) -> list[GridCell]:
+        pairs = [(row.ece[severity], row.nll[severity]) for severity in table.severities]
+        return [
+            cell
+            for ece, nll in pairs
+            for cell in (error_cell(ece, row.reason), error_cell(nll, row.reason, _NLL_DIGITS, "nats"))
+        ]
+
+    shown = [cell for row in table.rows for cell in (*row.ece.values(), *row.nll.values())]
+    legend = [
+        "ECE: in 15 bins of confidence. NLL: −log of the label's probability, which counts as 1e-12 where it is less. "
+        "Both over all images of a shift together, then the mean over the corruptions without clean; not tested."
+    ]
+    legend += [STARRED] if any(cell.mean is not None and cell.state != "ok" for cell in shown) else []
+    legend += ["none: run by a version that did not measure it."] if any(c.state == "none" for c in shown) else []
+    caption = [table.caption, _source_models(dict.fromkeys(row.model for row in table.rows))]
+    return Grid(table.name, table.title, table.warnings, caption, legend, columns, by_model(table.rows, cells))
+
+
+def _calibration_columns(severity: int, table: CalibrationTable) -> Iterator[Column]:
+    several = len(table.severities) > 1
+    for short, head in (("ECE", "ECE (%)"), ("NLL", "NLL (nats)")):
+        yield Column(
+            f"{short} {severity}" if several else short, head, "cell", f"Severity {severity}" if several else ""
+        )
 
 
 # -- costs -------------------------------------------------------------------------------------------------------------

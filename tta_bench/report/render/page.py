@@ -80,6 +80,8 @@ def _sections(content: Content) -> Iterator[PageSection]:
         ("views", "Along the stream", "", [(grids.error_grid(table), None) for table in content.views]),
         ("curves", "Curves", "Adaptation on the first images of each segment; the frozen result predicts the rest.",
          [(grids.error_grid(table), None) for table in content.curves]),
+        ("calibration", "Calibration", "Whether a method's probabilities are as high as its answers are often right.",
+         [(grids.calibration_grid(table), None) for table in content.calibration]),
         ("cost", "Cost", "Times measured on different hardware are never compared; counts do not depend on it.",
          [(grids.cost_grid(t, f"cost-{i}", content.warnings), None) for i, t in enumerate(content.costs, 1)]),
         ("mce", "mCE", "Mean corruption error (Hendrycks and Dietterich 2019).",

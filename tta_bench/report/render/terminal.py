@@ -21,8 +21,12 @@ _NAMES = 12  # characters that names of methods get at least; longer ones are fo
 def show(content: Content, console: Console) -> None:
     """Print the report; without styles where ``console`` is no terminal."""
     explained: set[str] = set()  # each sentence of a legend is printed once
+    several = [table.name for table in content.calibration[1:]]
     for grid in grids.grids(content):
-        _print(grid, console, explained)
+        if grid.name not in several:
+            _print(grid, console, explained)
+    if several:
+        console.print(Text(f"Calibration in {len(several)} further settings is in the report's files.", style="dim"))
     for status, sentence in grids.gap_sentences(content):
         console.print(Text(sentence, style=_STATES.get(status, "")))
     for note in content.notes:
