@@ -14,8 +14,8 @@ than a negative score, and can be predicted. The scores are no calibrated logits
 Discrepancies between the authors' code and published copies:
 
 - ``filter_k: -1`` means to keep all supports, but in the authors' code, and FOA's copy, each class loses its support of
-  highest entropy after every batch (``variant: official``); yuyongcan/Benchmark-TTA keeps all (``variant: keep_all``). The
-  variants differ in nothing else.
+  highest entropy after every batch (``variant: official``), so that at batch size 1 none is left soon, and all scores are
+  0; yuyongcan/Benchmark-TTA keeps all (``variant: keep_all``). The variants differ in nothing else.
 - the codes' sorts are not stable; here, of supports with equal entropy, the earlier ones stay.
 
 At most ``filter_k``·C supports of D numbers are held after a batch, and up to twice as many during it; for -1 there is no

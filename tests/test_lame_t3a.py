@@ -367,6 +367,15 @@ def test_a_class_without_supports_scores_zero() -> None:
     assert (scores[:, ~empty] != 0).all()
 
 
+def test_of_single_images_the_official_minus_one_keeps_nothing() -> None:
+    adapter: Any = ready(T3A, many_classes(), batch_size=1, filter_k=-1)
+    scores = [adapter.step(x) for x in tiny(30, size=1)]
+    assert len(adapter.supports) == 0
+    assert scores[-1].tolist() == [[0.0] * 50]
+    adapter.step(tiny(1)[0])
+    assert len(adapter.supports) > 0
+
+
 def test_predict_uses_the_present_supports_and_step_those_of_its_batch() -> None:
     adapter: Any = ready(T3A, many_classes(), filter_k=4)
     first, second = tiny(2)
