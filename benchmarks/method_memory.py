@@ -31,7 +31,7 @@ from tta_bench.networks.from_timm import ModelSpec, build_network
 from tta_bench.registry import Registry
 from tta_bench.testing import prepared
 
-BATCH, SIZE, PARTS, THREADS = 64, 32, 5, 2
+BATCH, SIZE, PARTS, THREADS = 64, 32, 5, 1
 NORM = (0.5, 0.5, 0.5)
 OPTIONS = {"layers": [1, 1, 1, 1], "channels": [8, 16, 32, 128]}
 
@@ -46,18 +46,22 @@ def stream(images: int, seed: int) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def network(classes: int) -> SourceModel:
-    """A random ResNet: BatchNorm has the statistics of such images, and the logits are centred on them."""
+    """A random ResNet with BatchNorm statistics of such images; its classifier gives each class about as many of them."""
     torch.manual_seed(0)
     spec = ModelSpec(name="random", architecture="resnet18", options={**OPTIONS, "num_classes": classes}, stem="cifar")
     model = SourceModel(build_network(spec).requires_grad_(False), NORM, NORM).train()
-    for layer in model.net.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = None  # running statistics are means over the batches
+    layers = [layer for layer in model.net.modules() if isinstance(layer, nn.BatchNorm2d)]
     x = torch.cat([*stream(8 * BATCH, seed=1)])
+    for layer in layers:
+        layer.momentum = 1.0  # takes over the statistics of the batch
     model(x)
+    for layer in layers:
+        layer.momentum = 0.1
     features = model.eval().embeddings(x)[1]
+    values, vectors = torch.linalg.eigh(torch.cov(features.T))
+    whitening = vectors / values.clamp(min=1e-4 * float(values.max())).sqrt()
     classifier: Any = model.classifier()
-    classifier.weight.normal_()
+    classifier.weight.copy_(torch.randn(classes, len(values)) @ whitening.T)
     classifier.bias.copy_(-classifier.weight @ features.mean(0))
     return model
 
