@@ -37,10 +37,13 @@ OPTIONS = {"layers": [1, 1, 1, 1], "channels": [8, 16, 32, 128]}
 
 
 def stream(images: int, seed: int) -> Iterator[Tensor]:
-    """Batches (B, 3, 32, 32) in [0, 1] of smooth random colours; the last may be short."""
+    """Whole batches (B, 3, 32, 32) in [0, 1] of smooth random colours.
+
+    A short last one would take memory of its own: the kernels for convolutions of another size.
+    """
     generator = torch.Generator().manual_seed(seed)
-    for start in range(0, images, BATCH):
-        colours = torch.rand(min(BATCH, images - start), 3, 4, 4, generator=generator)
+    for _ in range(0, images, BATCH):
+        colours = torch.rand(BATCH, 3, 4, 4, generator=generator)
         yield nn.functional.interpolate(colours, size=SIZE, mode="bilinear")
 
 
@@ -115,6 +118,7 @@ def measure(method: str, images: int, classes: int) -> Iterable[str]:
     adapter = cls(model, config, context)
     request = adapter.source_request()
     adapter = prepared(adapter, stream(request.images if request else 0, seed=2))
+    images = -(-images // BATCH) * BATCH
     yield f"{method}: {images:,} images of {classes:,} classes in batches of {BATCH}"
     seen, part = 0, 1
     for x in stream(images, seed=3):
@@ -130,7 +134,7 @@ def measure(method: str, images: int, classes: int) -> Iterable[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="+", metavar="METHOD", help="a registered name")
-    parser.add_argument("--images", type=int, default=50_000)
+    parser.add_argument("--images", type=int, default=50_000, help="rounded up to whole batches")
     parser.add_argument("--classes", type=int, default=1_000)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
