@@ -24,8 +24,9 @@ SHIPPED = "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors"
 
 @pytest.mark.parametrize(
     "name",
-    ["source", "norm", "tent", "eta", "eata", "sar", "mgg", "deyo", "rdumb", "cotta", "rotta", "roid", "cmf", "foa"],
-)
+    ["source", "norm", "tent", "eta", "eata", "sar", "mgg", "deyo", "rdumb", "cotta", "rotta", "roid", "cmf", "foa", "lame",
+     "t3a"],  # note, shot and memo: in their own files
+)  # fmt: skip
 @pytest.mark.faults
 def test_every_built_in_method_keeps_every_rule(name: str) -> None:
     report = check_method(Registry().load(name))
@@ -60,6 +61,8 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
                                                          "n_augmentations": 2, "ap": 0.9}),
                                               ("memo", {"optimizer": "adamw", "lr": 1e-3, "steps": 2, "num_views": 2}),
                                               ("rotta", {"memory_size": 12, "update_frequency": 5}),
+                                              ("lame", {"affinity": "knn", "force_symmetry": True}), ("lame", {"affinity": "linear"}),
+                                              ("t3a", {"filter_k": -1}), ("t3a", {"filter_k": -1, "variant": "keep_all"}),
                                               ("mgg", {"objective": "entropy", "checkpoint": SHIPPED})])  # fmt: skip
 @pytest.mark.faults
 def test_so_do_their_other_forms(on: Callable[[str], None], name: str, config: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""The scripts in benchmarks/ that time whole sweeps: what they read from a run, and when they say that runs are equal."""
+"""The scripts in benchmarks/ that time whole sweeps, what they read from a run and when they say that runs are equal; and
+the one that measures what methods hold."""
 
 from __future__ import annotations
 
@@ -13,8 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import ready, small_model
 from runs import reseal
 from test_training_scripts import script
+
+from tta_bench.methods.source import Source
 
 TRIALS = [(1000.0, 4.0, 7, [300]), (1001.0, 9.0, 8, [200, 100]), (1009.5, 2.0, 7, [])]  # end, seconds, process, images
 SPEEDS = [{1.0: 10.0, 0.5: 15.0, 0.25: 10.0}, {1.0: 20.0, 0.5: 60.0, 0.25: 10.0}, {1.0: 15.0, 0.5: 30.0, 0.25: 15.0}]
@@ -168,3 +172,25 @@ def test_a_run_that_fails_ends_the_measurement(
     message = capfd.readouterr().err
     assert "no_such_suite" in message
     assert message.endswith("the run with share 1 ended with exit code 2\n")
+
+
+def test_what_an_adapter_holds_is_counted_once_and_without_its_network() -> None:
+    """A view counts as all of the memory that it keeps alive."""
+    held_bytes, adapter = script("method_memory").held_bytes, ready(Source, small_model("batch"))
+    assert held_bytes(adapter) == 0
+    images: Any = torch.zeros(10, 3)
+    adapter.memory = {"a": [images[0], images[1]], "b": (images,)}  # type: ignore[attr-defined]
+    adapter.parameters = [*adapter.model.parameters()]  # type: ignore[attr-defined]
+    assert held_bytes(adapter) == 10 * 3 * 4
+    adapter.teacher = torch.nn.BatchNorm2d(5)  # type: ignore[attr-defined]
+    assert held_bytes(adapter) == 10 * 3 * 4 + 4 * 5 * 4 + 8  # weight, bias, mean, variance; a count of batches
+
+
+def test_a_line_of_memory_follows_each_fifth_of_the_stream() -> None:
+    title, *lines = script("method_memory").measure("t3a", images=320, classes=30)
+    assert title == "t3a: 320 images of 30 classes in batches of 64"
+    assert [line.split()[0] for line in lines] == ["64", "128", "192", "256", "320"]
+    assert all("resident" in line for line in lines)
+    held = [float(line.partition("held")[2].split()[0]) for line in lines]
+    assert 0 < held[0] < held[-1], "supports are added"
+    assert [line.split(", ")[0].split()[-2] for line in lines] == ["supports"] * 5
