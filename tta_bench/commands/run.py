@@ -116,7 +116,7 @@ def _run_suite(
         return 0
     _build_cache(cache, missing, console)
     if converted := cache.converted(plan.cache_entries(selected)):
-        _print(console, f"images decoded: {', '.join(f'{n:,} {kind}' for kind, n in sorted(converted.items()))}")
+        _print(console, f"images converted: {', '.join(f'{n:,} {kind}' for kind, n in sorted(converted.items()))}")
     with rundir.locked(out):
         _run_trials(options, loaded, plan, state, converted, out, console, interrupts, connect)
         return _conclude(plan, selected, out, console, interrupts)

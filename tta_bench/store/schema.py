@@ -353,7 +353,7 @@ TABLES = {"segments": SEGMENTS, "shifts": SHIFTS, "batches": BATCHES}
 
 
 def faults(record: Mapping[str, Any]) -> Iterator[str]:
-    """A message for each fact of a record that is unknown, missing or of another type.
+    """A message for each fact of a record that is unknown, missing, of another type, or no per cent from 0 to 100.
 
     A trial that is not ok may lack facts.
     """
