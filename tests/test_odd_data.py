@@ -143,13 +143,20 @@ def test_what_is_left_out_is_counted_by_kind(folder: Callable[..., pathlib.Path]
     (root / "digit_0" / "linked.png").symlink_to(next((root / "digit_1").iterdir()))
     (root / "digit_0" / "more").mkdir()
     (root / "README").write_text("")
+    (root / "digit_0" / "x.\udcff\n").write_text("")
     (root / "beside.png").write_bytes(b"")
     data = opened("folder", root=str(root), **PLAIN)
     assert len(data.ids) == 30, "30, one less, and a link to one of them"
     assert data.found()[0].lines()[1] == (
-        f"{root}: 5 of 35 files left out: 1 .gif, 1 dangling link, 1 file without an ending, "
+        f"{root}: 6 of 36 files left out: 1 .gif, 1 dangling link, 2 files with odd endings or none, "
         "1 folder inside a class folder, 1 image outside the class folders"
     )
+
+
+def test_names_that_cannot_be_printed_are_shown_escaped() -> None:
+    lines = Found("/data/a\udcff\n", 3, ("b\udcff", "c"), {".gif": 1}).lines()
+    assert lines[0] == r"'/data/a\udcff\n': 2 classes, 0 is 'b\udcff', 1 is 'c'"
+    assert all(line.isprintable() for line in lines)
 
 
 def test_a_class_folder_without_images_is_named(folder: Callable[..., pathlib.Path]) -> None:

@@ -104,16 +104,14 @@ class Found:
 
     def lines(self) -> list[str]:
         """In words, for the start of a run: the classes, and what was left out."""
-        lines = []
+        lines, folder = [], self.folder if self.folder.isprintable() else repr(self.folder)
         if self.classes:
             last, remark = len(self.classes) - 1, order_remark(self.classes)
             ends = f"0 is {self.classes[0]!r}, {last} is {self.classes[-1]!r}"
-            lines.append(f"{self.folder}: {len(self.classes)} classes, {ends}{f', {remark}' if remark else ''}")
+            lines.append(f"{folder}: {len(self.classes)} classes, {ends}{f', {remark}' if remark else ''}")
         if self.left_out:
             total = sum(self.left_out.values())
-            lines.append(
-                f"{self.folder}: {total:,} of {total + self.images:,} files left out: {counted(self.left_out)}"
-            )
+            lines.append(f"{folder}: {total:,} of {total + self.images:,} files left out: {counted(self.left_out)}")
         return lines
 
 

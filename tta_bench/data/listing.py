@@ -26,13 +26,13 @@ _PEEK = 20  # entries looked at where only a hint depends on them
 # kinds of what is left out, besides the endings of files: of one, of several
 HIDDEN = "hidden or system entry"
 DANGLING = "dangling link"
-NO_ENDING = "file without an ending"
+NO_ENDING = "file with an odd ending or none"
 NESTED = "folder inside a class folder"
 BESIDE = "image outside the class folders"
 _PLURALS = {
     HIDDEN: "hidden or system entries",
     DANGLING: "dangling links",
-    NO_ENDING: "files without an ending",
+    NO_ENDING: "files with odd endings or none",
     NESTED: "folders inside class folders",
     BESIDE: "images outside the class folders",
 }
@@ -179,7 +179,10 @@ def _sort_in(entry: os.DirEntry[str], found: _Entries) -> None:
     elif entry.is_symlink() and not entry.is_file():
         found.left_out[DANGLING] += 1
     else:
-        found.left_out[suffix or NO_ENDING] += 1
+        usual = (
+            suffix.isascii() and suffix[1:].isalnum()
+        )  # a name may hold any bytes, also those that cannot be printed
+        found.left_out[suffix if usual else NO_ENDING] += 1
 
 
 # -- what is wrong with a layout -----------------------------------------------------------------------------------------
