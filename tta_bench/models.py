@@ -268,7 +268,7 @@ class Network(Portable, Structure, abc.ABC):
         """The pristine source model: float32 on the CPU, eval mode, no parameter requiring a gradient.
 
         Raises:
-            UsageError: it cannot be built, or its weights are missing or do not fit.
+            UsageError: it cannot be built, its weights are missing or do not fit, or its normalisation is refused.
         """
         with attributed(MODELS, self.config.kind, type(self), "build its network"):
             net = self.build().float().requires_grad_(False)
@@ -276,7 +276,25 @@ class Network(Portable, Structure, abc.ABC):
                 self.num_classes(net), self.classifier(net)
             except (TypeError, AttributeError) as error:
                 raise UsageError(Problem(f"the network lacks a part: {error}")) from error
-            return SourceModel(net, *self.normalisation(net), self).eval()
+            mean, std = self.normalisation(net)
+            check_normalisation(mean, std)
+            return SourceModel(net, mean, std, self).eval()
+
+
+def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse what cannot normalise images in [0, 1]; on another scale, as 0 to 255, every prediction would be wrong.
+
+    Raises:
+        UsageError: a mean is outside [0, 1], a standard deviation outside (0, 1], or the two are of other lengths.
+    """
+    scale = " Divide them by 255?" if max(*mean, *std, 0.0) > 1 else ""
+    hint = f"images are in [0, 1], and so are the mean and the standard deviation of each channel.{scale}"
+    if len(mean) != len(std):
+        raise UsageError(Problem(f"mean has {len(mean)} channels, std {len(std)}", hint=hint))
+    if not all(0 <= value <= 1 for value in mean):
+        raise UsageError(Problem(f"mean {list(mean)} is not within [0, 1]", hint=hint))
+    if not all(0 < value <= 1 for value in std):
+        raise UsageError(Problem(f"std {list(std)} is not within (0, 1]", hint=hint))
 
 
 def open_network(config: ModelConfig, registry: Registry | None = None) -> Network:

@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from tta_bench import suite
 from tta_bench.commands import preparations
+from tta_bench.data.base import Found
 from tta_bench.data.cache import CacheEntry, ImageCache
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, Stopped, UsageError
@@ -114,8 +115,10 @@ def _run_suite(
             _print(console, forecast(plan, state.pending, state.estimates, options.threads, slots))
         return 0
     _build_cache(cache, missing, console)
+    if converted := cache.converted(plan.cache_entries(selected)):
+        _print(console, f"images converted: {', '.join(f'{n:,} {kind}' for kind, n in sorted(converted.items()))}")
     with rundir.locked(out):
-        _run_trials(options, loaded, plan, state, out, console, interrupts, connect)
+        _run_trials(options, loaded, plan, state, converted, out, console, interrupts, connect)
         return _conclude(plan, selected, out, console, interrupts)
 
 
@@ -204,6 +207,7 @@ def _summary(
         f"{distinct - len(pending)} finished, {len(pending)} to run",
         f"  {scheduler.describe(options, len(pending))}",
         f"  results in {out}",
+        *(f"  {line}" for line in _found_lines(plan)),
         *_missing_presets(selected),
     ]
     if cache.root is None:
@@ -215,6 +219,19 @@ def _summary(
             f"{needed / 2**20:,.0f} MiB ({free / 2**20:,.0f} MiB free)"
         )
     return "\n".join(lines)
+
+
+def _found(plan: Plan) -> list[Found]:
+    """What opening the data found in folders; models' data differ in the size of images alone."""
+    return next(iter(plan.materials.datasets.values())).found()
+
+
+def _found_lines(plan: Plan) -> Iterator[str]:
+    """Each folder's classes, those that an earlier one has excepted, and what was left out in it."""
+    known = list[Sequence[str]]()
+    for each in _found(plan):
+        yield from dataclasses.replace(each, classes=() if each.classes in known else each.classes).lines()
+        known.append(each.classes)
 
 
 def _missing_presets(trials: Sequence[Trial]) -> list[str]:
@@ -233,12 +250,13 @@ def _build_cache(cache: ImageCache, missing: Sequence[CacheEntry], console: Cons
 
 
 def _run_trials(
-    options: RunOptions, loaded: suite.LoadedSuite, plan: Plan, state: ResumeState,
+    options: RunOptions, loaded: suite.LoadedSuite, plan: Plan, state: ResumeState, converted: Mapping[str, int],
     out: pathlib.Path, console: Console, interrupts: Interrupts, connect: Connect,
 ) -> None:  # fmt: skip
     with _writing(out):
         records.write_plan(out, plan)
-        session = rundir.begin_session(out, loaded.suite.model_dump(mode="json"))
+        data = {"found": [dataclasses.asdict(each) for each in _found(plan)], "converted": converted}
+        session = rundir.begin_session(out, loaded.suite.model_dump(mode="json"), data)
     if not state.pending:
         return
     with TrialProgress(console, state.tally, len(state.pending)) as progress:

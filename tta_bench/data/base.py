@@ -7,15 +7,17 @@ import hashlib
 import io
 import json
 import pathlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from tta_bench.data.decoding import opened, rgb
 from tta_bench.data.digests import Digests
+from tta_bench.data.listing import counted, order_remark
 from tta_bench.errors import Problem, UsageError
 from tta_bench.registry import Portable
 from tta_bench.streams import Shift
@@ -27,7 +29,14 @@ def _existing_folder(path: str) -> str:
     return path
 
 
+def _existing_file(path: str) -> str:
+    if path and not pathlib.Path(path).expanduser().is_file():
+        raise ValueError(f"no such file: {path}")
+    return path
+
+
 FolderPath = Annotated[str, AfterValidator(_existing_folder)]
+FilePath = Annotated[str, AfterValidator(_existing_file)]
 
 
 class DataConfig(Portable, BaseModel):
@@ -77,6 +86,35 @@ IMAGENET_C_GEOMETRY = Geometry(crop=224)
 IMAGENET_GEOMETRY = Geometry(resize=256, crop=224)
 
 
+@dataclass(frozen=True)
+class Found:
+    """What opening a folder of images found; ``run.json`` has it.
+
+    Attributes:
+        folder: the folder.
+        images: number of images in it.
+        classes: names of the classes, in the order of their numbers; empty where another folder's count.
+        left_out: how many files and folders are neither image nor class, by kind.
+    """
+
+    folder: str
+    images: int
+    classes: Sequence[str] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """In words, for the start of a run: the classes, and what was left out."""
+        lines, folder = [], self.folder if self.folder.isprintable() else repr(self.folder)
+        if self.classes:
+            last, remark = len(self.classes) - 1, order_remark(self.classes)
+            ends = f"0 is {self.classes[0]!r}, {last} is {self.classes[-1]!r}"
+            lines.append(f"{folder}: {len(self.classes)} classes, {ends}{f', {remark}' if remark else ''}")
+        if self.left_out:
+            total = sum(self.left_out.values())
+            lines.append(f"{folder}: {total:,} of {total + self.images:,} files left out: {counted(self.left_out)}")
+        return lines
+
+
 class CleanImages(Portable, abc.ABC):
     """A list of labelled, uncorrupted images of one size.
 
@@ -108,6 +146,10 @@ class CleanImages(Portable, abc.ABC):
             UsageError: a file cannot be read.
         """
 
+    def found(self) -> list[Found]:
+        """What opening the images found in folders; nothing by default."""
+        return []
+
     def all_rows(self) -> np.ndarray:
         """The indices of all images, (N,) int32."""
         return np.arange(len(self.ids), dtype=np.int32)
@@ -126,6 +168,9 @@ class ImageSubset(CleanImages):
         self.ids = [clean.ids[i] for i in rows]
         self.labels = clean.labels[rows]
         self.num_classes, self.side = clean.num_classes, clean.side
+
+    def found(self) -> list[Found]:
+        return self.clean.found()
 
     def decode(self, index: int) -> np.ndarray:
         return self.clean.decode(int(self.rows[index]))
@@ -177,6 +222,10 @@ class Dataset(Portable, abc.ABC):
         """The labels (n,) int64 of the images under ``shift``, in data order; the same for all by default."""
         return self.labels
 
+    def found(self) -> list[Found]:
+        """What opening the data found in folders, each once; for the start of a run and ``run.json``."""
+        return []
+
     @abc.abstractmethod
     def missing(self, shift: Shift) -> Problem | None:
         """Why ``shift`` is not available, or None; :data:`tta_bench.streams.COMPOUND` asks for any compound at all."""
@@ -218,18 +267,32 @@ def named_contents(ids: Sequence[str], sha256: Sequence[str], labels: np.ndarray
     return {"images": digest(list(zip(ids, sha256, strict=True))), "labels": digest(labels.tolist())}
 
 
+def label_fault(labels: Any, num_classes: int) -> str:
+    """What is wrong with labels, which should be (N,) whole numbers from 0 to ``num_classes`` − 1; or empty."""
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
+        return f"labels must be an array of whole numbers, not {getattr(labels, 'dtype', type(labels).__name__)}"
+    if labels.ndim != 1:
+        return f"labels have shape {labels.shape}, expected one number for each image"
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if not len(outside):
+        return ""
+    first = int(outside[0])
+    return f"label {labels[first]} of image {first} is no class: {num_classes} classes are 0 to {num_classes - 1}"
+
+
 def decode_file(path: pathlib.Path, geometry: Geometry, side: int | None) -> np.ndarray:
-    """Decode one image file to uint8 (H, W, 3).
+    """Decode one image file to uint8 (H, W, 3); see :mod:`tta_bench.data.decoding` for what is converted.
 
     Raises:
-        UsageError: the file is missing, damaged, or not ``side`` pixels square after the geometry; the message names it.
+        UsageError: the file is missing or damaged, has pixels of 32 bits, is smaller than a crop of unresized images, or
+            not ``side`` pixels square after the geometry; the message names it.
     """
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(geometry.apply(image.convert("RGB")))
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises these for truncated and unknown files
-        hint = "replace or remove the file"
-        raise UsageError(Problem(f"cannot decode image: {error}", where=str(path), hint=hint)) from error
+    with opened(path) as image:
+        width, height = image.size
+        pixels = np.asarray(geometry.apply(rgb(image, path)))
+    if geometry.crop is not None and geometry.resize is None and min(width, height) < geometry.crop:
+        message = f"image is {width}x{height} pixels, smaller than its crop of {geometry.crop}x{geometry.crop}"
+        raise UsageError(Problem(message, where=str(path), hint="these data are of another size: check the folder"))
     if side is not None and pixels.shape != (side, side, 3):
         hint = "resize or remove it, or choose a preprocess that gives all images one size"
         message = f"image is {pixels.shape[1]}x{pixels.shape[0]} pixels, expected {side}x{side}"

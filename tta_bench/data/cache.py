@@ -16,6 +16,7 @@ import shutil
 import signal
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import numpy as np
 
 from tta_bench import NUMERICS_VERSION
 from tta_bench.data.base import Dataset, digest
+from tta_bench.data.decoding import counted
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError
 from tta_bench.streams import Shift
@@ -177,6 +179,14 @@ class ImageCache:
             self._verified[entry.key] = state
         return pixels
 
+    def converted(self, entries: Sequence[CacheEntry]) -> dict[str, int]:
+        """How many images were converted when the entries were built, by kind; of entries that share images, the most."""
+        most = Counter[str]()
+        for folder in [self.root / entry.key for entry in entries] if self.root else []:
+            with contextlib.suppress(OSError, ValueError):  # arrays have no entry
+                most |= Counter(json.loads((folder / "meta.json").read_text()).get("converted", {}))
+        return dict(most)
+
     # -- building entries --------------------------------------------------------------------------------------------
 
     def to_build(self, entries: Sequence[CacheEntry]) -> list[CacheEntry]:
@@ -231,15 +241,13 @@ class ImageCache:
         try:
             file = scratch / "images.npy"
             pixels = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=entry.shape)
-            starts = range(0, len(entry.rows), CHUNK)
-            if pool is None:
-                for start in starts:
-                    progress(entry, _fill(file, entry, start))
-            else:
-                for done in as_completed([pool.submit(_fill_number, file, number, start) for start in starts]):
-                    progress(entry, done.result())
+            starts, converted = range(0, len(entry.rows), CHUNK), Counter[str]()
+            for images, conversions in _filled(file, entry, number, starts, pool):
+                converted += conversions
+                progress(entry, images)
             pixels.flush()
-            meta = {"format": FORMAT, "crc32": checksum(pixels), "shift": entry.shift.id, "images": len(entry.rows)}
+            meta = {"format": FORMAT, "crc32": checksum(pixels), "shift": entry.shift.id, "images": len(entry.rows),
+                    "converted": dict(converted)}  # fmt: skip
             (scratch / "meta.json").write_text(json.dumps(meta))
             self._publish(scratch, entry)
         finally:
@@ -256,13 +264,29 @@ class ImageCache:
             scratch.rename(final)
 
 
-def _fill(file: pathlib.Path, entry: CacheEntry, start: int) -> int:
-    """Decode and corrupt one chunk of an entry into its array on disk; returns the number of images in it."""
+def _filled(
+    file: pathlib.Path, entry: CacheEntry, number: int, starts: Sequence[int], pool: ProcessPoolExecutor | None
+) -> Iterator[tuple[int, Counter[str]]]:
+    """Fill an entry's array; what :func:`_fill` returns of each chunk."""
+    if pool is None:
+        yield from (_fill(file, entry, start) for start in starts)
+    else:
+        for done in as_completed([pool.submit(_fill_number, file, number, start) for start in starts]):
+            yield done.result()
+
+
+def _fill(file: pathlib.Path, entry: CacheEntry, start: int) -> tuple[int, Counter[str]]:
+    """Decode and corrupt one chunk of an entry into its array on disk.
+
+    Returns:
+        (number of images in it, how many were converted, by kind).
+    """
     pixels = np.load(file, mmap_mode="r+")
     rows = entry.rows[start : start + CHUNK]
-    pixels[start : start + CHUNK] = entry.dataset.read(entry.shift, rows)
+    with counted() as converted:
+        pixels[start : start + CHUNK] = entry.dataset.read(entry.shift, rows)
     pixels.flush()
-    return len(rows)
+    return len(rows), converted
 
 
 _pool_entries: Sequence[CacheEntry] = ()  # in a pool's process: sent once, not with every chunk
@@ -274,7 +298,7 @@ def _set_pool_entries(entries: Sequence[CacheEntry]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
 
 
-def _fill_number(file: pathlib.Path, number: int, start: int) -> int:
+def _fill_number(file: pathlib.Path, number: int, start: int) -> tuple[int, Counter[str]]:
     return _fill(file, _pool_entries[number], start)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tta_bench.data.base import CleanImages, Dataset, recompress
+from tta_bench.data.base import CleanImages, Dataset, Found, recompress
 from tta_bench.data.corrupt import corruptions
 from tta_bench.data.corrupt.strengths import Strengths
 from tta_bench.data.digests import Digests
@@ -42,6 +42,10 @@ class Generated(Dataset):
         self.ids, self.labels = clean.ids, clean.labels
         self.num_classes, self.side = clean.num_classes, clean.side
         self.note = f"generated, not {'ImageNet-C' if strengths == 'imagenet' else 'CIFAR-10-C'}"
+
+    def found(self) -> list[Found]:
+        found = [*self.clean.found(), *(self.source.found() if self.source else [])]
+        return [each for i, each in enumerate(found) if each not in found[:i]]  # one folder may be both
 
     def missing(self, shift: Shift) -> Problem | None:
         if problem := unknown_corruption(shift):

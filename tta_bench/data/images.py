@@ -1,78 +1,103 @@
-"""Clean images in a folder (``<root>/<class>/<image>``) or in an array."""
+"""Clean images in files (``<root>/<class>/<image>``, or flat with a file of labels) or in an array."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from tta_bench.data.base import CleanImages, Geometry, decode_file, named_contents
+from tta_bench.data.base import CleanImages, Found, Geometry, decode_file, named_contents
+from tta_bench.data.decoding import opened
 from tta_bench.data.digests import Digests, Extent
+from tta_bench.data.label_files import read_labels
+from tta_bench.data.listing import Listing, flat_listing, listing
 from tta_bench.errors import Problem, UsageError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+__all__ = ["ArrayImages", "FlatImages", "FolderImages", "file_contents", "listing"]
 
 
-@functools.lru_cache(maxsize=256)
-def listing(root: pathlib.Path) -> tuple[str, ...]:
-    """The images in ``root``'s class folders: sorted relative paths; listed once in each process.
+class FileImages(CleanImages):
+    """Clean images in files below a folder.
 
-    Raises:
-        UsageError: there are none.
-    """
-    paths = []
-    for group in sorted(entry.name for entry in os.scandir(root) if entry.is_dir()):
-        for entry in os.scandir(root / group):
-            if pathlib.PurePath(entry.name).suffix.lower() in SUFFIXES and entry.is_file():
-                paths.append(f"{group}/{entry.name}")
-    if not paths:
-        hint = "expected <root>/<class>/<image>, with images ending in " + ", ".join(sorted(SUFFIXES))
-        raise UsageError(Problem("the folder has no images", where=str(root), hint=hint))
-    return tuple(sorted(paths))
-
-
-class FolderImages(CleanImages):
-    """A folder of clean images; classes are its sorted subfolders.
+    Args:
+        root: the folder.
+        found: the images in it.
+        labels: (N,) their classes.
+        classes: names of the classes.
+        geometry: how an image becomes square.
 
     Raises:
-        UsageError: the folder has no images, or its first image is not square after the geometry.
+        UsageError: the first image is not square after the geometry.
     """
 
-    def __init__(self, root: str, geometry: Geometry):
-        self.root = pathlib.Path(root).expanduser().resolve()
-        self.geometry = geometry
-        self.ids = listing(self.root)
-        groups = [path.split("/", 1)[0] for path in self.ids]
-        classes = {name: number for number, name in enumerate(sorted(set(groups)))}
-        self.labels = np.array([classes[group] for group in groups], dtype=np.int64)
-        self.num_classes = len(classes)
+    def __init__(
+        self, root: pathlib.Path, found: Listing, labels: np.ndarray, classes: Sequence[str], geometry: Geometry
+    ):
+        self.root, self.geometry, self.classes = root, geometry, tuple(classes)
+        self.ids, self.labels, self.num_classes = found.paths, labels, len(classes)
+        self._left_out = found.left_out
         self.side = geometry.crop or self._first_side()
 
     def _first_side(self) -> int:
         path = self.root / self.ids[0]
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-        except OSError as error:
-            raise UsageError(
-                Problem(f"cannot decode image: {error}", str(path), hint="replace or remove it")
-            ) from error
+        with opened(path) as image:
+            width, height = image.size
         if width != height:
             hint = "choose preprocess: standard"
             raise UsageError(Problem(f"image is {width}x{height} pixels, not square", str(path), hint=hint))
         return width
+
+    def found(self) -> list[Found]:
+        return [Found(str(self.root), len(self.ids), self.classes, self._left_out)]
 
     def decode(self, index: int) -> np.ndarray:
         return decode_file(self.root / self.ids[index], self.geometry, self.side)
 
     def fingerprint(self, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
         return file_contents(self.root, [self.ids[i] for i in rows], self.labels[rows], self.geometry, digests)
+
+
+class FolderImages(FileImages):
+    """A folder of clean images; classes are its subfolders: numbered ones by number, others by name.
+
+    Raises:
+        UsageError: the layout is another, a class is empty, or the first image is not square after the geometry.
+    """
+
+    def __init__(self, root: str, geometry: Geometry):
+        folder = _resolved(root)
+        found = listing(folder)
+        number = {name: index for index, name in enumerate(found.classes)}
+        labels = np.array([number[path.split("/", 1)[0]] for path in found.paths], dtype=np.int64)
+        super().__init__(folder, found, labels, found.classes, geometry)
+
+
+class FlatImages(FileImages):
+    """A folder that holds clean images directly, whose labels are in a file (:mod:`tta_bench.data.label_files`).
+
+    Args:
+        root: the folder.
+        labels: the file.
+        first: number of the first class, 0 or 1, or None where the file shows it.
+        classes: number of classes, or None for those of the file.
+        geometry: how an image becomes square.
+
+    Raises:
+        UsageError: there are no images, or the labels are not theirs.
+    """
+
+    def __init__(self, root: str, labels: str, first: int | None, classes: int | None, geometry: Geometry):
+        folder = _resolved(root)
+        found = flat_listing(folder)
+        numbers, names = read_labels(_resolved(labels), found.paths, first, classes)
+        super().__init__(folder, found, numbers, names, geometry)
+
+
+def _resolved(path: str) -> pathlib.Path:
+    return pathlib.Path(path).expanduser().resolve()
 
 
 def file_contents(

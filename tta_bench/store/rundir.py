@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from multiprocessing.connection import Connection
+from types import MappingProxyType
 from typing import Any
 
 from tta_bench import __version__
@@ -55,13 +56,20 @@ def locked(run: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def begin_session(run: pathlib.Path, suite: Mapping[str, Any]) -> int:
-    """Add a session to ``run.json``; returns its number."""
+def begin_session(run: pathlib.Path, suite: Mapping[str, Any], data: Mapping[str, Any] = MappingProxyType({})) -> int:
+    """Add a session to ``run.json``; returns its number.
+
+    Args:
+        run: the run's folder.
+        suite: the suite.
+        data: what its data were found to be.
+    """
     path = run / "run.json"
     content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "sessions": []}
     if path.exists():
         content = json.loads(path.read_text())
-    content["sessions"].append({"session": len(content["sessions"]), **_provenance(), "suite": dict(suite)})
+    content["sessions"].append({"session": len(content["sessions"]), **_provenance(), "suite": dict(suite),
+                                "data": dict(data)})  # fmt: skip
     write_json(path, content)
     return len(content["sessions"]) - 1
 

@@ -377,7 +377,7 @@ TABLES = {"segments": SEGMENTS, "shifts": SHIFTS, "batches": BATCHES}
 
 
 def faults(record: Mapping[str, Any]) -> Iterator[str]:
-    """A message for each fact of a record that is unknown, missing or of another type.
+    """A message for each fact of a record that is unknown, missing, of another type, or no per cent from 0 to 100.
 
     A trial that is not ok may lack facts.
     """
@@ -417,6 +417,8 @@ def _faults(owner: type, facts: Any, where: str, whole: bool = True) -> Iterator
         if name in known:
             if not _fits(value, *known[name]):
                 yield f"{where}{name} is {_shown(value)}, no {known[name][0].__name__}"
+            elif name.endswith("_pct") and value is not None and not 0 <= value <= 100:
+                yield f"{where}{name} is {_shown(value)}, not between 0 and 100"
         elif not (owner is Segment and name.startswith(STATISTIC) and _fits(value, float, True)):
             yield f"unknown fact {where}{name}"
     if whole:

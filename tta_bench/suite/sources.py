@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from tta_bench.data import DataRequest, Dataset, Geometry, open_data
+from tta_bench.data.base import label_fault
 from tta_bench.errors import Problem, UsageError
 from tta_bench.models import Network, open_network, state_sha256
 from tta_bench.registry import MODELS, foreign_code
@@ -134,12 +135,22 @@ def open_datasets(
         return {}
     for dataset in opened.values():
         for shift in shifts:
-            if problem := dataset.missing(shift):
+            if problem := dataset.missing(shift) or _odd_labels(dataset, shift):
                 problems.append(loaded.document.problem(_shift_path(loaded, shift), _sentence(problem), problem.hint))
     for name, model in models.items():
         datasets[name] = opened[model.geometry if by_weights else None]
         problems += _mismatches(loaded, model, datasets[name])
     return datasets
+
+
+def _odd_labels(dataset: Dataset, shift: Shift) -> Problem | None:
+    """Where a label is no class, or an image has none: a wrong number would come of it, and no error."""
+    labels = dataset.labels_of(shift)
+    if fault := label_fault(labels, dataset.num_classes):
+        return Problem(f"{dataset.title}: {fault}")
+    if labels is dataset.labels and len(labels) != len(dataset.ids):
+        return Problem(f"{dataset.title}: {len(labels)} labels for {len(dataset.ids)} images")
+    return None
 
 
 def _shift_path(loaded: LoadedSuite, shift: Shift) -> KeyPath:

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tta_bench.data.base import DataConfig, DataRequest, Dataset, FolderPath, digest, no_compounds
+from tta_bench.data.base import DataConfig, DataRequest, Dataset, FolderPath, digest, label_fault, no_compounds
 from tta_bench.data.digests import Digests, Extent
 from tta_bench.data.images import ArrayImages
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.streams import CLEAN, COMPOUND, Shift
 
+SIDE = 32
 ROWS = 10_000  # test images of CIFAR: rows of each severity in a published array
 
 
@@ -23,7 +24,7 @@ def read_archive(folder: str, classes: int, part: Literal["train", "test"]) -> A
     """Read CIFAR's binary archive: records of 1 (CIFAR-100: 2) label bytes and 3,072 pixel bytes, planes R, G, B.
 
     Raises:
-        UsageError: the files are missing or have the wrong size.
+        UsageError: the files are missing, have the wrong size, or hold a label that is no class.
     """
     root = pathlib.Path(folder).expanduser()
     pattern = {"test": "test*.bin", "train": "data_batch_*.bin" if classes == 10 else "train.bin"}[part]
@@ -39,15 +40,18 @@ def read_archive(folder: str, classes: int, part: Literal["train", "test"]) -> A
         )
     records = raw.reshape(-1, label_bytes + 3072)
     images = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    ids = [f"{part}/{i}" for i in range(len(records))]
-    return ArrayImages(np.ascontiguousarray(images), records[:, label_bytes - 1], ids, classes)
+    ids, labels = [f"{part}/{i}" for i in range(len(records))], records[:, label_bytes - 1]
+    if fault := label_fault(labels, classes):
+        raise UsageError(Problem(f"the archive is damaged or another one: {fault}", where=str(root)))
+    return ArrayImages(np.ascontiguousarray(images), labels, ids, classes)
 
 
 class CifarC(Dataset):
     """The published CIFAR-10-C and CIFAR-100-C arrays, memory-mapped.
 
     Raises:
-        UsageError: ``labels.npy`` is missing or has the wrong length.
+        UsageError: ``labels.npy`` is missing or holds anything but a class for each row, or the archive's test images
+            are others.
     """
 
     name = "cifar_c"
@@ -67,11 +71,44 @@ class CifarC(Dataset):
     def __init__(self, config: Config, request: DataRequest):
         self.root = pathlib.Path(config.root).expanduser().resolve()
         self.title = f"CIFAR-{config.classes}-C"
-        self.num_classes, self.side, self.strengths = config.classes, 32, "cifar"
-        self.labels = self._load("labels.npy")[:ROWS].astype(np.int64)
+        self.num_classes, self.side, self.strengths = config.classes, SIDE, "cifar"
+        self.labels = self._read_labels()
         self.ids = [str(row) for row in range(ROWS)]
         self._clean = read_archive(config.archive, config.classes, "test") if config.archive else None
         self.source = read_archive(config.archive, config.classes, "train") if config.archive else None
+        if self._clean and not np.array_equal(self._clean.labels, self.labels):
+            hint = "the arrays are of CIFAR's test images, in their order: check both folders"
+            message = "the labels of the archive's test images are not those of labels.npy"
+            raise UsageError(Problem(message, str(config.archive), hint=hint))
+
+    def _read_labels(self) -> np.ndarray:
+        """The class (10,000,) int64 of each test image, which ``labels.npy`` repeats for each severity."""
+        path, labels = self.root / "labels.npy", self._load("labels.npy")
+        again = "download it again"
+        if labels.shape == (len(labels), 1):
+            labels = labels[:, 0]
+        if labels.ndim != 1:
+            message = f"labels have shape {labels.shape}, expected {(5 * ROWS,)}: the number of a class in each row"
+            one_hot = labels.shape == (len(labels), self.num_classes)
+            raise UsageError(Problem(message, str(path), hint="of one-hot rows take argmax(1)" if one_hot else again))
+        if labels.dtype.kind == "f" and not (wrong := np.flatnonzero(labels != np.round(labels))).size:
+            labels = labels.astype(np.int64)
+        elif labels.dtype.kind == "f":
+            message = f"label {labels[wrong[0]]} of row {wrong[0]} is no whole number"
+            raise UsageError(Problem(message, str(path), hint=again))
+        if fault := label_fault(labels, self.num_classes):
+            hint = (
+                "labels count from 0: subtract 1" if labels.min() == 1 and labels.max() == self.num_classes else again
+            )
+            raise UsageError(Problem(fault, str(path), hint=hint))
+        if self.num_classes == 100 and labels.max() < 10:
+            hint = "classes: 10, or the folder of CIFAR-100-C"
+            raise UsageError(Problem(f"labels go up to {labels.max()}: those of CIFAR-10-C?", str(path), hint=hint))
+        severities = labels.reshape(5, ROWS)
+        if other := [s for s in range(5) if not np.array_equal(severities[s], severities[0])]:
+            message = f"the labels of severity {other[0] + 1} are not those of severity 1"
+            raise UsageError(Problem(message, str(path), hint=again))
+        return severities[0].astype(np.int64)
 
     def _load(self, name: str) -> np.ndarray:
         path = self.root / name
@@ -80,11 +117,26 @@ class CifarC(Dataset):
             raise UsageError(Problem(f"no {name} in the folder", where=str(self.root), hint=hint))
         try:
             array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
-            raise UsageError(Problem(f"not a readable array: {error}", str(path), hint="download it again")) from error
-        if len(array) != 5 * ROWS:
-            message = f"array has {len(array)} rows, expected {5 * ROWS} (five severities)"
+        except (ValueError, OSError, EOFError) as error:  # cut short, empty, or no array at all
+            message = f"not a readable array: {str(error) or type(error).__name__} ({path.stat().st_size:,} bytes)"
+            raise UsageError(Problem(message, str(path), hint="download it again")) from error
+        if not isinstance(array, np.ndarray) or array.ndim == 0 or len(array) != 5 * ROWS:
+            size = f"has {len(array):,} rows" if getattr(array, "ndim", 0) else "is none of rows"
+            message = f"array {size}, expected {5 * ROWS:,} (five severities)"
             raise UsageError(Problem(message, where=str(path), hint="download it again"))
+        return array
+
+    def _load_images(self, name: str) -> np.ndarray:
+        """The array of a corruption, uint8 (50,000, 32, 32, 3)."""
+        array, path = self._load(name), str(self.root / name)
+        expected = (5 * ROWS, SIDE, SIDE, 3)
+        if array.shape != expected:
+            planes = array.shape == (5 * ROWS, 3, SIDE, SIDE)
+            hint = "its planes come first: save array.transpose(0, 2, 3, 1)" if planes else "download it again"
+            raise UsageError(Problem(f"images have shape {array.shape}, expected {expected}", path, hint=hint))
+        if array.dtype != np.uint8:
+            hint = "save whole numbers from 0 to 255 as uint8; fractions in [0, 1] times 255, rounded"
+            raise UsageError(Problem(f"images are of {array.dtype}, expected uint8 from 0 to 255", path, hint=hint))
         return array
 
     def missing(self, shift: Shift) -> Problem | None:
@@ -94,7 +146,7 @@ class CifarC(Dataset):
             hint = "name the folder of CIFAR's binary archive: data: {…, archive: PATH}"
             return None if self._clean else Problem("the arrays hold no clean images", where=str(self.root), hint=hint)
         try:
-            self._load(f"{shift.name}.npy")
+            self._load_images(f"{shift.name}.npy")
         except UsageError as error:
             return error.problems[0]
         return None
@@ -116,7 +168,7 @@ class CifarC(Dataset):
 
     def _extent(self, shift: Shift) -> Extent:
         """The bytes of a severity's images in the corruption's file."""
-        path, array = self._file(shift), self._load(self._file(shift).name)
+        path, array = self._file(shift), self._load_images(self._file(shift).name)
         if not isinstance(array, np.memmap) or not array.flags.c_contiguous:  # the severity's rows are not contiguous
             return Extent(str(path))
         size = array[:ROWS].nbytes
@@ -126,7 +178,7 @@ class CifarC(Dataset):
         if shift == CLEAN and self._clean:
             return self._clean.images
         start = (int(shift.severity or 0) - 1) * ROWS
-        return self._load(self._file(shift).name)[start : start + ROWS]
+        return self._load_images(self._file(shift).name)[start : start + ROWS]
 
     def read(self, shift: Shift, index: np.ndarray) -> np.ndarray:
         return np.asarray(self.array(shift)[index])

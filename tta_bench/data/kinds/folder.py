@@ -1,4 +1,4 @@
-"""A clean image folder, ``<root>/<class>/<image>``, corrupted on the fly."""
+"""A clean image folder, ``<root>/<class>/<image>`` or flat with a file of labels, corrupted on the fly."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from tta_bench.data.base import (
     CleanImages,
     DataConfig,
     DataRequest,
+    FilePath,
     FolderPath,
     Geometry,
     ImageSubset,
 )
 from tta_bench.data.generated import Generated
-from tta_bench.data.images import FolderImages
+from tta_bench.data.images import FlatImages, FolderImages
 from tta_bench.streams import derived_seed
 
 
@@ -29,7 +30,12 @@ class Folder(Generated):
 
     class Config(DataConfig):
         """Attributes:
-        root: test images, ``<root>/<class>/<image>``.
+        root: test images, ``<root>/<class>/<image>``; class folders with numbers as names count in the order of these
+            numbers, others in the order of their texts.
+        labels: a file of labels where ``root`` holds the images directly: lines ``image,label``, or a label for each
+            image in sorted order. A label is a number, or a name, whose classes are in the order of ``root``'s.
+        labels_from: 0 or 1, the number of the first class there; needed where the file's numbers leave it open.
+        classes: number of classes, where some have no image in ``labels``.
         source: clean images for methods that use source images, same layout; their labels are not used.
         source_fraction: without such a folder: the fraction of ``root`` to hold out as source images, drawn by the data
             seed; only the rest is tested on.
@@ -40,6 +46,9 @@ class Folder(Generated):
         """
 
         root: FolderPath
+        labels: FilePath | None = None
+        labels_from: Literal[0, 1] | None = None
+        classes: Annotated[int, Field(ge=1)] | None = None
         source: FolderPath | None = None
         source_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
         strengths: Literal["imagenet", "cifar"] = "imagenet"
@@ -50,6 +59,12 @@ class Folder(Generated):
         def _one_source(self) -> Folder.Config:
             if self.source is not None and self.source_fraction is not None:
                 raise PydanticCustomError("source", "give source: (a folder) or source_fraction:, not both")
+            return self
+
+        @model_validator(mode="after")
+        def _of_labels(self) -> Folder.Config:
+            if self.labels is None and (self.labels_from is not None or self.classes is not None):
+                raise PydanticCustomError("labels", "labels_from: and classes: need labels: (a file)")
             return self
 
         @property
@@ -74,7 +89,11 @@ class Folder(Generated):
 
 def _folders(config: Folder.Config, geometry: Geometry) -> tuple[CleanImages, CleanImages | None]:
     """(test images, source images): two folders, or two parts of one folder."""
-    images = FolderImages(config.root, geometry)
+    images: CleanImages = (
+        FolderImages(config.root, geometry)
+        if config.labels is None
+        else FlatImages(config.root, config.labels, config.labels_from, config.classes, geometry)
+    )
     if config.source:
         return images, FolderImages(config.source, geometry)
     if config.source_fraction is None:

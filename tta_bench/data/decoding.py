@@ -1,0 +1,91 @@
+"""Opening image files, and their conversion to 8-bit RGB as torchvision's published loader has it.
+
+Pillow's ``convert("RGB")`` repeats a grey channel, looks palettes up, converts CMYK and drops an alpha channel; the
+orientation in a file's EXIF data is ignored. Two things differ from it, since it would clip them to white: 16-bit grey is
+scaled to 8 bits (divided by 257), and pixels of 32 bits, which have no agreed scale, are refused. What was converted is
+counted, for whoever asks with :func:`counted`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from tta_bench.errors import Problem, UsageError
+
+_NAMES = {
+    "1": "black-and-white",
+    "L": "greyscale",
+    "LA": "greyscale, alpha channel dropped",
+    "RGBA": "alpha channel dropped",
+    "P": "palette",
+    "PA": "palette, alpha channel dropped",
+}
+_GREY_16 = {"I;16", "I;16L", "I;16B", "I;16N"}
+_counter: ContextVar[Counter[str] | None] = ContextVar("conversions", default=None)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """Counts the conversions of images that are decoded inside the ``with`` block, by kind."""
+    counter = Counter[str]()
+    token = _counter.set(counter)
+    try:
+        yield counter
+    finally:
+        _counter.reset(token)
+
+
+@contextlib.contextmanager
+def opened(path: pathlib.Path) -> Iterator[Image.Image]:
+    """An image file, for a ``with`` block that reads it.
+
+    Raises:
+        UsageError: it is missing, damaged, or announces more pixels than Pillow takes; the message names it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                yield image
+    except UsageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        hint = "replace, shrink or remove the file"
+        raise UsageError(Problem(f"image is too large: {error}", where=str(path), hint=hint)) from error
+    except Exception as error:  # Pillow's decoders raise many types for damaged and unknown files
+        hint = "replace or remove the file"
+        raise UsageError(Problem(f"cannot decode image: {error}", where=str(path), hint=hint)) from error
+
+
+def rgb(image: Image.Image, path: pathlib.Path) -> Image.Image:
+    """The image in 8-bit RGB.
+
+    Raises:
+        UsageError: its pixels are integers or fractions of 32 bits.
+    """
+    if image.info.get("exif") and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        _count("EXIF orientation ignored")
+    if image.mode in _GREY_16:
+        _count("16-bit grey scaled to 8 bits")
+        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        kind = "whole numbers" if image.mode == "I" else "fractions"
+        message = f"image has pixels of mode {image.mode} ({kind} of 32 bits), with no agreed scale to 8 bits"
+        raise UsageError(Problem(message, where=str(path), hint="convert the file to 8-bit RGB"))
+    if image.mode != "RGB":
+        _count(_NAMES.get(image.mode, image.mode))
+    return image.convert("RGB")
+
+
+def _count(kind: str) -> None:
+    if (counter := _counter.get()) is not None:
+        counter[kind] += 1
