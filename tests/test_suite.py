@@ -49,7 +49,7 @@ BAD = {
     "missing weights": ("digits_resnet_bn.s", "digits_resnet.s", "no such weights file", ""),
     "missing weights package": ("package:tta_bench.data.kinds/", "package:no_such_package/", "'no_such_package' with the weights", "pip install no-such-package"),
     "unknown preset": ("stem: cifar", "stem: cifar\n    preset: cifar1O", "no method has a preset 'cifar1O'", "did you mean 'cifar10'?"),
-    "data without kind": ("kind: digits, ", "", "missing key 'kind' in data", "one of: cifar_c, digits, folder, imagenet_c"),
+    "data without kind": ("kind: digits, ", "", "missing key 'kind' in data", "one of: cifar10_1, cifar_c, digits, domains, folder, imagenet, imagenet_c"),
     "a list is missing": ("severities: [5]", "severities: 5", "severities: Input should be a list", ""),
     "two means": ("mean: [0.3, 0.3, 0.3]", "mean: [0.3, 0.3]", "models.0.mean: item 3 of the list is missing", ""),
     "unknown architecture": ("architecture: resnet18", "architecture: resnet188", "Unknown model (resnet188)", "options"),

@@ -152,6 +152,7 @@ def _planned(trial: Trial, images: int) -> dict[str, Any]:
         "protocol_parameters": trial.setting.told,
         "adapt_images": trial.setting.values()["parameters"].get("adapt_images"),
         "cost_ratio": trial.cost_ratio,
+        **({} if trial.mask is None else {"classes": len(trial.mask)}),
         "shifts": [[s.name, s.severity or 0, s.id] for s in trial.stream.shifts],
         "seed": trial.seed,
         "batch_size": trial.stream.batch_size,

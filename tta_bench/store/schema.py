@@ -72,6 +72,9 @@ class Asked:
     batch_size: int = fact("key", "nominal batch size")
     precision: str = fact("key", "in which the network computes: float32, float64")
     data: str = fact("key", "fingerprint of the images: rows are compared only where it is the same")
+    classes: int | None = fact(
+        "key", "classes that the network tells apart under a class mask; empty for all of its own", default=None
+    )
     preset_missing: str = fact("origin", "the preset that the model names and the method lacks: its defaults were used")
 
 
