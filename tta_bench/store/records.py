@@ -154,6 +154,7 @@ def _planned(trial: Trial, images: int) -> dict[str, Any]:
         "cost_ratio": trial.cost_ratio,
         **({} if trial.mask is None else {"classes": len(trial.mask)}),
         "shifts": [[s.name, s.severity or 0, s.id] for s in trial.stream.shifts],
+        "families": [s.family for s in trial.stream.shifts],
         "seed": trial.seed,
         "batch_size": trial.stream.batch_size,
         "images": images,

@@ -41,7 +41,8 @@ def planned_shifts(trial: Mapping[str, Any]) -> list[dict[str, Any]]:
     segments, rows = planned_segments(trial), []
     for position, number, visit in trial["cells"]:
         corruption, severity, name = trial["shifts"][number]
-        shift = {"visit": visit, "shift": name, "corruption": corruption, "severity": severity}
+        family = trial["families"][number] if "families" in trial else ""
+        shift = {"visit": visit, "shift": name, "corruption": corruption, "family": family, "severity": severity}
         rows.append(segments[position] | shift)
     return rows
 

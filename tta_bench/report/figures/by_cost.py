@@ -20,7 +20,7 @@ _BACKWARD = "images backwarded per 1,000"
 _LOGARITHMIC = 12.0  # ratio of the largest and smallest cost from which the axis is logarithmic
 _FRONT = "Grey steps: Pareto front of each source model"
 _SUMMARY = (
-    "Error in per cent, mean over the corruptions, by {}; lower left is better. Times are medians over all trials on the "
+    "Error in per cent, mean over the {noun}, by {costs}; lower left is better. Times are medians over all trials on the "
     "hardware, memory is their peak."
 )
 _POINT: dict[str, Any] = {"linestyle": "none", "markersize": 6}
@@ -61,7 +61,8 @@ def _figure(section: Section, table: CostTable, panels: Mapping[str, list[CostPo
     shared = "; other trials used the device at the same time" if table.shared else ""
     further = f"{table.hardware}{shared}" if table.hardware else "timed on a shared device: times are left out"
     notes = [*plot.notes(spread, cells, shifted=_BACKWARD in panels), _FRONT]
-    text = section.text(name, "Error by cost", _SUMMARY.format("; by ".join(panels)), rows=section.worst.rows,
+    summary = _SUMMARY.format(noun=section.worst.setting.noun, costs="; by ".join(panels))
+    text = section.text(name, "Error by cost", summary, rows=section.worst.rows,
                         notes=notes, further=further)  # fmt: skip
     legends = [layout.legend(styles, marker=MARKERS[0], **_POINT)]
     if len(models) > 1:
