@@ -448,6 +448,20 @@ def test_cifar10_1_is_two_arrays_beside_cifar10(tmp_path: pathlib.Path) -> None:
     assert "cifar10.1_v6_data.npy: not a readable array" in str(broken.missing(shift("cifar10_1_v6")))
 
 
+def test_the_page_on_data_has_every_kind_and_every_shift() -> None:
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    known: Any = configured(DATASETS, {"kind": "imagenet"}, installed())
+    of_trees = {name for name in known.shift_names() if known.shift(name, 1).family in ("natural", "C-bar", "3DCC")}
+    builtin = {
+        name for name in installed().names(DATASETS) if installed().entry(name, DATASETS).origin.startswith("tta-bench")
+    }
+    assert {name for name in {*of_trees, *builtin} if f"`{name}`" not in text} == set()
+    assert len(builtin) == 7
+    assert {
+        key for key in type(known).model_fields if key.startswith("imagenet") and f"| `{key}` |" not in text
+    } == set()
+
+
 # -- suites of them ----------------------------------------------------------------------------------------------------
 
 IMAGENET_SUITE = """\

@@ -189,13 +189,14 @@ def test_clean_ignores_severities(suite_file: SuiteFile) -> None:
 
 
 def test_every_shipped_suite_is_valid(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    for name in ("IMAGENET_C", "IMAGENET_VAL", "CIFAR10", "CIFAR10_MODELS"):
+    variants = ("IMAGENET_R", "IMAGENET_A", "IMAGENET_SKETCH", "IMAGENET_V2")
+    for name in ("IMAGENET_C", "IMAGENET_VAL", *variants, "CIFAR10", "CIFAR10_MODELS"):
         monkeypatch.setenv(name, os.fspath(tmp_path))
     for part in ("test", "train"):
         (tmp_path / part).mkdir()
     assert suite.shipped() == [
-        "cifar10_c", "digits_c", "digits_protocols", "imagenet_c", "imagenet_c_lite0", "methods_cifar10_c", "mgg_ablation",
-        "mgg_curve", "mgg_rates", "protocols_cifar10_c", "streams_cifar10_c",
+        "cifar10_c", "digits_c", "digits_protocols", "imagenet_c", "imagenet_c_lite0", "imagenet_natural",
+        "methods_cifar10_c", "mgg_ablation", "mgg_curve", "mgg_rates", "protocols_cifar10_c", "streams_cifar10_c",
     ]  # fmt: skip
     for name in suite.shipped():
         assert suite.load(name).suite.name == name
