@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import math
 import pathlib
+import shutil
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,6 +19,7 @@ import torch
 from conftest import DIGITS_SUITE, Outcome, run_locally
 from networks import NORM, batches, ready, small_model
 from PIL import Image
+from rich.console import Console
 from runs import reseal, verdicts, write_run
 from torch import nn
 
@@ -37,6 +41,7 @@ from tta_bench.report.evidence import gather
 from tta_bench.report.reference import ComparedRow, compare
 from tta_bench.report.statistics import bootstrap
 from tta_bench.run.meters import PassCounter
+from tta_bench.schedule.status import Tally, row_of
 from tta_bench.setting import Setting
 from tta_bench.store import results
 from tta_bench.streams import CLEAN, Shift
@@ -121,8 +126,6 @@ def test_a_method_takes_a_masked_network_for_one_of_as_many_classes() -> None:
 
 
 def test_passes_are_counted_on_a_masked_network_as_on_the_whole() -> None:
-    import copy
-
     counts = []
     for kept in (None, (2, 5, 7)):
         pristine = small_model("batch")
@@ -269,8 +272,13 @@ def test_both_settings_stand_apart_in_a_report(run_cli: Cli, masked_runs: dict[s
     text = pathlib.Path("both/errors.md").read_text()
     assert "class mask none" in text
     assert "inverted and upright among 3 classes" in text
-    tables = {path.name: path.read_text() for path in pathlib.Path("both/tables").glob("errors-*domain*.tex")}
-    assert sorted("3 classes" in tex for tex in tables.values() if "source" in tex).count(True) >= 1
+    heads = {
+        path.stem: "3 classes}" in path.read_text() for path in pathlib.Path("both/tables").glob("errors-*-domain.tex")
+    }
+    overview = pathlib.Path("both/tables/errors-overview-three-domain.tex").read_text()
+    heads = {name: told for name, told in heads.items() if "collapse" not in name and "overview" not in name}
+    assert sorted(heads.values()) == [False, True], heads
+    assert "class mask none" in overview
 
 
 def test_the_whole_ten_classes_need_no_mask(digit_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -351,8 +359,6 @@ def test_folders_of_imagenet_v2_are_numbers_whose_text_sorts_otherwise(tree: pat
 def test_fingerprints_of_natural_variants_hold_the_images_and_not_the_place(
     tree: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    import shutil
-
     rows = np.arange(6)
 
     def fingerprint(root: pathlib.Path, name: str = "imagenet_r") -> object:
@@ -600,13 +606,13 @@ VIT = {
 }
 
 
-def cells(*, severity: int = 5, images: int = 200) -> dict[tuple[str, str, str, int], Any]:
+def cells() -> dict[tuple[str, str, str, int], Any]:
     """Verdicts of two methods on clean images, two corruptions and three natural variants of other sizes."""
-    errors = {"clean": (10, 10), f"fog-{severity}": (40, 30), f"snow-{severity}": (60, 40), "imagenet_sketch": (70, 50),
+    errors = {"clean": (10, 10), "fog-5": (40, 30), "snow-5": (60, 40), "imagenet_sketch": (70, 50),
               "imagenet_r": (50, 45), "imagenet_v2_top_images": (30, 31)}  # fmt: skip
     sizes = {"imagenet_sketch": 300, "imagenet_r": 100}
     return {
-        (label, "m", name, 0): verdicts(of[number], sizes.get(name, images))
+        (label, "m", name, 0): verdicts(of[number], sizes.get(name, 200))
         for number, label in enumerate(("source", "tent"))
         for name, of in errors.items()
     }
@@ -670,7 +676,7 @@ def test_every_format_has_the_families_apart(run_cli: Cli, tmp_path: pathlib.Pat
     out = tmp_path / "out"
     assert {"errors-severity-5.tex", "errors-natural.tex"} <= {path.name for path in (out / "tables").glob("*.tex")}
     figures = {path.stem for path in (out / "figures").glob("*.png")}
-    assert {"errors-severity-5", "errors-natural"} <= figures or {"errors", "errors-natural"} <= figures
+    assert {"errors", "heatmap", "errors-natural", "heatmap-natural"} <= figures
     shown = outcome.out
     assert shown.index("severity 5") < shown.index("natural variants")
     errors = pd.read_csv(out / "data" / "errors.csv").query("column == 'mean' and label == 'tent'")
@@ -695,7 +701,12 @@ def test_published_variants_have_counterparts(tmp_path: pathlib.Path) -> None:
     assert (sketch.published, sketch.measured, sketch.table, sketch.reason) == (pytest.approx(55.1), 70, "natural", "")
     assert rows["TENT", "imagenet_r"].published == pytest.approx(36.1)
     assert rows["TENT", "imagenet_v2_top_images"].reason == "here imagenet v2 top images, published variant not stated"
-    assert rows["NoAdapt", "clean"].reason == "batch size 64, published " or rows["NoAdapt", "clean"].measured == 10
+    assert (rows["NoAdapt", "clean"].published, rows["NoAdapt", "clean"].measured) == (pytest.approx(14.83), 10)
+    found = gather([tmp_path / "run"])
+    [foa] = [one for one in compare(found, tables(found), published.shipped()) if one.paper == "FOA"]
+    assert [row.label for row in foa.rows if row.corruption == "clean"] == ["source", "tent"], (
+        "once, not for each table"
+    )
     assert ("SAR", "imagenet_r") not in rows, "not run"
 
 
@@ -716,6 +727,17 @@ def test_the_setting_without_a_mask_is_what_it_was() -> None:
     assert "mask" not in plain.values()
     assert Setting.of(Setting("ImageNet", "reset", mask="none").values()).mask == "none"
     assert plain.id != Setting("ImageNet", "reset", mask="none").id
+
+
+def test_the_status_of_a_run_has_the_families_apart() -> None:
+    assert row_of("reset", ["clean", "corruption"]) == "reset"
+    assert row_of("reset", ["natural"]) == "reset, natural"
+    tally = Tally([("tent", "reset", "m", ["clean"]), ("tent", "reset, natural", "m", ["imagenet_r"])])
+    tally.add("tent", "reset", "m", "ok", [{"corruption": "clean", "images": 10, "error_pct": 0.0}])
+    tally.add("tent", "reset, natural", "m", "ok", [{"corruption": "imagenet_r", "images": 10, "error_pct": 40.0}])
+    console = Console(width=80, file=io.StringIO())
+    console.print(tally.table())
+    assert console.file.getvalue().split() == ["mean", "error,", "%", "m", "tent", "40.0"]  # type: ignore[attr-defined]
 
 
 # -- a real network on real images -------------------------------------------------------------------------------------

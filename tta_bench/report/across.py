@@ -125,10 +125,11 @@ def _joined(tables: Mapping[str, ErrorTable], mixed: tuple[str, ...]) -> ErrorTa
 
 
 def _protocol_names(tables: Sequence[ErrorTable]) -> dict[Setting, str]:
-    """Short unique column names: the kind, with parameters, batch size and precision where these are needed."""
+    """Short unique column names: the kind, with parameters, batch size, precision and class mask where needed."""
     bases = [table.setting.base for table in tables]
     short = {base: base.protocol for base in bases}
-    for detail in (lambda b: b.told, lambda b: f"batch size {b.batch_size}", lambda b: b.precision):
+    details = (lambda b: b.told, lambda b: f"batch size {b.batch_size}", lambda b: b.precision, lambda b: b.mask_told)
+    for detail in details:
         names = list(short.values())
         short = {
             b: f"{name}, {detail(b)}" if names.count(name) > 1 and detail(b) else name for b, name in short.items()
