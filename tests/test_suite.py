@@ -49,7 +49,7 @@ BAD = {
     "missing weights": ("digits_resnet_bn.s", "digits_resnet.s", "no such weights file", ""),
     "missing weights package": ("package:tta_bench.data.kinds/", "package:no_such_package/", "'no_such_package' with the weights", "pip install no-such-package"),
     "unknown preset": ("stem: cifar", "stem: cifar\n    preset: cifar1O", "no method has a preset 'cifar1O'", "did you mean 'cifar10'?"),
-    "data without kind": ("kind: digits, ", "", "missing key 'kind' in data", "one of: cifar_c, digits, folder, imagenet_c"),
+    "data without kind": ("kind: digits, ", "", "missing key 'kind' in data", "one of: cifar10_1, cifar_c, digits, domains, folder, imagenet, imagenet_c"),
     "a list is missing": ("severities: [5]", "severities: 5", "severities: Input should be a list", ""),
     "two means": ("mean: [0.3, 0.3, 0.3]", "mean: [0.3, 0.3]", "models.0.mean: item 3 of the list is missing", ""),
     "unknown architecture": ("architecture: resnet18", "architecture: resnet188", "Unknown model (resnet188)", "options"),
@@ -189,13 +189,14 @@ def test_clean_ignores_severities(suite_file: SuiteFile) -> None:
 
 
 def test_every_shipped_suite_is_valid(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    for name in ("IMAGENET_C", "IMAGENET_VAL", "CIFAR10", "CIFAR10_MODELS"):
+    variants = ("IMAGENET_R", "IMAGENET_A", "IMAGENET_SKETCH", "IMAGENET_V2")
+    for name in ("IMAGENET_C", "IMAGENET_VAL", *variants, "CIFAR10", "CIFAR10_MODELS"):
         monkeypatch.setenv(name, os.fspath(tmp_path))
     for part in ("test", "train"):
         (tmp_path / part).mkdir()
     assert suite.shipped() == [
-        "cifar10_c", "digits_c", "digits_protocols", "imagenet_c", "imagenet_c_lite0", "methods_cifar10_c", "mgg_ablation",
-        "mgg_curve", "mgg_rates", "protocols_cifar10_c", "streams_cifar10_c",
+        "cifar10_c", "digits_c", "digits_protocols", "imagenet_c", "imagenet_c_lite0", "imagenet_natural",
+        "methods_cifar10_c", "mgg_ablation", "mgg_curve", "mgg_rates", "protocols_cifar10_c", "streams_cifar10_c",
     ]  # fmt: skip
     for name in suite.shipped():
         assert suite.load(name).suite.name == name

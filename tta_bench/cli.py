@@ -103,6 +103,9 @@ def status(run: str | None) -> None:
 @click.option(
     "--mix", is_flag=True, help="Allow runs that differ in images, versions or precision; tables are labelled MIXED."
 )
+@click.option(
+    "--join-families", is_flag=True, help="Show corruptions, natural variants, … in one table, with one mean over all."
+)
 @click.option("--shared-timings", is_flag=True, help="Also show times measured on a shared device, in separate tables.")
 def report(runs: tuple[str, ...], formats: str, out: str | None, **options: Any) -> None:
     """Print the tables of one or more runs and write them to files; without RUN, of the newest run in results/."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import tta_bench.torchvision_repair  # noqa: F401  (a network may import timm)
 from tta_bench.data.base import Geometry
+from tta_bench.data.labels import read_labels
 from tta_bench.errors import Problem, UsageError
 from tta_bench.registry import MODELS, Portable, Registry, attributed, installed
 
@@ -194,6 +195,34 @@ class SourceModel(nn.Module):
         """The last linear layer; several where the logits combine several, as in distilled networks."""
         return _flat(self.structure.classifier(self.net))
 
+    def mask_obstacle(self) -> str:
+        """Why the network cannot be made one of some of its classes; empty where it can."""
+        parts = self.classifiers()
+        if len(parts) != 1 or not isinstance(parts[0], nn.Linear):
+            return f"its classifier is not one linear layer but {' and '.join(type(part).__name__ for part in parts)}"
+        outputs = parts[0].out_features
+        return "" if outputs == self.num_classes else f"its classifier has {outputs} outputs, not {self.num_classes}"
+
+    def keep_classes(self, kept: Sequence[int]) -> None:
+        """Apply a class mask: make the network one of the classes ``kept`` alone, indices in the order that logits get.
+
+        Only those rows of the classifier remain. The layer itself stays, and with it what is hooked to it.
+
+        Raises:
+            MissingPart: the classifier is not one linear layer.
+        """
+        if obstacle := self.mask_obstacle():
+            raise MissingPart(f"no class mask fits {type(self.net).__name__}: {obstacle}")
+        layer: Any = self.classifier()
+        rows = torch.tensor(kept, device=layer.weight.device)
+        for name in ("weight", "bias"):
+            whole = getattr(layer, name)
+            if whole is not None:
+                setattr(layer, name, nn.Parameter(whole.detach()[rows], requires_grad=whole.requires_grad))
+        layer.out_features = self.num_classes = len(kept)
+        if isinstance(getattr(self.net, "num_classes", None), int):
+            self.net.num_classes = len(kept)  # type: ignore[assignment]
+
     @staticmethod
     def norm_kind(module: nn.Module) -> str | None:
         """ "batch", "group" or "layer" for a normalisation layer (subclasses count), None for any other module."""
@@ -213,12 +242,15 @@ class ModelConfig(Portable, BaseModel):
         name: its name in the suite.
         kind: the registered name of the kind.
         preset: name of the published hyperparameters to use with this model.
+        labels: the names of its classes, by which class masks are matched, where the kind does not know them: "imagenet"
+            (WordNet ids), or a text file with the name of a class on each line.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$")]
     kind: str
     preset: str | None = None
+    labels: str | None = None
 
 
 class Network(Portable, Structure, abc.ABC):
@@ -259,9 +291,25 @@ class Network(Portable, Structure, abc.ABC):
         """Size and crop of test images as published with the weights, or None."""
         return None
 
+    def labels(self, net: nn.Module) -> Sequence[str] | None:
+        """The names of the classes in the order of the outputs, by which class masks are matched; None: not known.
+
+        By default what the suite gives as ``labels``. Those of ImageNet are WordNet ids
+        (:func:`tta_bench.data.labels.imagenet_labels`).
+
+        Raises:
+            UsageError: they cannot be read.
+        """
+        return read_labels(self.config.labels) if self.config.labels else None
+
     def asked(self) -> dict[str, Any]:
-        """The network's part of a trial's key besides its weights: by default the Config without name and preset."""
-        values = self.config.model_dump(mode="json", exclude_defaults=True, exclude={"name", "kind", "preset"})
+        """The network's part of a trial's key besides its weights: by default the Config without name and preset.
+
+        Nor are the names of the classes part of it: a class mask has a place of its own in the key.
+        """
+        values = self.config.model_dump(
+            mode="json", exclude_defaults=True, exclude={"name", "kind", "preset", "labels"}
+        )
         return {"options": values} if values else {}
 
     def load(self) -> SourceModel:

@@ -22,6 +22,7 @@ class Setting:
         severities: those in the stream, ascending; none for clean images alone, which are shown with every severity.
         batch_size: images in a batch.
         precision: of the network.
+        mask: the class mask, where it is another than each shift's own classes: "none" for all of the source model's.
         varied: axes that the suite varies on purpose, as (name, value in JSON); captions show them even at their default.
             Not part of the comparison of settings: another suite may have fixed them.
     """
@@ -32,6 +33,7 @@ class Setting:
     severities: tuple[int | float, ...] = ()
     batch_size: int = 64
     precision: str = "float32"
+    mask: str = ""
     varied: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     @property
@@ -42,15 +44,22 @@ class Setting:
     def values(self) -> dict[str, Any]:
         """All values by name, parameters under ``parameters``; as in the plan and in records."""
         varied = {"varied": _read(self.varied)} if self.varied else {}
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "varied"}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("varied", "mask")}
+        plain |= {"mask": self.mask} if self.mask else {}  # left out at its default, so that earlier ids stay
         return plain | {"parameters": _read(self.parameters), "severities": list(self.severities)} | varied
 
     @property
     def text(self) -> str:
         """All values as text."""
         severities = [f"severity {', '.join(f'{s:g}' for s in self.severities)}"] if self.severities else []
-        parts = [self.dataset, *severities, f"protocol {self.protocol}", self.caption, f"batch size {self.batch_size}"]
+        parts = [self.dataset, *severities, self.mask_told, f"protocol {self.protocol}", self.caption]
+        parts.append(f"batch size {self.batch_size}")
         return ", ".join(part for part in [*parts, self.precision] if part)
+
+    @property
+    def mask_told(self) -> str:
+        """The class mask where captions show it; else empty."""
+        return f"class mask {self.mask}" if self.mask else ""
 
     @property
     def precision_told(self) -> str:
@@ -86,6 +95,7 @@ class Setting:
             "protocol_parameters": self.told,
             "batch_size": self.batch_size,
             "precision": self.precision,
+            "class_mask": self.mask,
         }
 
     @classmethod
@@ -115,7 +125,9 @@ _FIELDS = {each.name for each in fields(Setting)}
 _LEADING = ("first", "every", "eta", "shift")  # keys that name a rule, before those that qualify it
 
 
-def setting_of(dataset: str, protocol: Any, spec: StreamSpec, precision: str, axes: Collection[str] = ()) -> Setting:
+def setting_of(
+    dataset: str, protocol: Any, spec: StreamSpec, precision: str, axes: Collection[str] = (), mask: str = ""
+) -> Setting:
     """The setting of a trial.
 
     Args:
@@ -124,12 +136,13 @@ def setting_of(dataset: str, protocol: Any, spec: StreamSpec, precision: str, ax
         spec: of its stream.
         precision: of the network.
         axes: parameters and fields that the suite varies on purpose.
+        mask: the class mask, where it is not each shift's own classes.
     """
     severities = tuple(sorted({shift.severity for shift in spec.shifts if shift.severity is not None}))
     chosen = {**protocol.values(), "batch_size": spec.batch_size, "precision": precision}
     varied = _items({name: value for name, value in chosen.items() if name in axes})
     parameters = _items(protocol.parameters())
-    return Setting(dataset, protocol.kind, parameters, severities, spec.batch_size, precision, varied)
+    return Setting(dataset, protocol.kind, parameters, severities, spec.batch_size, precision, mask, varied)
 
 
 def words(name: str, value: Any) -> str:

@@ -22,7 +22,8 @@ class Shift:
     Attributes:
         name: of the corruption or variant.
         severity: 1 to 5, in quarters within a compound; None where the shift has none.
-        family: "clean", "corruption", "compound", or what a kind of data calls its own.
+        family: "clean", "corruption", "compound", or what a kind of data calls its own: "natural", "domain", "C-bar", …
+            Tables and means are of one family.
         parts: of a compound, in the order in which they are applied; its images are made from clean ones as they are
             needed, and are never cached.
     """

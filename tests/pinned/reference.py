@@ -103,7 +103,7 @@ def make(runs: list[str], scratch: pathlib.Path) -> Reference:
         parts.append(_rows(results.load(scratch / run)).assign(run=run))
     made = pd.concat(parts, ignore_index=True)
     found = [_images(scratch / row.run, row.key, row.position) for row in made.itertuples()]
-    columns = ["run", *results.result_columns(made).drop(columns="data")]
+    columns = ["run", *results.result_columns(made).drop(columns=["data", "classes", "family"])]
     rows = _read_rows(made[columns].to_csv(index=False))
     return Reference(made_with(), rows, {name: np.stack([images[name] for images in found]) for name in DTYPES})
 

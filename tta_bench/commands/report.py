@@ -30,6 +30,7 @@ def write(
     tolerance: float,
     mix: bool,
     shared_timings: bool,
+    join_families: bool,
     verify: bool,
 ) -> int:
     """Print the tables of runs and write their report.
@@ -45,6 +46,7 @@ def write(
         tolerance: largest difference that passes, points of error.
         mix: allow runs that differ in images, versions or precision.
         shared_timings: also show times taken on a shared device, in separate tables.
+        join_families: all families of shifts in one table, with one mean.
         verify: recompute every number from the predictions.
 
     Returns:
@@ -72,7 +74,7 @@ def write(
         raise UsageError(
             Problem(f"--baseline: no row has the label {baseline!r}", hint=near_miss(baseline, gathered.labels))
         )
-    report = content.make(gathered, ReportOptions(baseline, numbers, shared_timings))
+    report = content.make(gathered, ReportOptions(baseline, numbers, shared_timings, join_families))
     judged = judge(compare(gathered, report.tables, checked.file), checked) if checked else None
     _show(report)
     folder = pathlib.Path(out) if out else folders[0] / "report"

@@ -24,7 +24,7 @@ from tta_bench.schedule.estimates import Estimates, forecast
 from tta_bench.schedule.interrupts import EXIT_CODE, Interrupts
 from tta_bench.schedule.options import RunOptions, available_cpus
 from tta_bench.schedule.progress import ImageProgress, ReadingProgress, TrialProgress, own_console
-from tta_bench.schedule.status import StatusFile, Tally
+from tta_bench.schedule.status import StatusFile, Tally, row_of
 from tta_bench.store import records, rundir, runlog
 from tta_bench.suite import calibration
 from tta_bench.suite import plan as planning
@@ -172,7 +172,8 @@ def _resume_state(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retr
     Raises:
         UsageError: the folder holds records of something else.
     """
-    tally = Tally((t.label, t.setting.protocol_text, t.model, [s.name for s in t.stream.shifts]) for t in plan.trials)
+    rows = {t.key: row_of(t.setting.protocol_text, (s.family for s in t.stream.shifts)) for t in plan.trials}
+    tally = Tally((t.label, rows[t.key], t.model, [s.name for s in t.stream.shifts]) for t in plan.trials)
     estimates, finished, selected_keys = Estimates(plan.materials), set[str](), {trial.key for trial in selected}
     damaged: dict[str, None] = {}
     for trial in plan.trials:
@@ -185,7 +186,7 @@ def _resume_state(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retr
         if record is None or (trial.key in selected_keys and not _finished(record, retry_failed)):
             continue
         finished.add(trial.key)
-        tally.add(trial.label, trial.setting.protocol_text, trial.model, record["status"], record["shifts"])
+        tally.add(trial.label, rows[trial.key], trial.model, record["status"], record["shifts"])
         if record["status"] == "ok":
             estimates.learn(trial, record["facts"]["trial_s"])
     pending = [trial for trial in _distinct(selected) if trial.key not in finished]

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from tta_bench.errors import Problem, UsageError
-from tta_bench.schedule.status import STATUS_FILE, Tally, duration
+from tta_bench.schedule.status import STATUS_FILE, Tally, duration, row_of
 from tta_bench.setting import Setting
 from tta_bench.store import records
 
@@ -31,7 +31,9 @@ def show(run: pathlib.Path) -> None:
     if plan is None:
         raise UsageError(Problem("not a run", str(run), hint="give the folder that 'tta-bench run' works in"))
     records.check_version(run)
-    rows = [(t["label"], Setting.of(t["setting_values"]).protocol_text, t["model"]) for t in plan["trials"]]
+    protocols = [Setting.of(trial["setting_values"]).protocol_text for trial in plan["trials"]]
+    rows = [(t["label"], row_of(protocol, t.get("families", ())), t["model"])
+            for t, protocol in zip(plan["trials"], protocols, strict=True)]  # fmt: skip
     shifts = ([shift[0] for shift in trial["shifts"]] for trial in plan["trials"])
     tally = Tally((*row, names) for row, names in zip(rows, shifts, strict=True))
     failed: Counter[str] = Counter()

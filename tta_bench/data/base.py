@@ -15,12 +15,13 @@ import numpy as np
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.data.decoding import opened, rgb
 from tta_bench.data.digests import Digests
 from tta_bench.data.listing import counted, order_remark
 from tta_bench.errors import Problem, UsageError
 from tta_bench.registry import Portable
-from tta_bench.streams import Shift
+from tta_bench.streams import CLEAN, Shift
 
 
 def _existing_folder(path: str) -> str:
@@ -57,6 +58,27 @@ class DataConfig(Portable, BaseModel):
     def by_weights(self) -> bool:
         """Whether images get the size and crop published with a model's weights."""
         return False
+
+    @property
+    def by_labels(self) -> bool:
+        """Whether labels depend on the names of a model's classes."""
+        return False
+
+    def shift_names(self) -> Sequence[str]:
+        """What a suite may list under ``corruptions``: by default clean images, and the 19 corruptions."""
+        return (CLEAN.name, *NAMES)
+
+    def shift(self, name: str, severity: int) -> Shift:
+        """The shift that is one of these names, at a severity where it has any: by default all but clean images."""
+        return CLEAN if name == CLEAN.name else Shift(name, severity)
+
+    def shift_named(self, id: str) -> Shift | None:
+        """The shift with this id, or None: ``clean``, ``fog-5``."""
+        name, _, severity = id.rpartition("-")
+        for known, at in ((id, 1), (name, int(severity) if severity in set("12345") else 0)):
+            if known in self.shift_names() and at and (shift := self.shift(known, at)).id == id:
+                return shift
+        return None
 
 
 @dataclass(frozen=True)
@@ -186,10 +208,13 @@ class DataRequest:
     Attributes:
         shifts: the shifts it will be read under.
         geometry: size and crop published with a model's weights, where ``Config.by_weights`` is set.
+        labels: the names of a model's classes, in the order of its outputs, where they are known and ``Config.by_labels``
+            is set.
     """
 
     shifts: tuple[Shift, ...]
     geometry: Geometry | None = None
+    labels: tuple[str, ...] | None = None
 
 
 class Dataset(Portable, abc.ABC):
@@ -204,6 +229,8 @@ class Dataset(Portable, abc.ABC):
         source_note: how its source images were held out, or empty.
         note: a remark shown with the table ("generated, not ImageNet-C"), or empty.
         source: clean unlabelled images for methods that use source images, or None.
+        mask_rule: the class mask where the suite asks for another than each shift's own classes: "none"; else empty.
+        num_classes: of the source model, before any class mask.
     """
 
     name: ClassVar[str] = ""
@@ -212,6 +239,7 @@ class Dataset(Portable, abc.ABC):
     strengths: Literal["imagenet", "cifar"] = "imagenet"  # of corruptions generated from its source images
     note: str = ""
     source_note: str = ""
+    mask_rule: str = ""
     ids: Sequence[str]
     labels: np.ndarray
     num_classes: int
@@ -225,6 +253,10 @@ class Dataset(Portable, abc.ABC):
     def found(self) -> list[Found]:
         """What opening the data found in folders, each once; for the start of a run and ``run.json``."""
         return []
+
+    def mask_of(self, shift: Shift) -> tuple[int, ...] | None:
+        """The class mask under ``shift``: the model's classes that labels are indices of, (kept,); None: all of them."""
+        return None
 
     @abc.abstractmethod
     def missing(self, shift: Shift) -> Problem | None:

@@ -89,6 +89,16 @@ class Timm(Network):
         crop = int(published["input_size"][-1])
         return Geometry(int(crop // published["crop_pct"]), crop, published["interpolation"])
 
+    def labels(self, net: nn.Module) -> Sequence[str] | None:
+        """Those that the suite gives, else those of the weights that the tag names."""
+        if self.config.labels or self.config.timm is None:
+            return super().labels(net)
+        from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+        published = _published(net)  # timm tells the sets apart by their numbers of classes, which are all different
+        known = infer_imagenet_subset(dict(published)) if published.get("num_classes") == net.num_classes else None
+        return ImageNetInfo(known).label_names() if known else None
+
     def asked(self) -> dict[str, Any]:
         spec: ModelSpec = self.config
         options = {"options": dict(spec.options)} if spec.options else {}

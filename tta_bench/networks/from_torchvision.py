@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import tta_bench.torchvision_repair  # noqa: F401  (before torchvision)
 from tta_bench.data.base import Geometry
+from tta_bench.data.labels import imagenet_labels
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.models import ModelConfig, Network, load_weights
 from tta_bench.networks.checkpoints import Channels, Normalisation, load_file
@@ -61,6 +63,13 @@ class Torchvision(Network):
 
     def asked(self) -> dict[str, Any]:
         return {"options": dict(self.config.options)} if self.config.options else {}
+
+    def labels(self, net: nn.Module) -> Sequence[str] | None:
+        """Those that the suite gives, else ImageNet's where ``weights_enum`` names weights of ImageNet."""
+        named = super().labels(net)
+        return (
+            imagenet_labels() if named is None and (self.config.weights_enum or "").startswith("IMAGENET1K") else named
+        )
 
     # -- the network ---------------------------------------------------------------------------------------------------
 

@@ -18,25 +18,26 @@ OVERVIEW, BY = "overview", "by "
 
 
 def overview(title: str, tables: Sequence[ErrorTable], mixed: tuple[str, ...]) -> list[ErrorTable]:
-    """Methods × protocols for each data set: mean error over the corruptions, average rank."""
-    worst = _most_severe(tables)
-    datasets = dict.fromkeys(table.setting.dataset for table in worst)
-    by_dataset = {name: [table for table in worst if table.setting.dataset == name] for name in datasets}
-    return [_overview(title, name, own, mixed) for name, own in by_dataset.items() if len(own) > 1]
+    """Methods × protocols for each data set and family of shifts: mean error over the family, average rank."""
+    groups: dict[tuple[str, str], list[ErrorTable]] = {}
+    for table in _most_severe(tables):
+        groups.setdefault((table.setting.dataset, table.setting.family), []).append(table)
+    return [_overview(title, name, own, mixed) for (name, _), own in groups.items() if len(own) > 1]
 
 
 def by_axis(title: str, tables: Sequence[ErrorTable], mixed: tuple[str, ...]) -> list[ErrorTable]:
     """Methods × values, for each axis that a suite varies and the settings that differ in nothing else."""
-    groups: dict[tuple[str, Setting], dict[str, ErrorTable]] = {}
+    groups: dict[tuple[str, Setting, str], dict[str, ErrorTable]] = {}
     for table in _most_severe(tables):
         for axis, value in table.setting.base.varied:
-            group = groups.setdefault((axis, table.setting.base.without(axis)), {})
+            group = groups.setdefault((axis, table.setting.base.without(axis), table.setting.family), {})
             group[words(axis, json.loads(value))] = table
-    return [_by_axis(title, axis, group, mixed) for (axis, _), group in groups.items() if len(group) > 1]
+    return [_by_axis(title, axis, group, mixed) for (axis, *_), group in groups.items() if len(group) > 1]
 
 
 def _most_severe(tables: Sequence[ErrorTable]) -> list[ErrorTable]:
-    return list({table.setting.base: table for table in tables}.values())  # tables are ordered by severity
+    """The last table of each setting and family: they are ordered by severity."""
+    return list({(table.setting.base, table.setting.family): table for table in tables}.values())
 
 
 def _overview(title: str, dataset: str, tables: Sequence[ErrorTable], mixed: tuple[str, ...]) -> ErrorTable:
@@ -44,8 +45,8 @@ def _overview(title: str, dataset: str, tables: Sequence[ErrorTable], mixed: tup
     table = _joined({names[table.setting.base]: table for table in tables}, mixed)
     ranks = _ranks(table)
     text = (
-        f"Mean error over the corruptions in per cent on {dataset}, by protocol, {_severities(tables)}; rank: mean over "
-        "protocols of a method's rank among the methods of its source model that have a result under every protocol."
+        f"Mean error over the {table.setting.noun} in per cent on {dataset}, by protocol{_severities(tables)}; rank: mean "
+        "over protocols of a method's rank among the methods of its source model that have a result under every protocol."
     )
     rows = []
     for row in table.rows:
@@ -54,8 +55,9 @@ def _overview(title: str, dataset: str, tables: Sequence[ErrorTable], mixed: tup
         rows.append(replace(row, cells={**row.cells, "rank": cell}, mean=cell))
     return replace(
         table,
-        name=f"{OVERVIEW}-{identifier(dataset)}",
-        title=f"{title}: error in per cent by protocol",
+        name="-".join([OVERVIEW, identifier(dataset), *_family_part(table)]),
+        title=f"{title}: error in per cent by protocol"
+        + "".join(f", {table.setting.noun}" for _ in _family_part(table)),
         caption=text,
         corruptions=[*table.corruptions, "rank"],
         rows=rows,
@@ -66,14 +68,14 @@ def _overview(title: str, dataset: str, tables: Sequence[ErrorTable], mixed: tup
 
 def _by_axis(title: str, axis: str, group: dict[str, ErrorTable], mixed: tuple[str, ...]) -> ErrorTable:
     first = next(iter(group.values())).setting
-    shared = TableSetting(first.base.without(axis), first.severity)
+    shared = TableSetting(first.base.without(axis), first.severity, family=first.family)
     fixed = ", ".join(part for part in (shared.base.protocol_text, _batch_size(shared.base)) if part)
     return replace(
         _joined(group, mixed),
-        name=f"by-{identifier(axis)}-{identifier(shared.text)}",
+        name=f"by-{identifier(axis)}-{identifier(shared.text)}",  # which has the family
         title=f"{title}: error in per cent by {axis}, {fixed}",
         setting=shared,
-        caption=f"Mean error over the corruptions in per cent on {shared.dataset} by {axis}, protocol {fixed}, "
+        caption=f"Mean error over the {shared.noun} in per cent on {shared.dataset} by {axis}, protocol {fixed}"
         f"{_severities(group.values())}.",
         untested="values are not tested against each other",
         view=BY + axis,
@@ -84,8 +86,15 @@ def _batch_size(base: Setting) -> str:
     return f"batch size {base.batch_size}" if base.batch_size else ""
 
 
+def _family_part(table: ErrorTable) -> list[str]:
+    """What tells a family's name apart from that of the corruptions'."""
+    setting = replace(table.setting, severity=0)
+    return [setting.name] if setting.name != "all" else []
+
+
 def _severities(tables: Iterable[ErrorTable]) -> str:
-    return f"at the highest severity of each ({', '.join(sorted({str(table.setting.severity) for table in tables}))})"
+    severities = sorted({str(table.setting.severity) for table in tables})
+    return f", at the highest severity of each ({', '.join(severities)})" if severities != ["0"] else ""
 
 
 def _joined(tables: Mapping[str, ErrorTable], mixed: tuple[str, ...]) -> ErrorTable:
@@ -107,6 +116,7 @@ def _joined(tables: Mapping[str, ErrorTable], mixed: tuple[str, ...]) -> ErrorTa
         rows=rows,
         partial=any(table.partial for table in tables.values()),
         averaged=False,
+        classes={},
         seeds=max(table.seeds for table in tables.values()),
         pairs=[],
         ranks={},
@@ -115,10 +125,11 @@ def _joined(tables: Mapping[str, ErrorTable], mixed: tuple[str, ...]) -> ErrorTa
 
 
 def _protocol_names(tables: Sequence[ErrorTable]) -> dict[Setting, str]:
-    """Short unique column names: the kind, with parameters, batch size and precision where these are needed."""
+    """Short unique column names: the kind, with parameters, batch size, precision and class mask where needed."""
     bases = [table.setting.base for table in tables]
     short = {base: base.protocol for base in bases}
-    for detail in (lambda b: b.told, lambda b: f"batch size {b.batch_size}", lambda b: b.precision):
+    details = (lambda b: b.told, lambda b: f"batch size {b.batch_size}", lambda b: b.precision, lambda b: b.mask_told)
+    for detail in details:
         names = list(short.values())
         short = {
             b: f"{name}, {detail(b)}" if names.count(name) > 1 and detail(b) else name for b, name in short.items()

@@ -13,9 +13,17 @@ import numpy as np
 import pandas as pd
 
 from tta_bench.errors import Problem, UsageError
-from tta_bench.report.error_tables import caption, corruptions_of, names_of, rows_of, sections, severities
+from tta_bench.report.error_tables import (
+    caption,
+    corruptions_of,
+    families,
+    names_of,
+    rows_of,
+    sections,
+    severities,
+)
 from tta_bench.report.evidence import ALL_IMAGES, Evidence, adapting_most
-from tta_bench.report.table import Cell, TableSetting, warnings
+from tta_bench.report.table import CORRUPTIONS, Cell, TableSetting, identifier, warnings
 from tta_bench.run import metrics
 from tta_bench.store import records
 
@@ -62,8 +70,12 @@ class CalibrationTable:
     warnings: tuple[str, ...] = ()
 
 
-def calibration_tables(evidence: Evidence) -> list[CalibrationTable]:
-    """A table for each setting in which calibration was measured; runs of earlier versions lack it.
+def calibration_tables(evidence: Evidence, *, joined: bool = False) -> list[CalibrationTable]:
+    """A table for each setting and family of shifts in which calibration was measured; earlier versions' runs lack it.
+
+    Args:
+        evidence: the rows.
+        joined: all families in one table, with one mean.
 
     Raises:
         UsageError: a trial's record that pooling needs is damaged.
@@ -71,24 +83,28 @@ def calibration_tables(evidence: Evidence) -> list[CalibrationTable]:
     names = names_of([base for base, _ in sections(evidence)])
     tables = []
     for base, frame in sections(evidence):
-        if frame["nll"].isna().all():
-            continue
         most, frame = adapting_most(frame)
-        levels = severities(frame)
-        name, protocol = names[base]
-        setting = TableSetting(base, levels[0] if len(levels) == 1 else 0, most)
-        tables.append(
-            CalibrationTable(
-                name=f"{name}-calibration" if name else "calibration",
-                title=", ".join(filter(None, [f"{evidence.title}: calibration", protocol])),
-                caption=caption(frame, setting, what="Expected calibration error in per cent, negative log-likelihood"),
-                setting=setting,
-                severities=levels,
-                rows=_rows(evidence, frame, levels),
-                warnings=warnings(bool(frame["partial"].any()), evidence.mixed),
-            )
-        )
+        for family, part in families(frame, joined):
+            if part["nll"].notna().any():
+                levels = severities(part)
+                setting = TableSetting(base, levels[0] if len(levels) == 1 else 0, most, family=family)
+                tables.append(_table(evidence, part, setting, levels, *names[base]))
     return tables
+
+
+def _table(
+    evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, levels: list[int], name: str, protocol: str
+) -> CalibrationTable:
+    other = setting.family != CORRUPTIONS
+    return CalibrationTable(
+        name="-".join(filter(None, [name, identifier(setting.family or "joined") if other else "", "calibration"])),
+        title=", ".join(filter(None, [f"{evidence.title}: calibration", setting.noun if other else "", protocol])),
+        caption=caption(frame, setting, what="Expected calibration error in per cent, negative log-likelihood"),
+        setting=setting,
+        severities=levels,
+        rows=_rows(evidence, frame, levels),
+        warnings=warnings(bool(frame["partial"].any()), evidence.mixed),
+    )
 
 
 def _rows(evidence: Evidence, frame: pd.DataFrame, levels: list[int]) -> list[CalibrationRow]:

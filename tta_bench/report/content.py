@@ -64,11 +64,13 @@ class ReportOptions:
         baseline: label of the method that errors and step times are relative to.
         reference: file of published numbers to compare with, or None.
         shared_timings: also show times taken on a shared device, in separate tables.
+        joined: all families of shifts in one table, with one mean.
     """
 
     baseline: str = "source"
     reference: pathlib.Path | None = None
     shared_timings: bool = False
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Content:
         title: names of the suites.
         evidence: the tables of the runs.
         baseline: label of the method that errors and step times are relative to; it need not have rows.
-        tables: of errors, one for each setting and severity, by severity.
+        tables: of errors, one for each setting, family of shifts and severity, by severity.
         curves: errors by number of images adapted on.
         views: errors along the stream (by place, visit, adaptation, of probes), and by what a suite varies.
         overviews: methods × protocols, where there are several.
@@ -134,17 +136,20 @@ def make(evidence: Evidence, options: ReportOptions) -> Content:
     Raises:
         UsageError: the file of published numbers, or a trial's arrays, cannot be read.
     """
-    error_tables = tables(evidence)
+    error_tables = tables(evidence, joined=options.joined)
     mixed = [f"The runs differ (--mix): {text}." for text in evidence.mixed]
     return Content(
         title=evidence.title,
         evidence=evidence,
         baseline=options.baseline,
         tables=error_tables,
-        curves=curves(evidence),
-        views=[*views.views(evidence, options.baseline), *across.by_axis(evidence.title, error_tables, evidence.mixed)],
+        curves=curves(evidence, joined=options.joined),
+        views=[
+            *views.views(evidence, options.baseline, joined=options.joined),
+            *across.by_axis(evidence.title, error_tables, evidence.mixed),
+        ],
         overviews=across.overview(evidence.title, error_tables, evidence.mixed),
-        calibration=calibration_tables(evidence),
+        calibration=calibration_tables(evidence, joined=options.joined),
         costs=costs(evidence, options.baseline, shared=options.shared_timings),
         comparisons=compare(evidence, error_tables, options.reference) if options.reference else [],
         mce=mce_tables(error_tables),

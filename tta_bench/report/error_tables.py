@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,20 +11,33 @@ import pandas as pd
 
 from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.report import statistics
-from tta_bench.report.evidence import ALL_IMAGES, TRIAL, Evidence, adapting_most
+from tta_bench.report.evidence import ALL_IMAGES, CLEAN, TRIAL, Evidence, adapting_most
 from tta_bench.report.images import ImageErrors
-from tta_bench.report.marks import Tested
+from tta_bench.report.marks import ColumnImages, Tested
 from tta_bench.report.statistics import Ranks
-from tta_bench.report.table import Cell, ErrorTable, MethodErrors, TableSetting, identifier, shifted_of
+from tta_bench.report.table import (
+    CORRUPTIONS,
+    JOINED,
+    Cell,
+    ErrorTable,
+    MethodErrors,
+    TableSetting,
+    identifier,
+    shifted_of,
+)
 from tta_bench.setting import Setting
 
 _ORDER = {name: position for position, name in enumerate(("clean", *NAMES))}
 
 
-def tables(evidence: Evidence) -> list[ErrorTable]:
-    """One table for each setting and severity; clean images alone in their stream are part of each.
+def tables(evidence: Evidence, *, joined: bool = False) -> list[ErrorTable]:
+    """One table for each setting, family of shifts and severity; clean images alone in their stream are part of each.
 
     Where a run varies ``adapt_images``, the table is of the trials that adapt on most; :func:`curves` has all.
+
+    Args:
+        evidence: the rows.
+        joined: all families in one table, with one mean.
     """
     error_tables = []
     for base, frame in sections(evidence):
@@ -32,21 +45,20 @@ def tables(evidence: Evidence) -> list[ErrorTable]:
         most, frame = adapting_most(frame)
         places = set(zip(frame["key"], frame["setting"], strict=True))
         errors = ImageErrors(evidence, places)
-        for severity in severities(frame):
-            part = frame[frame["of_severity"].isin([severity, 0])]
-            error_tables.append(_table(evidence, part, TableSetting(base, severity, most, several), errors))
+        for family, severity, part in parts(frame, joined):
+            error_tables.append(_table(evidence, part, TableSetting(base, severity, most, several, family), errors))
     return named(error_tables)
 
 
-def curves(evidence: Evidence) -> list[ErrorTable]:
+def curves(evidence: Evidence, *, joined: bool = False) -> list[ErrorTable]:
     """Tables by number of images adapted on: over all images, and over those after the suite's largest number."""
     curve_tables = []
     for base, frame in sections(evidence):
         if _adapt_on_several(frame):
-            for severity in severities(frame):
-                part = frame[frame["of_severity"].isin([severity, 0])]
+            for family, severity, part in parts(frame, joined):
                 columns = [name for name in ("error_pct", "error_after_pct") if part[name].notna().any()]
-                curve_tables += [_curve(evidence, part, TableSetting(base, severity), column) for column in columns]
+                setting = TableSetting(base, severity, family=family)
+                curve_tables += [_curve(evidence, part, setting, column) for column in columns]
     return named(curve_tables)
 
 
@@ -55,6 +67,24 @@ def sections(evidence: Evidence, role: str | None = "stream") -> Iterator[tuple[
     shifts = evidence.shifts if role is None else evidence.shifts[evidence.shifts["role"] == role]
     for section, frame in shifts.groupby("section", sort=False):
         yield evidence.sections[str(section)], frame
+
+
+def parts(frame: pd.DataFrame, joined: bool = False) -> Iterator[tuple[str, int, pd.DataFrame]]:
+    """(family, severity, rows) of each table of a section; ``joined``: all families are one."""
+    for family, own in families(frame, joined):
+        for severity in severities(own):
+            yield family, severity, own[own["of_severity"].isin([severity, 0])]
+
+
+def families(frame: pd.DataFrame, joined: bool = False) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each family of shifts with its rows and those of clean images, corruptions first, the others as they come."""
+    names = sorted(dict.fromkeys(frame["family"]), key=lambda name: name != CORRUPTIONS)
+    others = [str(name) for name in names if name != CLEAN]
+    if joined and len(others) > 1:
+        yield JOINED, frame
+        return
+    for family in others or [CORRUPTIONS]:
+        yield family, frame[frame["family"].isin([family, CLEAN])]
 
 
 def _adapt_on_several(frame: pd.DataFrame) -> bool:
@@ -100,13 +130,15 @@ def _short(base: Setting) -> str:
 def _table(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, images: ImageErrors) -> ErrorTable:
     corruptions = corruptions_of(frame)
     rows = rows_of(frame, "corruption", corruptions)
-    tested = Tested(rows, corruptions, setting.severity, images)
-    severity = f", severity {setting.severity}" if setting.severity else ""
+    by_name = dict(iter(frame.groupby("corruption", sort=False)))
+    tested = Tested(rows, {name: _column(by_name[name]) for name in corruptions}, images)
+    masked = {name: by_name[name]["classes"].dropna() for name in corruptions}
+    classes = {name: int(counts.iloc[0]) for name, counts in masked.items() if len(counts)}
     return ErrorTable(
-        name=f"severity-{setting.severity}" if setting.severity else "all",
-        title=f"{evidence.title}: error in per cent{severity}",
+        name=setting.name,
+        title=f"{evidence.title}: error in per cent{setting.told}",
         setting=setting,
-        caption=caption(frame, setting),
+        caption=caption(frame, setting, masks=_masks(classes)),
         corruptions=corruptions,
         rows=tested.rows,
         partial=bool(frame["partial"].any()),
@@ -116,6 +148,7 @@ def _table(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, image
         untested=tested.untested,
         ranks=dict(_ranks(rows, corruptions)),
         mixed=evidence.mixed,
+        classes=classes,
     )
 
 
@@ -124,20 +157,34 @@ def corruptions_of(frame: pd.DataFrame) -> list[str]:
     return sorted(frame["corruption"].unique(), key=lambda name: _ORDER.get(name, len(_ORDER)))
 
 
+def _column(rows: pd.DataFrame) -> ColumnImages:
+    """Which images a column of the table is of: those of corruptions are the clean ones, other shifts have their own."""
+    first = rows.iloc[0]
+    own = first["family"] not in (CLEAN, CORRUPTIONS) and not first["severity"]
+    return ColumnImages(str(first["shift"]), str(first["corruption"]) if own else "")
+
+
+def _masks(classes: Mapping[str, int]) -> list[str]:
+    """``imagenet_a and imagenet_r among 200 classes``: the columns under a class mask."""
+    by_count: dict[int, list[str]] = {}
+    for name, count in sorted(classes.items()):
+        by_count.setdefault(count, []).append(name)
+    return [f"{' and '.join(names)} among {count:,} classes" for count, names in by_count.items()]
+
+
 def _curve(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, column: str) -> ErrorTable:
     """Mean error over corruptions by number of images adapted on, over all images or those after."""
-    shifted = frame[frame["corruption"] != "clean"] if setting.severity else frame
+    shifted = without_clean(frame)
     adapted_on = shifted["adapt_images"].astype("string").fillna("all")
     shifted = shifted.assign(error_pct=shifted[column], adapted_on=adapted_on)
     counts = list(dict.fromkeys(adapted_on))
     counts.sort(key=lambda name: float("inf") if name == "all" else int(name))
     after = max(int(name) for name in counts if name != "all")
     graded = "all images" if column == "error_pct" else f"the images after the first {after}"
-    severity = f", severity {setting.severity}" if setting.severity else ""
-    grades = ["mean over the corruptions", f"graded over {graded}", "columns: images of each segment adapted on"]
+    grades = [f"mean over the {setting.noun}", f"graded over {graded}", "columns: images of each segment adapted on"]
     return ErrorTable(
-        name=f"{'curve' if column == 'error_pct' else 'curve-after'}{f'-{setting.severity}' if severity else ''}",
-        title=f"{evidence.title}: error in per cent on {graded}, by images adapted on{severity}",
+        name="-".join(["curve" if column == "error_pct" else "curve-after", *named_part(setting)]),
+        title=f"{evidence.title}: error in per cent on {graded}, by images adapted on{setting.told}",
         setting=setting,
         caption=caption(frame, setting, grades),
         corruptions=counts,
@@ -208,9 +255,21 @@ def _cell(by_seed: pd.Series, state: str) -> Cell:
     return Cell(float(errors.mean()), spread, state, seeds=len(errors))
 
 
+def without_clean(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows that a mean is over: all but those of clean images, where there are others."""
+    shifted = frame[frame["family"] != CLEAN]
+    return shifted if len(shifted) else frame
+
+
+def named_part(setting: TableSetting) -> list[str]:
+    """What tells apart the names of tables of one kind: ``5``, ``natural``, ``c-bar-5``, in parts."""
+    return [part for part in setting.name.replace("severity-", "").split("-") if part != "all"]
+
+
 def caption(
-    frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] = (), what: str = "Error in per cent"
-) -> str:
+    frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] = (), masks: Sequence[str] = (),
+    what: str = "Error in per cent",
+) -> str:  # fmt: skip
     """The conditions of a table in a sentence."""
     seeds = sorted(int(s) for s in frame["seed"].unique())
     images = _images(frame)
@@ -223,8 +282,8 @@ def caption(
     counted = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
     of = "in the stream" if (frame["shift"] == ALL_IMAGES).all() else "of each shift"
     images_text = f"{counted} images {of}{_distinct(frame)}{partial}"
-    parts = [f"{what} on {setting.text}", images_text, *further, spread]
-    apart = not further and setting.severity and (frame["corruption"] == "clean").any()
+    parts = [f"{what} on {setting.text}", *masks, images_text, *further, spread]
+    apart = not further and (frame["family"] == CLEAN).any() and (frame["family"] != CLEAN).any()
     return ", ".join(parts) + "." + (" The mean is without clean." if apart else "")
 
 

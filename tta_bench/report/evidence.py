@@ -18,12 +18,14 @@ import numpy as np
 import pandas as pd
 
 from tta_bench.errors import Problem, UsageError
+from tta_bench.report.table import CORRUPTIONS
 from tta_bench.setting import Setting
 from tta_bench.store import results
 from tta_bench.store.results import Results
 
 _CELL_KEY = ["label", "model", "setting", "seed", "segment", "shift", "visit"]
 TRIAL = ["run", "label", "model", "setting", "key"]  # identifies a trial: several labels and settings can share a key
+CLEAN = "clean"  # the family that is part of every table
 ALL_IMAGES = "all images"  # the shift of a row that joins a segment's rows of compounds, which can be thousands
 _PACKAGES = ("torch", "timm")
 
@@ -37,7 +39,8 @@ class Evidence:
         segments, shifts: as in :mod:`tta_bench.store.schema`, with ``run`` (its number), ``images_planned`` (images per
             shift), ``partial`` (whether only a part of the data set was used), ``section`` (id of the setting without
             severities and number of images adapted on) and ``of_severity`` (of the error table that a row belongs to; 0:
-            to those of every severity). Rows of compounds are joined into one of each segment.
+            to those of every severity). Rows of compounds are joined into one of each segment; they and corruptions are
+            of one ``family``.
         batches: the online curves, with ``run``.
         mixed: how the runs differ, a sentence each; only with ``mix``.
         notes: sentences for the reader.
@@ -138,7 +141,14 @@ def _numbered(run: Results, number: int, name: str) -> pd.DataFrame:
         return table
     table = _with_compounds_joined(table, {trial["key"] for trial in run.plan["trials"] if _has_compounds(trial)})
     severities = {setting: trial["setting_values"]["severities"] for setting, trial in settings.items()}
-    return table.assign(of_severity=_of_severity(table, severities))
+    return table.assign(of_severity=_of_severity(table, severities), family=_family(table))
+
+
+def _family(shifts: pd.DataFrame) -> pd.Series:
+    """The family of each row; that of corruptions for compounds, and where an earlier version has not recorded any."""
+    family = shifts["family"]
+    family = family.mask(family.isna() | family.isin(["", "compound"]), CORRUPTIONS)
+    return family.mask(shifts["corruption"] == CLEAN, CLEAN)
 
 
 def _has_compounds(trial: Mapping[str, Any]) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,13 +14,21 @@ from tta_bench.report.images import ImageErrors
 from tta_bench.report.table import Cell, Mark, MethodErrors, Pair, shifted_of
 
 
+class ColumnImages(NamedTuple):
+    """Attributes: shift: id of a column's shift; pool: name of its own images, empty for those of the clean ones."""
+
+    shift: str
+    pool: str = ""
+
+
 class Tested:
     """Rows with intervals and marks, from one resampling of the table's images.
 
+    Columns of one pool of images are resampled together, image by image; pools apart.
+
     Args:
         rows: of a table, without either.
-        columns: of the table: corruptions.
-        severity: of the table, 0 where there is none.
+        columns: of the table, with their images.
         images: errors of images.
 
     Attributes:
@@ -28,18 +37,24 @@ class Tested:
         untested: why there are none; empty where there are.
     """
 
-    def __init__(self, rows: Sequence[MethodErrors], columns: Sequence[str], severity: int, images: ImageErrors):
-        self._columns, self._shifted = columns, shifted_of(columns)
+    def __init__(self, rows: Sequence[MethodErrors], columns: Mapping[str, ColumnImages], images: ImageErrors):
+        self._columns, self._shifted = list(columns), shifted_of([*columns])
         self.pairs: list[Pair] = []
         self.untested = ""
+        self._draws: dict[tuple[str, str, str], np.ndarray] = {}
         cells = [(row, name) for row in rows for name in columns if row.cells[name].mean is not None]
-        matrix = images.matrix([(row.label, row.model, _shift(name, severity)) for row, name in cells])
-        if matrix is None:
+        for pool in dict.fromkeys(columns[name].pool for _, name in cells):
+            own = [(row, name) for row, name in cells if columns[name].pool == pool]
+            matrix = images.matrix([(row.label, row.model, columns[name].shift) for row, name in own])
+            if matrix is None:
+                self.untested = "the cells do not share their images"
+                break
+            draws = 100.0 * statistics.bootstrap(matrix, pool=pool)
+            self._draws |= {(row.model, row.label, name): draws[:, i] for i, (row, name) in enumerate(own)}
+        if self.untested or not cells:
             self.rows = list(rows)
-            self.untested = "the cells do not share their images" if cells else "there is no result"
+            self.untested = self.untested or "there is no result"
             return
-        draws = 100.0 * statistics.bootstrap(matrix)
-        self._draws = {(row.model, row.label, name): draws[:, i] for i, (row, name) in enumerate(cells)}
         with_intervals = [self._with_intervals(row) for row in rows]
         models = dict.fromkeys(row.model for row in rows)
         self.rows = [row for model in models for row in self._marked([r for r in with_intervals if r.model == model])]
@@ -107,10 +122,6 @@ def _corrected(tests: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _cell_of(row: MethodErrors, column: str) -> Cell:
     return row.mean if column == "mean" else row.cells[column]
-
-
-def _shift(corruption: str, severity: int) -> str:
-    return corruption if corruption == "clean" or not severity else f"{corruption}-{severity}"
 
 
 def _marks(rows: Sequence[MethodErrors], column: str, p: np.ndarray) -> dict[str, Mark]:

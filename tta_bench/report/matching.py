@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tta_bench.data.corrupt.corruptions import BENCHMARK
+from tta_bench.report.evidence import CLEAN
 from tta_bench.report.published import Published
-from tta_bench.report.table import Cell, ErrorTable, MethodErrors
+from tta_bench.report.table import CORRUPTIONS, JOINED, Cell, ErrorTable, MethodErrors
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Ours:
         method: registered name.
         about: the source model, as in ``plan.json``.
         chosen: hyperparameters that the suite sets.
-        images: number of images a corruption.
+        images: number of images of each column of the table.
     """
 
     table: ErrorTable
@@ -84,26 +85,69 @@ class Ours:
     method: str
     about: Mapping[str, Any]
     chosen: list[str]
-    images: int
+    images: Mapping[str, int]
+
+
+# Published data sets that are shifts of a data set here: its name and the columns that count as theirs.
+_SHIFTS = {
+    "ImageNet-R": ("ImageNet", ("imagenet_r",)),
+    "ImageNet-A": ("ImageNet", ("imagenet_a",)),
+    "ImageNet-Sketch": ("ImageNet", ("imagenet_sketch",)),
+    "ImageNet-V2": (
+        "ImageNet",
+        ("imagenet_v2_matched_frequency", "imagenet_v2_threshold_0.7", "imagenet_v2_top_images"),
+    ),
+    "ImageNet-val-clean": ("ImageNet", ("clean",)),
+}
+_WITH_CORRUPTIONS = {"ImageNet-C": "ImageNet"}  # published data sets whose corruptions another one has, too
 
 
 def _dataset(number: Published, ours: Ours) -> list[str] | None:
     name = ours.table.setting.dataset
+    if number.dataset in _SHIFTS:
+        if name != _SHIFTS[number.dataset][0] or (column := column_of(number, ours)) is None:
+            return None
+        return [*_variant(number, column), *_mask(ours, column), *_images(number, ours)]
     if name == f"{number.dataset} (generated)":
         return ["generated corruptions", *_images(number, ours)]
-    return _images(number, ours) if name == number.dataset else None
+    if name == _WITH_CORRUPTIONS.get(number.dataset) and ours.table.setting.family not in (CORRUPTIONS, JOINED):
+        return None
+    return _images(number, ours) if name in (number.dataset, _WITH_CORRUPTIONS.get(number.dataset)) else None
+
+
+def column_of(number: Published, ours: Ours) -> str | None:
+    """The column of a number that is of no corruption; of several, the first."""
+    names = _SHIFTS[number.dataset][1] if number.dataset in _SHIFTS else (number.corruption,)
+    return next((name for name in names if name in ours.row.cells), None)
+
+
+def _variant(number: Published, column: str) -> list[str]:
+    several = len(_SHIFTS[number.dataset][1]) > 1
+    return [f"here {column.replace('_', ' ')}, published variant not stated"] if several else []
+
+
+def _mask(ours: Ours, column: str) -> list[str]:
+    """Published numbers of variants with some of the classes are over these."""
+    unmasked = ours.table.setting.base.mask == "none" and column in ("imagenet_r", "imagenet_a")
+    return ["graded among all classes of the model, published among the variant's"] if unmasked else []
 
 
 def _images(number: Published, ours: Ours) -> list[str]:
     mixed = ["runs that differ"] if ours.table.mixed else []
+    column = column_of(number, ours)
+    images = max(ours.images.values()) if column is None or column not in ours.images else ours.images[column]
     if ours.table.partial:
-        return [f"a subset of {ours.images:,} images", *mixed]
-    other = number.images is not None and number.images != ours.images
-    return [f"{ours.images:,} images, published {number.images:,}", *mixed] if other else mixed
+        return [f"a subset of {images:,} images", *mixed]
+    other = number.images is not None and number.images != images
+    return [f"{images:,} images, published {number.images:,}", *mixed] if other else mixed
 
 
 def _severity(number: Published, ours: Ours) -> list[str] | None:
-    return [] if number.severity == ours.table.setting.severity else None
+    """Clean images are in the table of every severity, and counted once (:func:`tta_bench.report.reference.compare`)."""
+    if column_of(number, ours) == CLEAN and number.dataset in _SHIFTS:
+        return []
+    published = number.severity or 0 if number.dataset in _SHIFTS else number.severity
+    return [] if published == ours.table.setting.severity else None
 
 
 def _counterpart(number: Published, ours: Ours) -> list[str] | None:
@@ -178,7 +222,7 @@ def _corruption(number: Published, ours: Ours) -> list[str] | None:
 def cell_of(number: Published, ours: Ours) -> Cell | None:
     """The run's cell; a published mean is over the 15 corruptions of ImageNet-C, and has none where the run lacks one."""
     if number.corruption != "mean":
-        return ours.row.cells.get(number.corruption)
+        return ours.row.cells.get(column_of(number, ours) or "")
     cells = ours.row.cells
     if not set(BENCHMARK) <= set(cells):
         return None

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tta_bench.data.corrupt.corruptions import BENCHMARK
-from tta_bench.report.table import ErrorTable, warnings
+from tta_bench.report.table import CORRUPTIONS, ErrorTable, warnings
 from tta_bench.setting import Setting
 
 _SEVERITIES = (1, 2, 3, 4, 5)
-_DATASETS = ("ImageNet-C", "ImageNet-C (generated)")
+_DATASETS = ("ImageNet-C", "ImageNet-C (generated)", "ImageNet")  # the last: stored corruptions beside other shifts
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _grids(tables: Sequence[ErrorTable]) -> Iterator[dict[int, ErrorTable]]:
     by_setting: dict[tuple[Setting, int], dict[int, ErrorTable]] = {}
     for table in tables:
         s = table.setting
-        if s.dataset in _DATASETS:
+        if s.dataset in _DATASETS and s.family == CORRUPTIONS:
             by_setting.setdefault((s.base, s.adapt_images), {})[s.severity] = table
     yield from (grid for grid in by_setting.values() if set(_SEVERITIES) <= set(grid))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tta_bench.report import published
-from tta_bench.report.evidence import Evidence
-from tta_bench.report.matching import CONDITIONS, Ours, cell_of
+from tta_bench.report.evidence import CLEAN, Evidence
+from tta_bench.report.matching import CONDITIONS, Ours, cell_of, column_of
 from tta_bench.report.published import Published
 from tta_bench.report.table import ErrorTable
 
@@ -88,12 +88,14 @@ def compare(evidence: Evidence, tables: Sequence[ErrorTable], file: pathlib.Path
 
 def _ours(evidence: Evidence, tables: Sequence[ErrorTable]) -> Iterator[Ours]:
     sessions = dict(zip((run.path for run in evidence.runs), evidence.sessions(), strict=True))
-    known: dict[tuple[str, str, str], tuple[str, Mapping[str, Any], list[str], int]] = {}
+    known: dict[tuple[str, str, str], tuple[str, Mapping[str, Any], list[str], dict[str, int]]] = {}
     for run, t in evidence.trials():
         row_key = (t["label"], t["model"], t["dataset"])
         if row_key not in known:
             chosen = _chosen(sessions[run.path], t["label"], t["model"])
-            known[row_key] = (t["method"], run.plan["models"].get(t["model"], {}), chosen, int(t["images"]))
+            known[row_key] = (t["method"], run.plan["models"].get(t["model"], {}), chosen, {})
+        for name, *_ in t["shifts"]:
+            known[row_key][-1].setdefault(name, int(t["images"]))
     for table in tables:
         for row in table.rows:
             yield Ours(table, row, *known[row.label, row.model, table.setting.dataset])
@@ -118,12 +120,25 @@ def _comparison(numbers: Sequence[Published], ours: Sequence[Ours]) -> Compariso
     without: list[tuple[str, str]] = []
     for number in numbers:
         matches = [_matched(number, o) for o in ours] if number.error is not None and number.comparable else []
-        compared = [match for match in matches if isinstance(match, ComparedRow)]
+        compared = [
+            *_once((o, match) for o, match in zip(ours, matches, strict=False) if isinstance(match, ComparedRow))
+        ]
         rows += compared
         if not compared:
             without.append(_nearest(number, [match for match in matches if not isinstance(match, ComparedRow)]))
     sources = "; ".join(dict.fromkeys(n.source for n in numbers))
     return Comparison(numbers[0].paper, numbers[0].arxiv, sources, rows, _unmatched(without, len(numbers)))
+
+
+def _once(found: Iterable[tuple[Ours, ComparedRow]]) -> Iterator[ComparedRow]:
+    """The comparisons, those of clean images once: they are part of several tables of one setting."""
+    seen = set()
+    for ours, match in found:
+        place = (ours.table.setting.base, match.label, match.model)
+        if match.corruption != CLEAN or place not in seen:
+            yield match
+        if match.corruption == CLEAN:
+            seen.add(place)
 
 
 def _matched(number: Published, ours: Ours) -> ComparedRow | int:
@@ -143,7 +158,7 @@ def _matched(number: Published, ours: Ours) -> ComparedRow | int:
         model=ours.row.model,
         method=number.method,
         published_model=number.model,
-        corruption=number.corruption,
+        corruption=column_of(number, ours) or number.corruption,
         published=number.error,
         measured=cell.mean,
         difference=None if cell.mean is None else cell.mean - number.error,

@@ -21,18 +21,20 @@ LEVEL = 0.95  # of intervals; tests are at 1 − LEVEL
 _AT_A_TIME = 4_000_000  # weights that are held: they and what they are made from take about 100 MB
 
 
-def bootstrap(wrong: np.ndarray, draws: int = DRAWS) -> np.ndarray:
+def bootstrap(wrong: np.ndarray, draws: int = DRAWS, pool: str = "") -> np.ndarray:
     """Means of ``wrong`` under resampling of images.
 
     Args:
         wrong: (images, cells), each image's error in each cell, its mean over seeds.
         draws: how many.
+        pool: name of the images, where they are not the clean ones under any corruption.
 
     Returns:
-        (draws, cells) means, float64. The same number of images gives the same draws, so that tables are paired, too.
+        (draws, cells) means, float64. The same number of images of a pool gives the same draws, so that tables are paired,
+        too.
     """
     images, cells = wrong.shape
-    rng = np.random.default_rng(derived_seed("bootstrap", images))
+    rng = np.random.default_rng(derived_seed("bootstrap", images, *([pool] if pool else [])))
     values, means = wrong.astype(np.float32), np.empty((draws, cells))
     block = max(1, _AT_A_TIME // images)
     for first in range(0, draws, block):

@@ -15,6 +15,15 @@ from tta_bench.setting import Setting
 
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 
+CORRUPTIONS = "corruption"  # the family whose tables need not say it
+JOINED = ""  # all families in one table, where that is asked for
+_NOUNS = {
+    CORRUPTIONS: "corruptions",
+    JOINED: "shifts of all families",
+    "natural": "natural variants",
+    "domain": "domains",
+}
+
 Mark = Literal["", "best", "second", "tied"]
 
 
@@ -107,12 +116,32 @@ class TableSetting:
         severity: 0 where there is none.
         adapt_images: images of each segment that were adapted on, 0 for all.
         several: whether other trials adapted on other numbers, so that "all" is stated, too.
+        family: of the shifts that the mean is over, or :data:`JOINED`.
     """
 
     base: Setting
     severity: int
     adapt_images: int = 0
     several: bool = False
+    family: str = CORRUPTIONS
+
+    @property
+    def noun(self) -> str:
+        """The shifts that the mean is over, in the plural."""
+        return _NOUNS.get(self.family, f"corruptions of {self.family}")
+
+    @property
+    def name(self) -> str:
+        """For file names: ``severity-5``, ``all``, ``natural``, ``c-bar-severity-5``."""
+        family = [] if self.family == CORRUPTIONS else [identifier(self.family or "joined")]
+        severity = [f"severity-{self.severity}"] if self.severity else []
+        return "-".join([*family, *severity]) or "all"
+
+    @property
+    def told(self) -> str:
+        """What the name says, for titles, with a comma before it; or empty."""
+        family = "" if self.family == CORRUPTIONS else f", {self.noun}"
+        return f"{family}, severity {self.severity}" if self.severity else family
 
     @property
     def dataset(self) -> str:
@@ -134,7 +163,7 @@ class TableSetting:
         """``protocol reset, batch size 200``, and values other than the defaults."""
         base = self.base
         size = f"batch size {self.batch_size}" if self.batch_size else ""  # none where a table is by batch size
-        parts = [f"protocol {self.protocol}", base.caption, size, base.precision_told]
+        parts = [base.mask_told, f"protocol {self.protocol}", base.caption, size, base.precision_told]
         parts += [f"adapted on the first {self.adapt_images}"] if self.adapt_images else []
         parts += ["adapted on all images"] if self.several and not self.adapt_images else []
         return ", ".join(part for part in parts if part)
@@ -142,17 +171,19 @@ class TableSetting:
     @property
     def text(self) -> str:
         """``CIFAR-10-C, severity 5, protocol reset, batch size 200``."""
+        family = [] if self.family == CORRUPTIONS else [self.noun]
         severity = [f"severity {self.severity}"] if self.severity else []
-        return ", ".join([self.dataset, *severity, self.conditions])
+        return ", ".join([self.dataset, *family, *severity, self.conditions])
 
     def columns(self) -> dict[str, object]:
         """The values as columns of a table."""
-        return {**self.base.columns(), "severity": self.severity, "adapt_images": self.adapt_images}
+        own = {"family": self.family or "joined", "severity": self.severity, "adapt_images": self.adapt_images}
+        return {**self.base.columns(), **own}
 
 
 @dataclass(frozen=True)
 class ErrorTable:
-    """One table: one setting and severity.
+    """One table: one setting, family of shifts and severity.
 
     Attributes:
         name: unique in the report, for file names: ``severity-5``.
@@ -168,6 +199,7 @@ class ErrorTable:
         ranks: average ranks: over all source models under "", and by source model where there are several.
         mixed: how the runs differ, a sentence each.
         view: kind of a table of :mod:`tta_bench.report.views` or :mod:`tta_bench.report.across`; empty for others.
+        classes: of the columns under a class mask, how many the network tells apart.
     """
 
     name: str
@@ -184,6 +216,7 @@ class ErrorTable:
     ranks: Mapping[str, Ranks] = field(default_factory=dict)
     mixed: tuple[str, ...] = ()
     view: str = ""
+    classes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -207,15 +240,19 @@ class ErrorTable:
 
     @property
     def groups(self) -> list[tuple[str, list[str]]]:
-        """The columns by kind of corruption: ("", ["clean"]), ("noise", […]), …, ("", ["mean"])."""
+        """The columns by what stands above them: ("", ["clean"]), ("noise", […]), …, ("", ["mean"])."""
         groups: list[tuple[str, list[str]]] = []
         for name in self.columns:
-            group = _GROUP_OF.get(name, "")
+            group = self.group_of(name)
             if groups and group and groups[-1][0] == group:
                 groups[-1][1].append(name)
             else:
                 groups.append((group, [name]))
         return groups
+
+    def group_of(self, column: str) -> str:
+        """What stands above a column: the kind of corruption, or the number of classes under a class mask; or empty."""
+        return f"{self.classes[column]:,} classes" if column in self.classes else _GROUP_OF.get(column, "")
 
     def of(self, model: str) -> list[MethodErrors]:
         """The rows of a source model."""

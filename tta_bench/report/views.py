@@ -11,7 +11,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from tta_bench.report.error_tables import caption, named, rows_of, sections, severities
+from tta_bench.report.error_tables import (
+    caption,
+    families,
+    named,
+    named_part,
+    rows_of,
+    sections,
+    severities,
+    without_clean,
+)
 from tta_bench.report.evidence import ALL_IMAGES, TRIAL, Evidence, of_shifts
 from tta_bench.report.table import ErrorTable, TableSetting
 from tta_bench.setting import Setting
@@ -20,24 +29,31 @@ PLACES, VISITS, PROBES, PARTS, CHANCE, COLLAPSE = "place", "visit", "probe", "ad
 _SHOWN = 10  # visits with a column
 
 
-def views(evidence: Evidence, baseline: str) -> list[ErrorTable]:
-    """All views that the runs have data for, by setting."""
+def views(evidence: Evidence, baseline: str, *, joined: bool = False) -> list[ErrorTable]:
+    """All views that the runs have data for, by setting and family of shifts; ``joined``: all families are one."""
     tables: list[ErrorTable] = []
     for base, frame in sections(evidence, role=None):
         stream, probes = frame[frame["role"] == "stream"], frame[frame["role"] == "probe"]
-        walks = _walks_severities(stream)
-        if walks:
-            tables += _view(evidence, base, stream, 0, PLACES, _by_place(stream))
-        for severity in severities(stream):
-            part = stream[stream["of_severity"].isin([severity, 0])]
-            shifted = part[part["corruption"] != "clean"] if severity else part
-            if not walks:
-                tables += _view(evidence, base, part, severity, VISITS, _by_visit(shifted))
-            parts = CHANCE if _counts_at_chance(base) else PARTS
-            tables += _view(evidence, base, part, severity, parts, _by_adaptation(shifted, _SKIPPED[parts]))
-            tables += _view(evidence, base, part, severity, COLLAPSE, _collapse(evidence, shifted))
-        tables += _view(evidence, base, probes, 0, PROBES, _forgetting(probes, baseline))
+        for family, own in families(stream, joined):
+            tables += _of_family(evidence, base, own, family)
+        tables += _view(evidence, TableSetting(base, 0), probes, PROBES, _forgetting(probes, baseline))
     return named(tables)
+
+
+def _of_family(evidence: Evidence, base: Setting, stream: pd.DataFrame, family: str) -> Iterator[ErrorTable]:
+    """The views of the rows of a family."""
+    walks = _walks_severities(stream)
+    if walks:
+        yield from _view(evidence, TableSetting(base, 0, family=family), stream, PLACES, _by_place(stream))
+    for severity in severities(stream):
+        setting = TableSetting(base, severity, family=family)
+        part = stream[stream["of_severity"].isin([severity, 0])]
+        shifted = without_clean(part)
+        if not walks:
+            yield from _view(evidence, setting, part, VISITS, _by_visit(shifted))
+        parts = CHANCE if _counts_at_chance(base) else PARTS
+        yield from _view(evidence, setting, part, parts, _by_adaptation(shifted, _SKIPPED[parts]))
+        yield from _view(evidence, setting, part, COLLAPSE, _collapse(evidence, shifted))
 
 
 def _walks_severities(stream: pd.DataFrame) -> bool:
@@ -48,14 +64,14 @@ def _walks_severities(stream: pd.DataFrame) -> bool:
 
 _TITLES = {
     PLACES: "by place in the sequence of severities",
-    VISITS: "by visit, mean over the corruptions",
+    VISITS: "by visit, mean over the {noun}",
     PROBES: "of the probe after each part of the stream",
     PARTS: "on all images, on those adapted on and on those only predicted",
     CHANCE: "on all images, on those adapted on and on those skipped, which count at chance",
     COLLAPSE: "over all images, mean over classes, and share of the most predicted class",
 }
 _NOTES = {
-    PLACES: "mean over the corruptions at each severity of the sequence; mean over all places",
+    PLACES: "mean over the {noun} at each severity of the sequence; mean over all places",
     VISITS: "last − first: change from the first visit to the last",
     PROBES: "forgetting: mean error of the probes minus the baseline's",
     PARTS: "share: images adapted on, per cent of the images graded",
@@ -71,19 +87,18 @@ def _counts_at_chance(setting: Setting) -> bool:
 
 
 def _view(
-    evidence: Evidence, base: Setting, frame: pd.DataFrame, severity: int, kind: str, rows: pd.DataFrame
+    evidence: Evidence, setting: TableSetting, frame: pd.DataFrame, kind: str, rows: pd.DataFrame
 ) -> Iterator[ErrorTable]:
     """The table of ``rows``, which have their column's name in ``view``; nothing where there are none."""
     columns = list(dict.fromkeys(rows["view"])) if len(rows) else []
     if (len(columns) < 2 and kind != PROBES) or not columns:
         return
-    setting = TableSetting(base, severity)
-    at = f", severity {severity}" if severity else ""
+    title, note = (texts[kind].format(noun=setting.noun) for texts in (_TITLES, _NOTES))
     yield ErrorTable(
-        name=f"{kind}{f'-{severity}' if severity else ''}",
-        title=f"{evidence.title}: error in per cent {_TITLES[kind]}{at}",
+        name="-".join([kind, *named_part(setting)]),
+        title=f"{evidence.title}: error in per cent {title}{setting.told}",
         setting=setting,
-        caption=caption(frame, setting, [_NOTES[kind], *(_cost_ratios(rows) if kind in _SKIPPED else [])]),
+        caption=caption(frame, setting, [note, *(_cost_ratios(rows) if kind in _SKIPPED else [])]),
         corruptions=columns,
         rows=rows_of(rows, "view", columns),
         partial=bool(frame["partial"].any()),

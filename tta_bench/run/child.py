@@ -164,6 +164,8 @@ class _TrialRun:
         cls = child.load_method()
         model = copy.deepcopy(child.pristine)
         model.weights_sha256 = child.setup.weights_sha256
+        if request.mask is not None:
+            model.keep_classes(request.mask)
         config = cls.Config.model_validate(request.config, context={"registry": registry})
         context = context_for(model, request.batch_size, request.side, self.device, request.prepare_seed)
         reason = cls.skip(model, config, context)

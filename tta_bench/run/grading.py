@@ -158,6 +158,7 @@ class Grader:
                 **{**self._segment_columns(position), "visit": visit},
                 shift=shift.id,
                 corruption=shift.name,
+                family=shift.family,
                 severity=int(shift.severity or 0),
                 distinct_images=distinct if distinct < len(here) else None,
                 class_mean_error_pct=metrics.class_mean_error_pct(correct, labels),

@@ -56,6 +56,7 @@ class TrialRequest:
         prepare_key: trials with equal keys share the result of ``prepare``.
         log: file for the method's output.
         calibrates: whether a plain forward pass is timed after each step.
+        mask: the classes that the source model keeps, or None for all.
     """
 
     config: Mapping[str, Any]
@@ -70,6 +71,7 @@ class TrialRequest:
     prepare_key: str
     log: str
     calibrates: bool
+    mask: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -293,13 +293,13 @@ class _TrialExchange:
 
     def _request(self) -> Ring:
         trial, process = self._trial, self._child.process
-        assert self._child.loaded is not None
-        prepare_key = {k: trial.asked.get(k) for k in ("method", "model", "source", "batch_size", "seed", "precision")}
+        of_prepare = ("method", "model", "source", "batch_size", "seed", "precision", "classes")
+        prepare_key = {name: trial.asked.get(name) for name in of_prepare}
         source = self._dataset.source
         sizes = np.diff(self._stream.bounds)
         full = sizes if self._stream.grades is None else sizes[self._stream.adapt]  # a window fills before it adapts
         largest = max(trial.stream.batch_size, int(sizes.max()))
-        size = rings.RingSize(largest, self._dataset.side, self._child.loaded.classes)
+        size = rings.RingSize(largest, self._dataset.side, self._classes)
         request = messages.TrialRequest(
             trial.config,
             size,
@@ -313,6 +313,7 @@ class _TrialExchange:
             digest(prepare_key),
             str(self._log),
             trial.calibrates,
+            trial.mask,
         )
         self._send(request)
         with _reading():
@@ -363,11 +364,16 @@ class _TrialExchange:
         while in_flight:
             yield self._verdicts(in_flight.popleft(), grader, outputs)
 
+    @property
+    def _classes(self) -> int:
+        """The number of classes that the method's network tells apart."""
+        assert self._child.loaded is not None
+        return self._child.loaded.classes if self._trial.mask is None else len(self._trial.mask)
+
     def _verdicts(self, sent: _Sent, grader: Grader, outputs: str) -> metrics.BatchVerdicts:
         self._receive(messages.Scored)
-        assert self._child.loaded is not None
         if not sent.message.images:
-            return metrics.chance(sent.images, self._child.loaded.classes)
+            return metrics.chance(sent.images, self._classes)
         return metrics.grade(self._ring.scores[sent.message.slot, : sent.images], grader.labels(sent.number), outputs)
 
     def _send(self, message: Any) -> None:

@@ -18,7 +18,7 @@ from tta_bench.data.cache import CacheEntry
 from tta_bench.run.faults import Fault
 from tta_bench.run.runner import TrialResult
 from tta_bench.schedule.observer import title
-from tta_bench.schedule.status import Tally, duration
+from tta_bench.schedule.status import Tally, duration, row_of
 from tta_bench.suite.plan import Trial
 
 _STYLE = {"ok": "green", "failed": "red", "skipped": "yellow", "retry": "yellow", "note": "yellow"}
@@ -115,7 +115,8 @@ class TrialProgress:
         self.done += 1
         self.failed += result.status == "failed"
         self.images += sum(row["images"] for row in result.shifts)
-        self._tally.add(trial.label, trial.setting.protocol_text, trial.model, result.status, result.shifts)
+        row = row_of(trial.setting.protocol_text, (shift.family for shift in trial.stream.shifts))
+        self._tally.add(trial.label, row, trial.model, result.status, result.shifts)
         if not self._bar or result.status == "failed":
             self._print(*self._line(trial, result))
 

@@ -23,6 +23,20 @@ STATUS_FILE = "status.json"
 EVERY_S = 1.0  # between updates of a running driver
 
 
+def row_of(protocol: str, families: Iterable[str]) -> str:
+    """The row of a trial whose shifts have these families: ``reset``, or ``reset, natural``.
+
+    Args:
+        protocol: with its parameters.
+        families: of its shifts.
+    """
+    others = [family for family in dict.fromkeys(families) if family not in _USUAL]
+    return ", ".join([protocol, *others])
+
+
+_USUAL = ("clean", "corruption", "compound")
+
+
 @dataclass
 class _TallyCell:
     """Attributes: planned: trials of a row and source model; errors: of those with status ok, per cent."""
@@ -35,7 +49,7 @@ class Tally:
     """Counts trials by status and collects their errors.
 
     Args:
-        planned: (label, protocol, model, corruptions) of every trial, in plan order; the protocol with its parameters.
+        planned: (label, protocol, model, corruptions) of every trial, in plan order; the protocol as in :func:`row_of`.
 
     Attributes:
         total: number of planned trials.
@@ -70,7 +84,8 @@ class Tally:
         A mean over fewer trials than planned shows their number: such means are over different trials and cannot be
         compared yet.
         """
-        labels, protocols, models = (list(dict.fromkeys(key[i] for key in self._cells)) for i in range(3))
+        keys = [key for key, cell in self._cells.items() if cell.planned] or [*self._cells]  # else clean images alone
+        labels, protocols, models = (list(dict.fromkeys(key[i] for key in keys)) for i in range(3))
         headings = ["protocol"] if len(protocols) > 1 else []
         table = Table("mean error, %", *headings, *models, box=None, pad_edge=False, header_style="bold")
         for protocol, label in itertools.product(protocols, labels):

@@ -72,6 +72,9 @@ class Asked:
     batch_size: int = fact("key", "nominal batch size")
     precision: str = fact("key", "in which the network computes: float32, float64")
     data: str = fact("key", "fingerprint of the images: rows are compared only where it is the same")
+    classes: int | None = fact(
+        "key", "classes that the network tells apart under a class mask; empty for all of its own", default=None
+    )
     preset_missing: str = fact("origin", "the preset that the model names and the method lacks: its defaults were used")
 
 
@@ -93,9 +96,10 @@ class ShiftPlace:
     segment: str = fact("key", "name of the segment, a run of batches: its shift, or mixed, …")
     visit: int = fact("key", "how often the shift was entered before, as the protocol counts it")
     role: str = fact("key", "stream, or probe: how well an earlier shift is still recognised")
-    shift: str = fact("key", "corruption and severity, or clean")
-    corruption: str = fact("key", "corruption, or clean")
-    severity: int = fact("key", "1 to 5; of clean and of compounds 0")
+    shift: str = fact("key", "corruption and severity; or clean, a natural variant, a domain")
+    corruption: str = fact("key", "corruption, natural variant, domain, or clean")
+    family: str = fact("key", "what a mean is over: corruption, natural, domain, …; or clean, compound", default="")
+    severity: int = fact("key", "1 to 5; of shifts without one 0")
 
 
 # -- results of a trial -------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from tta_bench.run import metrics
 from tta_bench.store.schema import BATCHES, STATISTIC, Asked, Column, types_of
 
 _ASKED = [*types_of(Asked), "key"]
+_OPTIONAL = {"classes"}  # left out of the plan where there is no class mask
 _GRADES = ("images/batch", "images/correct", "images/graded", "images/predicted")
 MAX_POINTS = 10_000  # of a trial's online curve
 _MEANS = ("step_ms", "data_ms")  # where a row is of several batches; other columns are sums
@@ -19,7 +20,7 @@ _MEANS = ("step_ms", "data_ms")  # where a row is of several batches; other colu
 
 def trial_columns(trial: Mapping[str, Any], record: Mapping[str, Any] | None, damage: str | None) -> dict[str, Any]:
     """What all rows of a planned trial share. Without a record the trial is missing, and ``reason`` says why."""
-    asked = {name: trial[name] for name in _ASKED}
+    asked = {name: trial.get(name) if name in _OPTIONAL else trial[name] for name in _ASKED}
     if record is None:
         reason = f"damaged: {damage}; run the suite again" if damage else "not run yet"
         return {**asked, "status": "missing", "reason": reason}
@@ -40,7 +41,8 @@ def planned_shifts(trial: Mapping[str, Any]) -> list[dict[str, Any]]:
     segments, rows = planned_segments(trial), []
     for position, number, visit in trial["cells"]:
         corruption, severity, name = trial["shifts"][number]
-        shift = {"visit": visit, "shift": name, "corruption": corruption, "severity": severity}
+        family = trial["families"][number] if "families" in trial else ""
+        shift = {"visit": visit, "shift": name, "corruption": corruption, "family": family, "severity": severity}
         rows.append(segments[position] | shift)
     return rows
 

@@ -15,10 +15,9 @@ from pydantic import BaseModel
 
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.registry import DATASETS, MODELS, PROTOCOLS, PluginKind, Registry, plugin_entries
-from tta_bench.streams import shift_of
 from tta_bench.suite.document import Document, KeyPath, parse
-from tta_bench.suite.parts import config_class, read
-from tta_bench.suite.schema import OVERRIDES, Evaluation, Suite, is_shift, named
+from tta_bench.suite.parts import config_class, known_shifts, read
+from tta_bench.suite.schema import OVERRIDES, Evaluation, Suite, named
 
 
 @dataclass
@@ -122,7 +121,8 @@ _PARTS: dict[str, tuple[PluginKind, str | None]] = {"data": (DATASETS, None), "p
 def _validated(document: Document, registry: Registry, problems: list[Problem]) -> Suite | None:
     try:
         # JSON mode is strict about types ("5" and true are not numbers) but accepts lists as tuples
-        return Suite.model_validate_json(json.dumps(document.data), strict=True, context={"registry": registry})
+        context = {"registry": registry, "shifts": known_shifts(document.data.get("data"), registry)}
+        return Suite.model_validate_json(json.dumps(document.data), strict=True, context=context)
     except pydantic.ValidationError as error:
         problems += [_suite_problem(document, registry, dict(e)) for e in error.errors(include_url=False)]
         return None
@@ -159,7 +159,7 @@ def _protocol_problems(document: Document, suite: Suite) -> Iterator[Problem]:
 def _evaluation_problems(document: Document, evaluation: Evaluation, path: KeyPath) -> Iterator[Problem]:
     """Values of ``adapt_images`` that are not a multiple of the batch size, and a probe that is not a shift."""
     probe = evaluation.protocol.probe
-    if probe is not None and not is_shift(shift_of(probe.shift)):
+    if probe is not None and evaluation.data.shift_named(probe.shift) is None:
         hint = "give clean, or a corruption with a severity: fog-5"
         yield document.problem((*path, "probe", "shift"), f"unknown shift {probe.shift!r}", hint)
     for count, size in itertools.product(evaluation.protocol.adapt_images, evaluation.batch_size):

@@ -6,11 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import pydantic
 from pydantic import BaseModel, PlainValidator, ValidationInfo
+from pydantic_core import PydanticCustomError
 
+from tta_bench.data.base import DataConfig
 from tta_bench.errors import UsageError, refused
 from tta_bench.protocols.words import advice
-from tta_bench.registry import PROTOCOLS, PluginKind, Registry, installed
+from tta_bench.registry import DATASETS, PROTOCOLS, PluginKind, Registry, installed
 
 
 def config_class(
@@ -50,6 +53,25 @@ def read(kind: PluginKind, value: Any, registry: Registry, default: str | None =
         raise refused("unknown_kind", problem.message, ("kind",), name, hint) from error
     # JSON mode is strict about types ("5" and true are not numbers) but accepts lists as tuples
     return cls.model_validate_json(json.dumps({**value, "kind": name}), strict=True)
+
+
+def known_shifts(value: Any, registry: Registry) -> list[str] | None:
+    """What a suite with this ``data`` may list under ``corruptions``; None where the data are invalid, so not known.
+
+    Kinds of data with the usual corruptions are known even then.
+    """
+    usual = DataConfig.model_construct(kind="").shift_names()
+    try:
+        return list(read(DATASETS, value, registry).shift_names())
+    except (pydantic.ValidationError, PydanticCustomError):
+        config = config_class(DATASETS, value, registry)
+        own = config is not None and getattr(config, "shift_names", None) is not DataConfig.shift_names
+        return None if own else list(usual)
+
+
+def shifts_of(info: ValidationInfo) -> list[str] | None:
+    """What a suite may list under ``corruptions``, from its validation's context; None: not known."""
+    return (info.context or {}).get("shifts")
 
 
 def registry_of(info: ValidationInfo) -> Registry:

@@ -20,7 +20,7 @@ import numpy as np
 
 from tta_bench import NUMERICS_VERSION
 from tta_bench.adapter import Adapter, Config
-from tta_bench.data import DataRequest, Dataset, open_data
+from tta_bench.data import Dataset, open_data
 from tta_bench.data.base import digest
 from tta_bench.data.cache import CacheEntry
 from tta_bench.data.digests import Digests
@@ -38,7 +38,7 @@ from tta_bench.suite.prepare import Accuracies, Request
 from tta_bench.suite.resolve import ResolvedMethod, resolve
 from tta_bench.suite.schema import Evaluation
 from tta_bench.suite.select import Filter
-from tta_bench.suite.sources import OpenedModel, open_datasets, open_models
+from tta_bench.suite.sources import OpenedModel, open_datasets, open_models, request_of
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Trial:
         setting: must agree with another trial's for their numbers to share a table.
         parameters: of its protocol, including those at their default.
         cost_ratio: the number that the stream follows, where its rule has one; None also where it could not be measured.
+        mask: the class mask: the source model's classes that are kept, or None for all.
         obstacle: why the trial cannot run: the outcome of measuring its cost ratio; else None.
         calibrates: whether it measures a cost ratio.
         seed: the trial's seed.
@@ -79,6 +80,7 @@ class Trial:
     precision: str
     asked: Mapping[str, Any] = field(repr=False)
     cost_ratio: float | None = None
+    mask: tuple[int, ...] | None = field(default=None, repr=False)
     obstacle: CostRatio | None = None
     calibrates: bool = False
 
@@ -272,7 +274,7 @@ def content_of(dataset: Dataset, shift: Shift, rows: np.ndarray, digests: Digest
 
 def reopening(loaded: LoadedSuite, model: OpenedModel) -> Callable[[], Dataset]:
     """A function that opens a model's data again."""
-    request = DataRequest(loaded.suite.shifts(), model.geometry)
+    request = request_of(loaded.suite.data, loaded.suite.shifts(), model)
     return functools.partial(open_data, loaded.suite.data, request, loaded.registry)
 
 
@@ -297,6 +299,7 @@ def _trials(
         }
         key_of = Keys(shared)
         by_seed = (cells.of(row.model, row.evaluation, row.batch_size, seed, cost) for seed in row.evaluation.seeds)
+        dataset = materials.datasets[row.model]
         for stream, protocol, own in itertools.chain.from_iterable(by_seed):
             yield Trial(
                 key=key_of(own),
@@ -308,14 +311,35 @@ def _trials(
                 config=config,
                 model=row.model,
                 stream=stream,
-                setting=setting_of(materials.datasets[row.model].title, protocol, stream, precision, axes),
+                setting=setting_of(dataset.title, protocol, stream, precision, axes, dataset.mask_rule),
                 parameters=protocol.values(),
                 seed=stream.seed,
                 precision=precision,
                 asked=shared | own,
                 cost_ratio=cost.ratio if protocol.measures_cost else protocol.cost_ratio,
+                mask=mask_of(dataset, stream.shifts),
                 obstacle=cost if protocol.measures_cost and cost.ratio is None else None,
             )
+
+
+def mask_of(dataset: Dataset, shifts: Iterable[Shift]) -> tuple[int, ...] | None:
+    """The class mask of a stream of ``shifts``, or None.
+
+    Raises:
+        UsageError: they have different ones.
+    """
+    masks: dict[tuple[int, ...] | None, Shift] = {}
+    for shift in shifts:
+        masks.setdefault(dataset.mask_of(shift), shift)
+    if len(masks) > 1:
+        told = " and ".join(f"{shift.id} ({_told(mask, dataset.num_classes)})" for mask, shift in masks.items())
+        hint = "write protocol: {kind: reset}, which has a stream for each shift, or data: {…, mask: none}"
+        raise UsageError(Problem(f"one stream joins {told}: a trial has one network, with one class mask", hint=hint))
+    return next(iter(masks), None)
+
+
+def _told(mask: tuple[int, ...] | None, classes: int) -> str:
+    return f"all {classes:,} classes" if mask is None else f"{len(mask):,} of {classes:,} classes"
 
 
 def _too_few_images(
@@ -405,6 +429,7 @@ class _Cells:
         return self._cells[key]
 
     def _make(self, model: str, evaluation: Evaluation, batch_size: int, seed: int, cost: CostRatio) -> Iterator[_Cell]:
+        dataset = self._materials.datasets[model]
         seen = set[tuple[str, str]]()  # by protocol parameters: two that make equal streams both have rows
         for protocol, spec in _wholes(self._loaded, evaluation, self._limit, batch_size, seed, cost, self._accuracies):
             further: dict[str, Any] = {"cost_ratio": cost.ratio} if protocol.measures_cost else {}
@@ -417,8 +442,9 @@ class _Cells:
                 key = (protocol.canonical(), stream.sha256)
                 if key not in seen and not self._repeated(model, evaluation, protocol, part, stream.sha256):
                     seen.add(key)  # clean images are in the stream of every severity
-                    data = self._data(model, part.shifts)
-                    yield part, protocol, {"data": data, "stream": stream.sha256, "seed": seed, **further}
+                    data, mask = self._data(model, part.shifts), mask_of(dataset, part.shifts)
+                    masked = {} if mask is None else {"classes": digest(list(mask))}
+                    yield part, protocol, {"data": data, "stream": stream.sha256, "seed": seed, **further, **masked}
 
     def _add_compounds(self, model: str, shifts: tuple[Shift, ...]) -> None:
         """Add the digest of all compounds to the contents, where a stream has some.

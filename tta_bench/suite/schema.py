@@ -22,26 +22,21 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from tta_bench.data.base import DataConfig
-from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.errors import near_miss
 from tta_bench.models import ModelConfig
 from tta_bench.protocols.config import ONE_OR_MORE, ProtocolConfig
 from tta_bench.registry import DATASETS, MODELS, PROTOCOLS
 from tta_bench.run.precision import PRECISIONS
-from tta_bench.streams import CLEAN, Shift, shift_of
-from tta_bench.suite.parts import by_plugin, config_class, registry_of
+from tta_bench.streams import Shift
+from tta_bench.suite.parts import by_plugin, config_class, registry_of, shifts_of
 
 
-def _corruption(name: str) -> str:
-    if name != "clean" and name not in NAMES:
+def _corruption(name: str, info: ValidationInfo) -> str:
+    known = shifts_of(info)
+    if known is not None and name not in known:
         raise PydanticCustomError("unknown_corruption", "unknown corruption '{name}'",
-                                  {"name": name, "hint": near_miss(name, ["clean", *NAMES])})  # fmt: skip
+                                  {"name": name, "hint": near_miss(name, known)})  # fmt: skip
     return name
-
-
-def is_shift(shift: Shift) -> bool:
-    """Whether a suite can have the shift: clean images, or a known corruption at a severity."""
-    return shift == CLEAN or (shift.name in NAMES and shift.severity in range(1, 6))
 
 
 def _precision(name: str) -> str:
@@ -145,12 +140,14 @@ class Evaluation:
     Attributes:
         index: of its entry under ``protocol``.
         protocol: its Config.
+        data: the suite's, which knows the shifts.
         batch_size, corruptions, severities, seeds: its entry's, or the suite's.
         precision: the suite's.
     """
 
     index: int
     protocol: ProtocolConfig
+    data: DataConfig
     batch_size: tuple[int, ...]
     corruptions: list[str]
     severities: list[int]
@@ -158,15 +155,15 @@ class Evaluation:
     precision: tuple[str, ...]
 
     def shifts(self) -> tuple[Shift, ...]:
-        """All shifts, severity by severity, corruptions in their order; ``clean`` once, at its first position."""
+        """All shifts, severity by severity, corruptions in their order; those without a severity once, first come."""
         return tuple(dict.fromkeys(shift for group in self.by_severity() for shift in group))
 
     def by_severity(self) -> list[tuple[Shift, ...]]:
         """The shifts of each severity, corruptions in their order; the protocol's probe is among them."""
-        probe = [shift_of(self.protocol.probe.shift)] if self.protocol.probe else []
+        probe = [shift] if self.protocol.probe and (shift := self.data.shift_named(self.protocol.probe.shift)) else []
         groups = [
-            tuple(dict.fromkeys([*(CLEAN if n == CLEAN.name else Shift(n, s) for n in self.corruptions), *probe]))
-            for s in self.severities
+            tuple(dict.fromkeys([*(self.data.shift(name, severity) for name in self.corruptions), *probe]))
+            for severity in self.severities
         ]
         return list(dict.fromkeys(groups))
 
@@ -216,6 +213,7 @@ class Suite(Part):
         return Evaluation(
             index,
             entry.config,
+            self.data,
             entry.batch_size or self.batch_size,
             entry.corruptions or self.corruptions,
             severities,

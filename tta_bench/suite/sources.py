@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from tta_bench.data import DataRequest, Dataset, Geometry, open_data
+from tta_bench.data import DataConfig, DataRequest, Dataset, Geometry, open_data
 from tta_bench.data.base import label_fault
+from tta_bench.data.labels import LABELS
 from tta_bench.errors import Problem, UsageError
 from tta_bench.models import Network, open_network, state_sha256
 from tta_bench.registry import MODELS, foreign_code
@@ -27,7 +28,13 @@ _MAX_PROCESSES = 4  # each has one network in memory
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A checked source model; ``asked`` is its part of a trial's key."""
+    """A checked source model.
+
+    Attributes:
+        asked: its part of a trial's key.
+        labels: the names of its classes, where they are known.
+        mask_obstacle: why it takes no class mask, or empty.
+    """
 
     network: Network
     num_classes: int
@@ -35,6 +42,8 @@ class OpenedModel:
     geometry: Geometry | None
     parameters: int
     asked: Mapping[str, Any]
+    labels: tuple[str, ...] | None = None
+    mask_obstacle: str = ""
 
     @property
     def name(self) -> str:
@@ -74,6 +83,7 @@ def _build(connection: Connection, network: Network) -> None:
     """In the other process: send the opened model, or the problems with it."""
     try:
         model = network.load()
+        labels = network.labels(model.net)
     except UsageError as error:
         connection.send(error.problems)
         return
@@ -86,7 +96,9 @@ def _build(connection: Connection, network: Network) -> None:
     }
     size, geometry = network.image_size(model.net), network.geometry(model.net)
     parameters = sum(p.numel() for p in model.parameters())
-    connection.send(OpenedModel(network, model.num_classes, size, geometry, parameters, asked))
+    named = None if labels is None else tuple(labels)
+    obstacle = model.mask_obstacle()
+    connection.send(OpenedModel(network, model.num_classes, size, geometry, parameters, asked, named, obstacle))
 
 
 def _received(loaded: LoadedSuite, build: _Build, problems: list[Problem]) -> dict[str, OpenedModel]:
@@ -124,29 +136,50 @@ def open_datasets(
 ) -> dict[str, Dataset]:
     """Each model's data set by the model's name; problems, and mismatches with the model, are added to ``problems``."""
     config, shifts = loaded.suite.data, loaded.suite.shifts()
-    by_weights = config.by_weights
-    opened: dict[Geometry | None, Dataset] = {}
-    datasets = {}
-    try:
-        for geometry in {None: None} if not by_weights else {m.geometry: None for m in models.values()}:
-            opened[geometry] = open_data(config, DataRequest(shifts, geometry), loaded.registry)
-    except UsageError as error:
-        problems += [loaded.document.problem(_data_key(loaded, p), _sentence(p), p.hint) for p in error.problems]
+    requests = {name: request_of(config, shifts, model) for name, model in models.items()}
+    opened: dict[DataRequest, Dataset] = {}
+    refused: list[Problem] = []
+    unasked = {} if config.by_labels or config.by_weights else {"": DataRequest(shifts)}  # no model could be opened
+    for name, request in (requests or unasked).items():
+        if request not in opened:
+            try:
+                opened[request] = open_data(config, request, loaded.registry)
+            except UsageError as error:
+                refused += [_data_problem(loaded, problem, name) for problem in error.problems]
+    if refused:
+        problems += dict.fromkeys(refused)
         return {}
+    masked = set[Dataset]()
     for dataset in opened.values():
-        for shift in shifts:
-            if problem := dataset.missing(shift) or _odd_labels(dataset, shift):
-                problems.append(loaded.document.problem(_shift_path(loaded, shift), _sentence(problem), problem.hint))
-    for name, model in models.items():
-        datasets[name] = opened[model.geometry if by_weights else None]
-        problems += _mismatches(loaded, model, datasets[name])
-    return datasets
+        lacking = {shift: p for shift in shifts if (p := dataset.missing(shift) or _odd_labels(dataset, shift))}
+        for shift, problem in lacking.items():
+            problems.append(loaded.document.problem(_shift_path(loaded, shift), _sentence(problem), problem.hint))
+        if any(dataset.mask_of(shift) is not None for shift in shifts if shift not in lacking):
+            masked.add(dataset)
+    for name, request in requests.items():
+        problems += _mismatches(loaded, models[name], opened[request], opened[request] in masked)
+    return {name: opened[request] for name, request in requests.items()}
+
+
+def request_of(config: DataConfig, shifts: tuple[Shift, ...], model: OpenedModel) -> DataRequest:
+    """What a model's data set is opened for; equal requests share one."""
+    return DataRequest(
+        shifts, model.geometry if config.by_weights else None, model.labels if config.by_labels else None
+    )
+
+
+def _data_problem(loaded: LoadedSuite, problem: Problem, model: str) -> Problem:
+    """A problem of opening the data with its place in the document: the model's, where its classes are not named."""
+    if problem.where == LABELS:
+        index = [m.name for m in loaded.suite.models].index(model)
+        return loaded.document.problem(("models", index, "name"), f"model {model!r}: {problem.message}", problem.hint)
+    return loaded.document.problem(_data_key(loaded, problem), _sentence(problem), problem.hint)
 
 
 def _odd_labels(dataset: Dataset, shift: Shift) -> Problem | None:
     """Where a label is no class, or an image has none: a wrong number would come of it, and no error."""
-    labels = dataset.labels_of(shift)
-    if fault := label_fault(labels, dataset.num_classes):
+    labels, mask = dataset.labels_of(shift), dataset.mask_of(shift)
+    if fault := label_fault(labels, dataset.num_classes if mask is None else len(mask)):
         return Problem(f"{dataset.title}: {fault}")
     if labels is dataset.labels and len(labels) != len(dataset.ids):
         return Problem(f"{dataset.title}: {len(labels)} labels for {len(dataset.ids)} images")
@@ -175,11 +208,15 @@ def _inside(where: str, folder: str) -> bool:
     return pathlib.Path(where).resolve().is_relative_to(pathlib.Path(folder).expanduser().resolve())
 
 
-def _mismatches(loaded: LoadedSuite, model: OpenedModel, dataset: Dataset) -> Iterator[Problem]:
+def _mismatches(loaded: LoadedSuite, model: OpenedModel, dataset: Dataset, masked: bool) -> Iterator[Problem]:
     index = [m.name for m in loaded.suite.models].index(model.name)
     if model.num_classes != dataset.num_classes:
         message = f"model {model.name!r} has {model.num_classes} classes, {dataset.title} has {dataset.num_classes}"
         yield loaded.document.problem(("models", index, "name"), message, "use a model and data with the same classes")
+    if masked and model.mask_obstacle:
+        message = f"model {model.name!r} takes no class mask: {model.mask_obstacle}"
+        hint = "choose a network with one linear layer last, or grade among all its classes: data: {…, mask: none}"
+        yield loaded.document.problem(("models", index, "name"), message, hint)
     if model.image_size is not None and model.image_size != dataset.side:
         message = (
             f"model {model.name!r} takes {model.image_size}x{model.image_size} images, "

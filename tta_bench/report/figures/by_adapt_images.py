@@ -21,7 +21,9 @@ def draw(section: Section) -> Iterator[Drawing]:
     cells = [cell for row in rows for cell in row.cells.values()]
     spread = plot.Spread.of(cells)
     graded = " and ".join(dict.fromkeys(_graded(curve) for curve, _ in pairs))
-    summary = f"Error in per cent by images of each segment adapted on, mean over the corruptions, {graded}."
+    summary = (
+        f"Error in per cent by images of each segment adapted on, mean over the {section.worst.setting.noun}, {graded}."
+    )
     text = section.text("adapt_images", "Error by number of images adapted on", summary,
                         rows=list({(row.label, row.model): row for row in rows}.values()),
                         notes=plot.notes(spread, cells, shifted=len(styles) > 1))  # fmt: skip

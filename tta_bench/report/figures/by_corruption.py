@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from tta_bench.report.figures import layout, plot
 from tta_bench.report.figures.section import Drawing, Section, has_result
 from tta_bench.report.figures.style import INK, MUTED, MethodStyle
-from tta_bench.report.table import ErrorTable
+from tta_bench.report.table import CORRUPTIONS, ErrorTable
 
 _FILLED = 0.86  # share of the distance between two corruptions
 _BAR, _NARROWEST_BAR = 0.07, 0.025  # inches
@@ -30,8 +30,9 @@ def draw(section: Section) -> Iterator[Drawing]:
     cells = [table.cell(row, name) for row in rows for name in table.columns]
     spread = plot.Spread.of(cells)
     notes = [*plot.notes(spread, cells), *(["× no result"] if any(cell.mean is None for cell in cells) else [])]
-    title = "Error by corruption"
-    summary = "Error in per cent by corruption, a panel for each source model; the mean leaves clean out."
+    kind = "corruption" if table.setting.family == CORRUPTIONS else "shift"
+    title = f"Error by {kind}"
+    summary = f"Error in per cent by {kind}, a panel for each source model; the mean leaves clean out."
     if section.compound:
         title, summary = "Error", "Error in per cent on all images of the stream, a panel for each source model."
     text = section.text("errors", title, summary, rows=table.rows, notes=notes)

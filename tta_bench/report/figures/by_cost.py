@@ -26,8 +26,8 @@ _FRONT = (
 )
 _ZERO = "Left of a dotted line: cost 0, which a logarithmic axis does not have"
 _SUMMARY = (
-    "Error of methods on {} in per cent, mean over the corruptions, by {}; lower left is better. Times are medians over "
-    "all trials on the hardware, memory is their peak."
+    "Error of methods on {model} in per cent, mean over the {noun}, by {costs}; lower left is better. Times are medians "
+    "over all trials on the hardware, memory is their peak."
 )
 CostPoint = tuple[float, MethodErrors]  # cost, or its place on the axis
 
@@ -129,7 +129,8 @@ def _figure(section: Section, table: CostTable, model: str, costs: Sequence[Cost
     notes += filter(None, (kind.note for kind in costs))
     fronts = [f"Pareto front by {kind.name}: {', '.join(row.label for _, row in sorted(kind.front, key=_by_cost))}."
               for kind in panels]  # fmt: skip
-    summary = " ".join([_SUMMARY.format(model, "; by ".join(kind.name for kind in panels)), *fronts])
+    noun, kinds = section.worst.setting.noun, "; by ".join(kind.name for kind in panels)
+    summary = " ".join([_SUMMARY.format(model=model, noun=noun, costs=kinds), *fronts])
     text = section.text(name, f"Error by cost, {layout.shorten(model)}", summary, rows=section.worst.of(model),
                         notes=notes, further=further)  # fmt: skip
     legend = layout.legend(styles, linestyle="none", markersize=_MARK)

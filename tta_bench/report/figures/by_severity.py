@@ -24,9 +24,8 @@ def draw(section: Section) -> Iterator[Drawing]:
     ticks |= {severity: str(severity) for severity in severities}
     cells = [cell for _, cell in points]
     spread = plot.Spread.of(cells)
-    summary = (
-        f"Error in per cent by severity, mean over the corruptions{'; clean images at the left' if 0 in ticks else ''}."
-    )
+    clean = "; clean images at the left" if 0 in ticks else ""
+    summary = f"Error in per cent by severity, mean over the {section.worst.setting.noun}{clean}."
     listed = ", ".join(map(str, severities[:-1])) + f" and {severities[-1]}"
     text = section.text("severity", "Error by severity", summary, rows=rows, severity=f"severities {listed}",
                         notes=plot.notes(spread, cells, shifted=len(styles) > 1))  # fmt: skip

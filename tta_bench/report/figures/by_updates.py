@@ -18,7 +18,8 @@ def draw(section: Section) -> Iterator[Drawing]:
     models = list(dict.fromkeys(row.model for row in rows))
     cells = [row.mean for row in rows]
     spread = plot.Spread.of(cells)
-    summary = "Error in per cent, mean over the corruptions, by optimizer steps per 1,000 images of the same trials."
+    noun = section.worst.setting.noun
+    summary = f"Error in per cent, mean over the {noun}, by optimizer steps per 1,000 images of the same trials."
     text = section.text("updates", "Error by number of updates", summary, rows=section.worst.rows,
                         notes=plot.notes(spread, cells, shifted=True))  # fmt: skip
     figure, grid = layout.square_panels(text, models, [layout.legend(styles, linestyle="none")])

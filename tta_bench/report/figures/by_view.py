@@ -46,7 +46,8 @@ def _figure(section: Section, table: ErrorTable, kind: str, title: str, axis: st
     styles = section.styles_of(row.label for row in table.rows if has_result(row))
     cells = [row.cells[name] for row in table.rows for name in names]
     spread = plot.Spread.of(cells)
-    text = section.text(kind, title, f"{summary}, mean over the corruptions.", rows=table.rows, setting=table.setting,
+    summary = f"{summary}, mean over the {table.setting.noun}."
+    text = section.text(kind, title, summary, rows=table.rows, setting=table.setting,
                         notes=plot.notes(spread, cells, shifted=len(styles) > 1))  # fmt: skip
     figure, grid = layout.square_panels(text, models, [layout.legend(styles)])
     for axes, model in zip(grid, models, strict=True):

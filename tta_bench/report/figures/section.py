@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,10 +12,11 @@ from matplotlib.figure import Figure
 
 from tta_bench.report.across import BY
 from tta_bench.report.content import Content
-from tta_bench.report.evidence import ALL_IMAGES, TRIAL, of_shifts
+from tta_bench.report.error_tables import without_clean
+from tta_bench.report.evidence import ALL_IMAGES, CLEAN, TRIAL, of_shifts
 from tta_bench.report.figures.layout import FigureText
 from tta_bench.report.figures.style import MethodStyle, styles
-from tta_bench.report.table import ErrorTable, MethodErrors, TableSetting
+from tta_bench.report.table import CORRUPTIONS, JOINED, ErrorTable, MethodErrors, TableSetting
 from tta_bench.setting import Setting
 
 
@@ -28,7 +30,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Section:
-    """Tables of one setting, by severity.
+    """Tables of one setting and family of shifts, by severity.
 
     Attributes:
         content: the report.
@@ -70,13 +72,16 @@ class Section:
         """The rows that the tables are made from, of any status."""
         frame, setting = self.content.evidence.shifts, self.worst.setting
         frame = frame[frame["section"] == setting.base.id]
+        if setting.family != JOINED:
+            frame = frame[frame["family"].isin([setting.family, CLEAN])]
         return frame[(frame["adapt_images"].fillna(0) == setting.adapt_images) & (frame["role"] == "stream")]
 
     @property
     def most_severe(self) -> pd.DataFrame:
-        """The rows of ``shifts`` with status ok and the most severe severity."""
+        """The rows of ``shifts`` with status ok that the mean at the most severe severity is over."""
         frame = self.shifts
-        return frame[(frame["status"] == "ok") & (frame["severity"] == self.worst.setting.severity)]
+        frame = without_clean(frame[frame["of_severity"].isin([self.worst.setting.severity, 0])])
+        return frame[frame["status"] == "ok"]
 
     def per_thousand(self, column: str) -> dict[tuple[str, str], float]:
         """A count per 1,000 images in segments of the most severe severity, by (source model, method), where known."""
@@ -123,23 +128,33 @@ class Section:
         images += " clean images" if self.compound else " images of each shift"
         seeds = sorted({int(n) for n in self.shifts["seed"]})
         seeded = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds ({', '.join(map(str, seeds))})"
-        parts = [setting.dataset, severity, setting.conditions, images, seeded, further]
+        family = "" if setting.family == CORRUPTIONS else setting.noun
+        parts = [setting.dataset, family, severity, setting.conditions, images, seeded, further]
         return ", ".join(part for part in parts if part)
 
 
 def sections(content: Content) -> Iterator[Section]:
     """All sections of a report, in order."""
-    by_setting: dict[Setting, list[ErrorTable]] = {}
+    by_setting: dict[tuple[Setting, str], list[ErrorTable]] = {}
     for table in content.tables:
-        by_setting.setdefault(table.setting.base, []).append(table)
+        by_setting.setdefault((table.setting.base, table.setting.family), []).append(table)
     by_axis = [view for view in content.views if view.view.startswith(BY)]
-    for base, tables in by_setting.items():
-        name = tables[-1].name.removesuffix(f"-severity-{tables[-1].setting.severity}").removesuffix("-all")
-        curves = [curve for curve in content.curves if curve.setting.base == base]
-        views = [view for view in content.views if view.setting.base == base and view not in by_axis]
-        views += [view for view in by_axis if view.setting.base == base.without(view.view.removeprefix(BY))]
+    for (base, family), tables in by_setting.items():
+        curves = [curve for curve in content.curves if _is_of(curve, base, family)]
+        views = [view for view in content.views if _is_of(view, base, family) and view not in by_axis]
+        views += [view for view in by_axis if _is_of(view, base.without(view.view.removeprefix(BY)), family)]
         by_axis = [view for view in by_axis if view not in views]
-        yield Section(content, tables, curves, views, f"-{name}" if len(by_setting) > 1 else "")
+        yield Section(content, tables, curves, views, _suffix(tables[-1]) if len(by_setting) > 1 else "")
+
+
+def _is_of(table: ErrorTable, base: Setting, family: str) -> bool:
+    return (table.setting.base, table.setting.family) == (base, family)
+
+
+def _suffix(table: ErrorTable) -> str:
+    """What tells the names of a section's figures apart: that of its table, without the severity."""
+    name = re.sub(rf"(^|-)(severity-{table.setting.severity}|all)$", "", table.name)
+    return f"-{name}" if name else ""
 
 
 def has_result(row: MethodErrors) -> bool:

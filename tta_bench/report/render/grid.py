@@ -18,6 +18,9 @@ _HEADS = {
     "pixelate": ("pix", "Pixel"), "jpeg_compression": ("jpeg", "JPEG"), "speckle_noise": ("speck", "Speckle"),
     "gaussian_blur": ("gblur", "G.\N{NO-BREAK SPACE}blur"), "spatter": ("spatt", "Spatter"),
     "saturate": ("satur", "Saturate"), "clean": ("clean", "Clean"), "mean": ("mean", "Mean"),
+    "imagenet_r": ("R", "ImageNet-R"), "imagenet_a": ("A", "ImageNet-A"), "imagenet_sketch": ("sketch", "Sketch"),
+    "imagenet_v2_matched_frequency": ("V2 freq", "V2 (matched freq.)"), "imagenet_v2_top_images": ("V2 top", "V2 (top)"),
+    "imagenet_v2_threshold_0.7": ("V2 0.7", "V2 (thr. 0.7)"),
 }  # fmt: skip
 
 Kind = Literal["cell", "mean", "interval", "number", "text"]

@@ -74,7 +74,7 @@ def by_model(
 def error_grid(table: ErrorTable) -> Grid:
     """Errors of methods, with intervals of the mean where images are paired."""
     intervals = table.averaged and any(row.mean.low is not None for row in table.rows)
-    columns = [Column.named(name, _GROUP_OF.get(name, "")) for name in table.columns]
+    columns = [Column.named(name, table.group_of(name).capitalize()) for name in table.columns]
 
     def cells(row: MethodErrors) -> list[GridCell]:
         errors = [error_cell(table.cell(row, name), row.reason) for name in table.columns]

@@ -67,8 +67,9 @@ def write(content: Content, figures: Sequence[SavedFigure], path: pathlib.Path) 
 
 def _sections(content: Content) -> Iterator[PageSection]:
     """The sections of tables; those without one are left out, but for failures."""
-    last = {table.setting.base: table for table in content.tables}  # the most severe of each setting
-    about = "Methods of each source model by mean error over the corruptions, lowest first."
+    last = {(table.setting.base, table.setting.family): table for table in content.tables}  # the most severe
+    nouns = " or ".join(dict.fromkeys(table.setting.noun for table in content.tables))
+    about = f"Methods of each source model by mean error over the {nouns}, lowest first."
     severe = " Of several severities, the highest." if len(content.tables) > len(last) else ""
     errors = [(grids.error_grid(t), page_grids.pairs_grid(t) if t.pairs else None) for t in content.tables]
     summaries = [(page_grids.summary_grid(content, table), None) for table in last.values()]

@@ -14,7 +14,7 @@ from tta_bench.report.table import ErrorTable, MethodErrors, Pair, identifier
 
 def summary_grid(content: Content, table: ErrorTable) -> Grid:
     """Methods by their mean error, with differences from the baseline, ranks and step times."""
-    over, against = "Mean over the corruptions", f"Difference from {content.baseline}"
+    over, against = f"Mean over the {table.setting.noun}", f"Difference from {content.baseline}"
     columns = [
         Column("place", "Place", "number", over), Column("error", "Error, %", "mean", over),
         Column("95 % int.", "95 % interval", "interval", over), Column("points", "Points", "number", against),

@@ -1,0 +1,70 @@
+"""CIFAR-10.1: new test images for CIFAR-10's classes, in two versions, beside CIFAR-10 itself and CIFAR-10-C."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from tta_bench.data.base import CleanImages, DataConfig, DataRequest, FolderPath
+from tta_bench.data.images import ArrayImages
+from tta_bench.data.kinds.cifar_c import read_archive
+from tta_bench.data.matched import Matched
+from tta_bench.errors import Problem, UsageError
+from tta_bench.streams import CLEAN, Shift
+
+CLASSES = 10
+VERSIONS = {"cifar10_1_v4": "v4", "cifar10_1_v6": "v6"}
+
+
+class Cifar101(Matched[CleanImages]):
+    """The published arrays of CIFAR-10.1, ``cifar10.1_<version>_data.npy`` and ``cifar10.1_<version>_labels.npy``."""
+
+    name = "cifar10_1"
+
+    class Config(DataConfig):
+        """Attributes:
+        root: the folder of the arrays.
+        archive: the folder of CIFAR-10's binary archive (``cifar-10-batches-bin``), for ``clean`` and for methods that use
+            source images.
+        """
+
+        root: FolderPath
+        archive: FolderPath | None = None
+
+        def shift_names(self) -> Sequence[str]:
+            return (CLEAN.name, *VERSIONS)
+
+        def shift(self, name: str, severity: int) -> Shift:
+            return CLEAN if name == CLEAN.name else Shift(name, None, "natural")
+
+    def __init__(self, config: Config, request: DataRequest):
+        super().__init__("CIFAR-10.1")
+        self.config = config
+        self.num_classes, self.side, self.strengths = CLASSES, 32, "cifar"
+        self.source = read_archive(config.archive, CLASSES, "train") if config.archive else None
+
+    def open_images(self, shift: Shift) -> CleanImages:
+        root = pathlib.Path(self.config.root).expanduser().resolve()
+        if shift == CLEAN:
+            if self.config.archive is None:
+                hint = "name the folder of CIFAR's binary archive: data: {…, archive: PATH}"
+                raise UsageError(Problem("the arrays hold no clean images", where=str(root), hint=hint))
+            return read_archive(self.config.archive, CLASSES, "test")
+        stem = f"cifar10.1_{VERSIONS[shift.name]}"
+        images, labels = (_array(root / f"{stem}_{part}.npy") for part in ("data", "labels"))
+        if images.shape[1:] != (32, 32, 3) or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
+            message = (
+                f"images are {images.dtype} {images.shape} and labels {labels.shape}, expected uint8 (N, 32, 32, 3)"
+            )
+            raise UsageError(Problem(f"{message} and (N,)", where=str(root / stem), hint="download them again"))
+        return ArrayImages(images, labels, [f"{stem}/{row}" for row in range(len(images))], CLASSES)
+
+
+def _array(path: pathlib.Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(Problem(f"not a readable array: {error}", str(path), hint="download it again")) from error
+    return array

@@ -1,0 +1,85 @@
+"""Domains that share their classes, ``<root>/<domain>/<class>/<image>``: PACS, Office-Home, DomainNet, one's own.
+
+Each domain is a shift, named by its folder.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Literal
+
+from tta_bench.data.base import IMAGENET_GEOMETRY, DataConfig, DataRequest, FolderPath, Geometry
+from tta_bench.data.images import FolderImages
+from tta_bench.data.listing import class_order
+from tta_bench.data.matched import ClassFolders, Matched, mask_of, positions_of
+from tta_bench.errors import Problem, UsageError
+from tta_bench.streams import Shift
+
+DOMAIN = "domain"  # the family of the shifts
+_TAKEN = ("clean", "mean")  # columns of the tables
+
+
+class Domains(Matched[ClassFolders]):
+    """Domains that share their classes; a class is a folder in at least one of them."""
+
+    name = "domains"
+
+    class Config(DataConfig):
+        """Attributes:
+        root: ``<root>/<domain>/<class>/<image>``.
+        source: images for methods that use source images, ``<class>/<image>``; their labels are not used.
+        title: the data set's name in tables; by default the root's.
+        preprocess: "standard" (Resize 256, CenterCrop 224), "weights" (the size and crop that timm publishes with the
+            model's weights), or "none" (images unchanged).
+        mask: of a model whose classes are named and that has more than the domains have: "own": a method gets a network
+            of the domains' classes; "none": one of all classes of the model.
+        """
+
+        root: FolderPath
+        source: FolderPath | None = None
+        title: str | None = None
+        preprocess: Literal["standard", "weights", "none"] = "standard"
+        mask: Literal["own", "none"] = "own"
+
+        @property
+        def by_weights(self) -> bool:
+            return self.preprocess == "weights"
+
+        @property
+        def by_labels(self) -> bool:
+            return True
+
+        def shift_names(self) -> Sequence[str]:
+            return _folders(pathlib.Path(self.root).expanduser()) if self.root else ()
+
+        def shift(self, name: str, severity: int) -> Shift:
+            return Shift(name, None, DOMAIN)
+
+    def __init__(self, config: Config, request: DataRequest):
+        self.root = pathlib.Path(config.root).expanduser().resolve()
+        super().__init__(config.title or self.root.name, "none" if config.mask == "none" else "")
+        domains = _folders(self.root)
+        if taken := sorted({*_TAKEN} & {*domains}):
+            raise UsageError(Problem(f"no domain can be named {taken[0]!r}", str(self.root), hint="rename the folder"))
+        names = class_order({name for domain in domains for name in _folders(self.root / domain)}, str(self.root))
+        labels = names if request.labels is None else request.labels
+        self._classes = dict(zip(names, positions_of(names, labels, str(self.root)), strict=True))
+        self.num_classes = len(labels)
+        self._mask = mask_of([*self._classes.values()] if config.mask == "own" else range(len(labels)), len(labels))
+        published = request.geometry or IMAGENET_GEOMETRY
+        self._geometry = {"standard": IMAGENET_GEOMETRY, "none": Geometry(), "weights": published}[config.preprocess]
+        self.source = FolderImages(config.source, self._geometry) if config.source else None
+        self.side = self._geometry.crop or self.images_of(request.shifts[0]).side
+
+    def mask_of(self, shift: Shift) -> tuple[int, ...] | None:
+        return self._mask
+
+    def open_images(self, shift: Shift) -> ClassFolders:
+        return ClassFolders(str(self.root / shift.name), self._geometry, self._classes)
+
+
+def _folders(root: pathlib.Path) -> list[str]:
+    """The names of a folder's folders, without hidden ones."""
+    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
