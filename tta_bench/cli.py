@@ -104,6 +104,7 @@ def status(run: str | None) -> None:
     "--mix", is_flag=True, help="Allow runs that differ in images, versions or precision; tables are labelled MIXED."
 )
 @click.option("--shared-timings", is_flag=True, help="Also show times measured on a shared device, in separate tables.")
+@click.option("--cite", is_flag=True, help="Cite references.bib behind methods and source models of LaTeX tables.")
 def report(runs: tuple[str, ...], formats: str, out: str | None, **options: Any) -> None:
     """Print the tables of one or more runs and write them to files; without RUN, of the newest run in results/."""
     from tta_bench.commands import report as reports
