@@ -88,6 +88,11 @@ class Citation:
         who = " and ".join(names) if len(names) < 3 else f"{names[0]} et al."
         return f"{who}, {self.fields['year']}"
 
+    def narrowed(self, name: str, kind: PluginKind) -> str:
+        """The values of a plugin's Config that it belongs to: ``variant=md or variant=ttab``; empty: all."""
+        uses = [use for use in self.uses if use.names(name, kind)]
+        return " or ".join(f"{use.field}={use.pattern}" for use in uses) if all(use.field for use in uses) else ""
+
 
 def word_of(kind: PluginKind) -> str:
     """What keywords call a kind: "methods", "optimizers", "protocols", "datasets" or "models"."""
@@ -210,7 +215,7 @@ class _Reader:
         rest = re.compile(r"[ \t]*(,?)").match(self.text, end)
         after = rest.end() if rest and rest[1] else end
         if not (rest and rest[1]) and not self.text[end:].lstrip().startswith("}"):
-            raise self.error(f"{key} has no comma after the field {found[1]}", found.start(1))
+            raise self.error(f"{key} has no comma or brace after the field {found[1]}", found.start(1))
         return found[1].lower(), value, after
 
     def value(self, position: int, key: str) -> tuple[str, int]:
