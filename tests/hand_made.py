@@ -85,7 +85,7 @@ def evidence(folder: pathlib.Path, labels: list[str] = LABELS, models: list[str]
     asked = {"tag": "resnet18", "weights_sha256": "ab" * 32, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}
     trials = [{"dataset": "D-C", "shifts": [["fog", 5, "fog-5"]], "model": model, "data": f"{i}f" * 32, "label": HOSTILE,
                "method": "tent", "variant": "official", "preset": "", "preset_missing": "", "config": {"lr": 0.1}, "images": 50,
-               "seed": 0, "batch_size": 64, "adapt_images": None, "setting_values": BASE.values()}
+               "seed": 0, "batch_size": 64, "adapt_images": None, "setting": "s", "setting_values": BASE.values()}
               for i, model in enumerate(models)]  # fmt: skip
     plan: Mapping[str, Any] = {"suite": "s", "all_images": False, "numerics_version": 1, "schema_version": 4,
                                "models": dict.fromkeys(models, asked), "trials": trials, "notes": []}  # fmt: skip

@@ -361,6 +361,17 @@ def test_the_report_writes_them_and_goes_on_without_a_broken_file(
     assert "Without an entry: method mine." in (report / FILE).read_text()
 
 
+def test_a_key_that_is_another_entrys_is_never_cited(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    (tmp_path / FILE).write_text(ENTRY.replace("{x}", "{mine}").replace("a2020b", "wang2021tent"))
+    session = {"suite": SUITE, "command": ["tta-bench", "run", "s", f"--plugin={tmp_path / 'mine.py'}"]}
+    cells = {(label, "vit", "fog-5", 0): verdicts(10.0, 50) for label in ("tent", "mine")}
+    cited = made(write_run(tmp_path / "run", cells, models=MODELS_OF_PLAN, session=session)).cited
+    assert cited.labels["mine"] == ()
+    assert [entry.short for entry in cited.entries if entry.key == "wang2021tent"] == ["Wang et al., 2021"]
+    assert [p.message for p in cited.problems] == ["the key wang2021tent of method mine is another entry's"]
+
+
 def test_methods_and_protocols_say_what_to_cite(shown: Callable[..., str]) -> None:
     assert "To cite\n  niu2022efficient\n      @inproceedings{niu2022efficient,\n        author = {Niu," in shown(
         "methods", "eta"

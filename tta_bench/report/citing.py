@@ -11,7 +11,7 @@ from typing import Any
 
 from tta_bench.citations import FILE, Citation, Library
 from tta_bench.errors import Problem
-from tta_bench.registry import DATASETS, METHODS, MODELS, OPTIMIZERS, PROTOCOLS, PluginKind, Registry
+from tta_bench.registry import DATASETS, METHODS, MODELS, OPTIMIZERS, PROTOCOLS, PluginKind, installed
 from tta_bench.report.evidence import Evidence
 from tta_bench.setting import Setting, words
 from tta_bench.store.results import Results
@@ -48,9 +48,9 @@ def suites(evidence: Evidence) -> list[Mapping[str, Any]]:
     return [sessions[-1].get("suite") or {} if sessions else {} for sessions in evidence.sessions()]
 
 
-def cited(evidence: Evidence, registry: Registry | None = None) -> Cited:
+def cited(evidence: Evidence) -> Cited:
     """The entries of the runs' plugins; a plugin file is looked for where the run's command line and suite name it."""
-    library = Library(registry or Registry(), _plugin_files(evidence))
+    library = Library(installed(), _plugin_files(evidence))
     gathered = _Gathering(library)
     for run, suite in zip(evidence.runs, suites(evidence), strict=True):
         gathered.data(run, suite)
@@ -66,7 +66,7 @@ def cited(evidence: Evidence, registry: Registry | None = None) -> Cited:
 class _Gathering:
     def __init__(self, library: Library):
         self._library, self._cited = library, Cited()
-        self._seen: set[str] = set()
+        self._by_key: dict[str, Citation] = {}
 
     def result(self) -> Cited:
         self._cited.problems += self._library.problems
@@ -103,23 +103,22 @@ class _Gathering:
     def _add(
         self, to: dict[str, Citations], place: str, name: str, values: Mapping[str, Any], kind: PluginKind
     ) -> None:
-        entries = self._library.of(name, values, kind)
+        entries = [entry for entry in self._library.of(name, values, kind) if self._kept(entry, f"{kind.noun} {name}")]
         near = self._library.nearest(name, values, kind) if kind == MODELS else entries
-        to[place] = tuple(dict.fromkeys([*to.get(place, ()), *near]))
-        for entry in entries:
-            if entry.key not in self._seen:
-                self._seen.add(entry.key)
-                self._cited.entries.append(entry)
-            elif entry not in self._cited.entries:
-                message = f"two entries have the key {entry.key}; the first is kept"
-                self._report(Problem(message, FILE, hint="rename one of them"))
+        to[place] = tuple(dict.fromkeys([*to.get(place, ()), *(entry for entry in near if entry in entries)]))
         missing = f"{kind.noun} {name}"
         if not entries and not self._library.named(name, kind) and missing not in self._cited.without:
             self._cited.without.append(missing)
 
-    def _report(self, problem: Problem) -> None:
-        if problem not in self._cited.problems:
-            self._cited.problems.append(problem)
+    def _kept(self, entry: Citation, whose: str) -> bool:
+        """Whether an entry is in the report; not one whose key another has, as a citation would mean the other."""
+        first = self._by_key.setdefault(entry.key, entry)
+        if first == entry:
+            self._cited.entries += [entry] if entry not in self._cited.entries else []
+            return True
+        problem = Problem(f"the key {entry.key} of {whose} is another entry's", FILE, hint="give it another key")
+        self._cited.problems += [problem] if problem not in self._cited.problems else []
+        return False
 
 
 def _plugin_files(evidence: Evidence) -> Iterator[pathlib.Path]:

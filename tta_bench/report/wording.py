@@ -14,7 +14,7 @@ import pandas as pd
 
 from tta_bench.data.corrupt.corruptions import BENCHMARK
 from tta_bench.errors import UsageError
-from tta_bench.registry import PROTOCOLS, Registry
+from tta_bench.registry import PROTOCOLS, installed
 from tta_bench.report import method_wording
 from tta_bench.report.citing import Cited, suites
 from tta_bench.report.evidence import Evidence, section_of
@@ -27,9 +27,10 @@ _SHORT = 12  # digits of a fingerprint
 
 def setting(evidence: Evidence, cited: Cited) -> Passage:
     """Data, protocols, source models, methods, hyperparameters, missing results, and machines."""
+    groups = _groups(evidence)
     sentences = [
-        *_data(evidence, cited),
-        *_protocols(evidence, cited),
+        *_data(evidence, groups, cited),
+        *_protocols(evidence, groups, cited),
         *_models(evidence, cited),
         *method_wording.sentences(evidence, cited),
         *_states(evidence),
@@ -46,23 +47,26 @@ def setting(evidence: Evidence, cited: Cited) -> Passage:
 
 
 Trials = Sequence[Mapping[str, Any]]
+Groups = dict[str, list[Mapping[str, Any]]]
 
 
-def _groups(evidence: Evidence) -> dict[str, list[Mapping[str, Any]]]:
+def _groups(evidence: Evidence) -> Groups:
     """The trials of each protocol with its parameters, and, where there are several data sets, of each of them."""
     several = len({trial["dataset"] for _, trial in evidence.trials()}) > 1
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    names: dict[str, str] = {}  # by setting
+    groups: Groups = {}
     for _, trial in evidence.trials():
-        on = f" on {trial['dataset']}" if several else ""
-        groups.setdefault(f"{section_of(trial).protocol_text}{on}", []).append(trial)
+        if trial["setting"] not in names:
+            names[trial["setting"]] = section_of(trial).protocol_text + f" on {trial['dataset']}" * several
+        groups.setdefault(names[trial["setting"]], []).append(trial)
     return groups
 
 
-def _data(evidence: Evidence, cited: Cited) -> Iterator[Passage]:
+def _data(evidence: Evidence, groups: Groups, cited: Cited) -> Iterator[Passage]:
     for title in dict.fromkeys(trial["dataset"] for _, trial in evidence.trials()):
-        groups = {name: trials for name, trials in _groups(evidence).items() if trials[0]["dataset"] == title}
+        own = {name: trials for name, trials in groups.items() if trials[0]["dataset"] == title}
         runs = [run for run in evidence.runs if any(t["dataset"] == title for t in run.plan["trials"])]
-        yield [f"Errors are on {title}", cited.datasets.get(title, ()), f": {_by_group(groups, _shifts, '; ')}."]
+        yield [f"Errors are on {title}", cited.datasets.get(title, ()), f": {_by_group(own, _shifts, '; ')}."]
         notes = dict.fromkeys(str(note) for run in runs for note in run.plan["notes"])
         yield from ((f"Images of {title} are {note}.",) for note in notes)
         yield [f"Streams draw on {listed(_images(runs, title), 'or')}."]
@@ -109,12 +113,11 @@ def _images(runs: Sequence[Results], title: str) -> Iterator[str]:
             yield f"{(exact or 'all ') if whole else f'a seeded subset of {exact}'}{sizes} images of each shift"
 
 
-def _protocols(evidence: Evidence, cited: Cited) -> Iterator[Passage]:
-    sections = {section_of(trial).protocol_text: section_of(trial) for _, trial in evidence.trials()}
+def _protocols(evidence: Evidence, groups: Groups, cited: Cited) -> Iterator[Passage]:
+    sections = {section.protocol_text: section for section in evidence.sections.values()}
     for name, section in sections.items():
         how = f": {text}" if (text := _in_words(section)) else ""
         yield [f"Protocol {name}", cited.protocols.get(name, ()), f"{how}."]
-    groups = _groups(evidence)
     if any(trial["adapt_images"] is not None for trials in groups.values() for trial in trials):
         yield [f"{_by_group(groups, _adapted)}."]
     yield [f"{_by_group(groups, _batches)}."]
@@ -123,8 +126,7 @@ def _protocols(evidence: Evidence, cited: Cited) -> Iterator[Passage]:
 
 def _in_words(section: Setting) -> str:
     """What a built-in protocol does, where no parameter changes it; plugins of others are not imported for it."""
-    registry = Registry()
-    entries = [entry for entry in registry.entries(PROTOCOLS) if entry.name == section.protocol]
+    entries = [entry for entry in installed().entries(PROTOCOLS) if entry.name == section.protocol]
     changed = {"reset", "severities"} & {name for name, _ in section.parameters}
     if changed or len(entries) != 1 or not entries[0].target.startswith("tta_bench."):
         return ""
