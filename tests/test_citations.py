@@ -271,7 +271,7 @@ def test_the_setting_in_words(whole: Content) -> None:
         f"0123456789ab…); gn (He et al., 2016; Wu and He, 2018; Wightman et al., 2021), {GN} with timm's weights (SHA-256 "
         "0123456789ab…). Their networks are built by timm (Wightman, 2019). Methods: source, tent (Wang et al., 2021). "
         "Optimizer: adam (Kingma and Ba, 2015) of source and tent. Hyperparameters are the published ones of preset imagenet "
-        "for source and tent. Set instead for tent: lr 0.5. Each trial ran in float32 on one NVIDIA H100 80GB HBM3. "
+        "for source and tent. Set instead for tent: lr 0.5. Trials ran in float32 on one NVIDIA H100 80GB HBM3. "
         "Software: tta-bench 0.1.0, torch 2.11.0 and timm 1.0.31."
     )
 
@@ -298,7 +298,7 @@ def test_the_setting_says_what_varies(tmp_path: pathlib.Path) -> None:
         "Methods: tent (Wang et al., 2021), rotta (Yuan et al., 2023), mine[a=1].",
         "What was set instead of these is not recorded of one and two.",
         "Clean unlabelled source images were seen by rotta (2,000). Learned checkpoints are used by rotta.",
-        "Of 6 planned trials 3 have a result; 1 were skipped, 1 failed and 1 have not been run.",
+        "Of 6 planned trials 3 have a result (skipped: 1, failed: 1, not run: 1).",
         "on one NVIDIA H100 80GB HBM3 (2 trials) or on one x86_64 CPU with 4 threads (1 trial).",
         "torch 2.11.0 or 2.13.0",
         "The runs differ: one and two differ in images a shift: 50 against 40.",

@@ -207,15 +207,15 @@ def _weights(config: Mapping[str, Any]) -> str:
 
 # -- results and machines ----------------------------------------------------------------------------------------------
 
-_STATES = {"skipped": "were skipped", "failed": "failed", "missing": "have not been run"}
+_STATES = {"skipped": "skipped", "failed": "failed", "missing": "not run"}
 
 
 def _states(evidence: Evidence) -> Iterator[Passage]:
     trials = evidence.segments.drop_duplicates(["run", "key", "label", "setting"])
     counts = trials["status"].value_counts()
-    gaps = [f"{counts[name]:,} {text}" for name, text in _STATES.items() if counts.get(name)]
+    gaps = [f"{text}: {counts[name]:,}" for name, text in _STATES.items() if counts.get(name)]
     if gaps:
-        yield [f"Of {len(trials):,} planned trials {counts.get('ok', 0):,} have a result; {listed(gaps)}."]
+        yield [f"Of {len(trials):,} planned trials {counts.get('ok', 0):,} have a result ({', '.join(gaps)})."]
 
 
 def _machines(evidence: Evidence) -> Iterator[Passage]:
@@ -228,7 +228,7 @@ def _machines(evidence: Evidence) -> Iterator[Passage]:
         f"{text} ({count:,} trial{'s' if count > 1 else ''})" if several else text for text, count in kinds.items()
     ]
     precision = listed(dict.fromkeys(str(value) for value in rows["precision"]))
-    yield [f"Each trial ran in {precision} on {listed(texts, 'or on')}."]
+    yield [f"Trials ran in {precision} on {listed(texts, 'or on')}."]
     used = [
         session
         for number, sessions in enumerate(evidence.sessions())
