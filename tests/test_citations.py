@@ -59,7 +59,7 @@ def test_every_entry_names_plugins_that_exist() -> None:
         for use in cited.uses:
             assert use.name in AWAITED or any(use.names(entry.name, entry.kind) for entry in entries), use
             plugins = [entry.load() for entry in entries if use.names(entry.name, entry.kind)]
-            fields = {name for plugin in plugins for name in (*plugin.Config.model_fields, "tag")}
+            fields = {name for plugin in plugins for name in (*plugin.Config.model_fields, "tag", "shift")}
             assert not use.field or use.field in fields, use
 
 
