@@ -78,14 +78,17 @@ def evidence(folder: pathlib.Path, labels: list[str] = LABELS, models: list[str]
     status = {"norm": "failed"}
     rows = [
         {"label": label, "model": model, "setting": "s", "seed": 0, "key": f"{label}{model}", "run": 0,
-         "status": status.get(label, "ok"), "session": 0, "device_name": "GPU & co", "host": "h", "threads": 2, "torch": "2.6"}
+         "status": status.get(label, "ok"), "session": 0, "device_name": "GPU & co", "host": "h", "threads": 2, "torch": "2.6",
+         "device": "cuda", "precision": "float32", "source_images": None, "checkpoint": ""}
         for label in labels for model in models
     ]  # fmt: skip
     asked = {"tag": "resnet18", "weights_sha256": "ab" * 32, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}
-    trials = [{"dataset": "D-C", "shifts": [["fog", 5, "fog-5"]], "model": model, "data": f"{i}f" * 32}
+    trials = [{"dataset": "D-C", "shifts": [["fog", 5, "fog-5"]], "model": model, "data": f"{i}f" * 32, "label": HOSTILE,
+               "method": "tent", "variant": "official", "preset": "", "preset_missing": "", "config": {"lr": 0.1}, "images": 50,
+               "seed": 0, "batch_size": 64, "adapt_images": None, "setting": "s", "setting_values": BASE.values()}
               for i, model in enumerate(models)]  # fmt: skip
     plan: Mapping[str, Any] = {"suite": "s", "all_images": False, "numerics_version": 1, "schema_version": 4,
-                               "models": dict.fromkeys(models, asked), "trials": trials}  # fmt: skip
+                               "models": dict.fromkeys(models, asked), "trials": trials, "notes": []}  # fmt: skip
     session = {"session": 0, "started": "2026-01-01T00:00:00+00:00", "command": ["tta-bench", "run", "a b"],
                "tta_bench": "0.1.0", "git": {"commit": "c0ffee", "dirty": True}, "packages": {"torch": "2.6"},
                "python": "3.11", "host": "h", "gpus": [], "suite": {"name": "s", "data": {"kind": "</pre>"}}}  # fmt: skip

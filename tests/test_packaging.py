@@ -44,6 +44,7 @@ def test_the_wheel_holds_methods_suites_weights_and_published_numbers_inside_the
         "data/kinds/weights/digits_vit_ln.safetensors",
         "methods/weights/digits_c/mgg-vit_ln.safetensors",
         "report/render/templates/table.tex.j2",
+        "references.bib",
     ):
         assert f"tta_bench/{name}" in names
     entry_points = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("entry_points.txt"))).decode()

@@ -85,6 +85,7 @@ def test_every_section_is_there_and_every_link_leads_somewhere(parsed: Parsed, w
         "cost",
         "mce",
         "published",
+        "setting",
         "failures",
         "figures",
         "methods",

@@ -107,6 +107,7 @@ def status(run: str | None) -> None:
     "--join-families", is_flag=True, help="Show corruptions, natural variants, … in one table, with one mean over all."
 )
 @click.option("--shared-timings", is_flag=True, help="Also show times measured on a shared device, in separate tables.")
+@click.option("--cite", is_flag=True, help="Cite references.bib behind methods and source models of LaTeX tables.")
 def report(runs: tuple[str, ...], formats: str, out: str | None, **options: Any) -> None:
     """Print the tables of one or more runs and write them to files; without RUN, of the newest run in results/."""
     from tta_bench.commands import report as reports

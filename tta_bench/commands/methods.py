@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tta_bench.adapter import Adapter, Needs, Preset
-from tta_bench.commands.description import field_items, print_heading, print_items
+from tta_bench.commands.description import field_items, print_citations, print_heading, print_items
 from tta_bench.commands.hyperparameters import as_yaml, defaults, hyperparameters
 from tta_bench.commands.plugins import listing, summary
 from tta_bench.errors import UsageError
@@ -58,6 +58,7 @@ def show(name: str, plugins: Iterable[str] = ()) -> None:
         print_items(console, f"Options of 'tta-bench pretrain {name}'", items)
     presets = (_preset(cls, registry, *item) for item in cls.presets.items())
     print_items(console, f"Presets, at batch size {_BATCH_SIZE}", presets)
+    print_citations(console, registry, entry)
 
 
 def _preset(cls: type[Adapter], registry: Registry, name: str, preset: Preset) -> tuple[str, str]:

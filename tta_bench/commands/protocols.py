@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tta_bench.commands.description import field_items, print_heading, print_items
+from tta_bench.commands.description import field_items, print_citation_keys, print_heading, print_items
 from tta_bench.commands.hyperparameters import documented, hyperparameters, section
 from tta_bench.commands.plugins import listing, summary
 from tta_bench.commands.prose import reflowed
@@ -75,6 +75,7 @@ def show(name: str, plugins: Iterable[str] = ()) -> None:
     print_items(console, "Variants", ((variant, described.get(variant, "")) for variant in cls.Config.variants))
     print_items(console, "Parameters", field_items(own))
     print_items(console, "Common keys", field_items(common))
+    print_citation_keys(console, registry, entry)
     console.print(Text("\nIn a suite", "bold"))
     for example in examples:
         console.print(reflowed(f"protocol: {example}", console.width, indent=2, hanging=4))

@@ -13,7 +13,7 @@ from tta_bench.report import verify as verification
 from tta_bench.report.check import Check, judge
 from tta_bench.report.content import Content, ReportOptions
 from tta_bench.report.reference import compare
-from tta_bench.report.render import data, latex, markdown, page, terminal
+from tta_bench.report.render import data, latex, markdown, page, paper, terminal
 
 _PIPE_WIDTH = 300
 
@@ -32,6 +32,7 @@ def write(
     shared_timings: bool,
     join_families: bool,
     verify: bool,
+    cite: bool = False,
 ) -> int:
     """Print the tables of runs and write their report.
 
@@ -48,6 +49,7 @@ def write(
         shared_timings: also show times taken on a shared device, in separate tables.
         join_families: all families of shifts in one table, with one mean.
         verify: recompute every number from the predictions.
+        cite: put citations behind methods and source models of LaTeX tables.
 
     Returns:
         The exit code: 3 where the run does not agree with ``check`` or with its own predictions, else 0.
@@ -80,12 +82,14 @@ def write(
     folder = pathlib.Path(out) if out else folders[0] / "report"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in _files(report, folder, formats):
+        for path in _files(report, folder, formats, cite=cite):
             console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     except OSError as error:
         hint = "choose a folder that can be written with --out DIR"
         raise UsageError(Problem(f"the report cannot be written: {error}", str(folder), hint=hint)) from error
     print(folder)
+    for problem in report.cited.problems:
+        console.print(f"left out of references.bib: {problem}", markup=False, highlight=False, soft_wrap=True)
     for line in judged.lines if judged else []:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if verify:
@@ -116,9 +120,11 @@ def newest() -> pathlib.Path:
     return plans[-1].parent
 
 
-def _files(report: Content, folder: pathlib.Path, formats: Sequence[str]) -> list[pathlib.Path]:
+def _files(report: Content, folder: pathlib.Path, formats: Sequence[str], *, cite: bool) -> list[pathlib.Path]:
     """Write all formats; figures are drawn once for all of theirs."""
     paths = [path for name in formats if name in _WRITERS for path in _WRITERS[name](report, folder)]
+    if "tex" in formats:
+        paths += [*latex.write(report, folder, cite=cite), *paper.write(report, folder)]
     wanted = [name for name in ("png", "pdf") if name in formats]
     drawn = figures.draw(report, folder / "figures", [*wanted, *(["svg"] if "html" in formats else [])])
     paths += [path for figure in drawn for path in figure.files]
@@ -126,7 +132,6 @@ def _files(report: Content, folder: pathlib.Path, formats: Sequence[str]) -> lis
 
 
 _WRITERS: dict[str, Callable[[Content, pathlib.Path], list[pathlib.Path]]] = {
-    "tex": latex.write,
     "md": markdown.write,
     "csv": data.write_csv,
     "parquet": data.write_parquet,

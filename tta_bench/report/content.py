@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tta_bench.report import across, views
+from tta_bench.report import across, citing, views, wording
 from tta_bench.report.calibration import CalibrationTable, calibration_tables
 from tta_bench.report.cost import CostTable, costs
 from tta_bench.report.error_tables import curves, tables
@@ -16,6 +17,7 @@ from tta_bench.report.evidence import Evidence
 from tta_bench.report.mce import MceTable, mce_tables
 from tta_bench.report.reference import Comparison, compare
 from tta_bench.report.table import ErrorTable, warnings
+from tta_bench.report.words import Passage
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,16 @@ class Content:
     def labels(self) -> list[str]:
         """All methods, in the order of the suites; the position here decides a method's colour."""
         return self.evidence.labels
+
+    @functools.cached_property
+    def cited(self) -> citing.Cited:
+        """The BibTeX entries of what the tables hold."""
+        return citing.cited(self.evidence)
+
+    @functools.cached_property
+    def setting(self) -> Passage:
+        """The setting in words, for a paper."""
+        return wording.setting(self.evidence, self.cited)
 
     @property
     def partial(self) -> bool:

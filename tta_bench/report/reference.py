@@ -92,7 +92,7 @@ def _ours(evidence: Evidence, tables: Sequence[ErrorTable]) -> Iterator[Ours]:
     for run, t in evidence.trials():
         row_key = (t["label"], t["model"], t["dataset"])
         if row_key not in known:
-            chosen = _chosen(sessions[run.path], t["label"], t["model"])
+            chosen = hyperparameters_set(sessions[run.path], t["label"], t["model"])
             known[row_key] = (t["method"], run.plan["models"].get(t["model"], {}), chosen, {})
         for name, *_ in t["shifts"]:
             known[row_key][-1].setdefault(name, int(t["images"]))
@@ -101,7 +101,7 @@ def _ours(evidence: Evidence, tables: Sequence[ErrorTable]) -> Iterator[Ours]:
             yield Ours(table, row, *known[row.label, row.model, table.setting.dataset])
 
 
-def _chosen(sessions: Sequence[Mapping[str, Any]], label: str, model: str) -> list[str]:
+def hyperparameters_set(sessions: Sequence[Mapping[str, Any]], label: str, model: str) -> list[str]:
     """Hyperparameters of a row that the suite sets instead of the published ones."""
     for entry in sessions[-1].get("suite", {}).get("methods", []) if sessions else []:
         own = entry.get("label") or entry["name"]

@@ -6,11 +6,13 @@ import functools
 import importlib.resources
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import jinja2
 
 from tta_bench.files import write_text
+from tta_bench.report.citing import Cited
 from tta_bench.report.content import Content
 from tta_bench.report.render import grids
 from tta_bench.report.render.grid import Grid, GridCell, GridRow
@@ -30,14 +32,21 @@ _ESCAPES = {
 }  # fmt: skip
 
 
-def write(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Write each table to ``<folder>/tables/<name>.tex``; returns the files."""
+def write(content: Content, folder: pathlib.Path, *, cite: bool = False) -> list[pathlib.Path]:
+    """Write each table to ``<folder>/tables/<name>.tex``; returns the files.
+
+    Args:
+        content: the report.
+        folder: of the files.
+        cite: put citations behind methods and source models.
+    """
     paths = []
+    cited = content.cited if cite else Cited()
     for grid in grids.grids(content):
         if grid.groups:  # else nothing was compared with that paper
             path = folder / "tables" / f"{grid.name}.tex"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, latex(grid))
+            write_text(path, latex(grid, cited))
             paths.append(path)
     return paths
 
@@ -55,11 +64,18 @@ def _escaped(character: str) -> str:
     return rf"\texttt{{U+{ord(character):04X}}}"
 
 
-def latex(grid: Grid) -> str:
-    """A table as a LaTeX file."""
+def citation(keys: Iterable[str]) -> str:
+    """``~\\cite{a,b}``; nothing without keys."""
+    joined = ",".join(keys)
+    return rf"~\cite{{{joined}}}" if joined else ""
+
+
+def latex(grid: Grid, cited: Cited | None = None) -> str:
+    """A table as a LaTeX file; what is cited stands behind names of methods and source models."""
+    cited = cited or Cited()
     printed = grid.taking([i for i, column in enumerate(grid.columns) if column.kind != "interval"])
     parts = list(printed.pages(_HEIGHT))
-    return _template().render(pages=[_page(part, i + 1, len(parts)) for i, part in enumerate(parts)])
+    return _template().render(pages=[_page(part, i + 1, len(parts), cited) for i, part in enumerate(parts)])
 
 
 @functools.cache
@@ -73,7 +89,7 @@ def _template() -> jinja2.Template:
     return environment.from_string(source)
 
 
-def _page(grid: Grid, number: int, pages: int) -> dict[str, Any]:
+def _page(grid: Grid, number: int, pages: int, cited: Cited) -> dict[str, Any]:
     groups, rules = _groups(grid)
     wide = len(grid.columns) > _WIDE
     return {
@@ -87,7 +103,11 @@ def _page(grid: Grid, number: int, pages: int) -> dict[str, Any]:
         "head": " & ".join(["Method", *(escape(column.head) for column in grid.columns)]),
         "width": len(grid.columns) + 1,
         "sections": [
-            {"title": escape(group.title), "lines": [_line(row) for row in group.rows]} for group in grid.groups
+            {
+                "title": escape(group.title) + citation(entry.key for entry in cited.models.get(group.title, ())),
+                "lines": [_line(row, cited) for row in group.rows],
+            }
+            for group in grid.groups
         ],
     }
 
@@ -116,8 +136,9 @@ def _groups(grid: Grid) -> tuple[str, str]:
     return (" & ".join(cells), " ".join(rules)) if rules else ("", "")
 
 
-def _line(row: GridRow) -> str:
-    return " & ".join([escape(row.name), *map(_cell, row.cells)])
+def _line(row: GridRow, cited: Cited) -> str:
+    entries = {entry.key: None for label in row.labels if row.name for entry in cited.labels.get(label, ())}
+    return " & ".join([escape(row.name) + citation(entries), *map(_cell, row.cells)])
 
 
 def _cell(cell: GridCell) -> str:

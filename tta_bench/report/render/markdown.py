@@ -9,6 +9,7 @@ from tta_bench.files import write_text
 from tta_bench.report.content import Content
 from tta_bench.report.render import grids
 from tta_bench.report.render.grid import Grid, GridCell, GridRow
+from tta_bench.report.words import plain
 
 _SPECIAL = r"\`*_{}[]<>#|~$"  # markup on GitHub, in tables and text
 
@@ -26,6 +27,7 @@ def _lines(content: Content) -> Iterator[str]:
         yield f"\n**{_escaped(content.warning)}**"
     for grid in grids.grids(content):
         yield from _table(grid)
+    yield f"\n## Setting\n\n{_escaped(plain(content.setting))}"
     for heading, sentences in (
         ("Without a result", [sentence for _, sentence in grids.gap_sentences(content)]),
         ("Notes", content.notes),

@@ -25,6 +25,7 @@ from tta_bench.report.figures.style import colours
 from tta_bench.report.render import grids, page_grids
 from tta_bench.report.render.grid import Grid
 from tta_bench.report.table import identifier
+from tta_bench.report.words import plain
 
 _STATUSES = ("ok", "failed", "skipped", "missing")
 _PIXELS = 1.4 * 96  # for each inch of a figure: a screen is read from further away than paper
@@ -91,6 +92,7 @@ def _sections(content: Content) -> Iterator[PageSection]:
          [(grids.comparison_grid(comparison, content.warnings), None) for comparison in content.comparisons]),
     ]  # fmt: skip
     yield from (PageSection(*section) for section in sections if section[-1])
+    yield PageSection("setting", "Setting", plain(content.setting), [])
     gaps = [(page_grids.gaps_grid(content), None)] if content.gaps else []
     yield PageSection("failures", "Failures", "" if gaps else "Every planned trial has a result.", [*gaps])
 
