@@ -181,7 +181,7 @@ def _odd_labels(dataset: Dataset, shift: Shift) -> Problem | None:
     labels, mask = dataset.labels_of(shift), dataset.mask_of(shift)
     if fault := label_fault(labels, dataset.num_classes if mask is None else len(mask)):
         return Problem(f"{dataset.title}: {fault}")
-    if labels is dataset.labels and len(labels) != len(dataset.ids):
+    if labels is getattr(dataset, "labels", None) and len(labels) != len(dataset.ids):
         return Problem(f"{dataset.title}: {len(labels)} labels for {len(dataset.ids)} images")
     return None
 
