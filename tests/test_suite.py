@@ -189,16 +189,20 @@ def test_clean_ignores_severities(suite_file: SuiteFile) -> None:
 
 
 def test_every_shipped_suite_is_valid(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    for name in ("IMAGENET_C", "IMAGENET_VAL", "CIFAR10", "CIFAR10_MODELS"):
+    for name in ("IMAGENET_C", "IMAGENET_C_5000", "IMAGENET_VAL", "CIFAR10", "CIFAR10_MODELS", "CIFAR10_C", "CIFAR100_C",
+                 "CIFAR10_BINARY", "MODELS"):  # fmt: skip
         monkeypatch.setenv(name, os.fspath(tmp_path))
     for part in ("test", "train"):
         (tmp_path / part).mkdir()
     assert suite.shipped() == [
         "cifar10_c", "digits_c", "digits_protocols", "imagenet_c", "imagenet_c_lite0", "methods_cifar10_c", "mgg_ablation",
         "mgg_curve", "mgg_rates", "protocols_cifar10_c", "streams_cifar10_c",
+        "papers/cotta", "papers/cotta_cifar100", "papers/cotta_imagenet", "papers/deyo", "papers/eata", "papers/foa",
+        "papers/online_tta", "papers/roid", "papers/roid_cifar10", "papers/roid_correlated", "papers/rotta",
+        "papers/rotta_cifar100", "papers/sar", "papers/tent",
     ]  # fmt: skip
     for name in suite.shipped():
-        assert suite.load(name).suite.name == name
+        assert suite.load(name).suite.name == name.replace("/", "_")
 
 
 @pytest.mark.parametrize(
