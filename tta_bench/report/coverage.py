@@ -109,7 +109,7 @@ def rows(name: str) -> Iterator[Ours]:
 def _about(loaded: suite.LoadedSuite, config: Any) -> Mapping[str, Any]:
     """What ``plan.json`` says of a source model; without a normalisation that comes with its weights."""
     network = open_network(config, loaded.registry)
-    own = {name: value for name in ("mean", "std") if (value := getattr(config, name, None)) is not None}
+    own = {name: list(value) for name in ("mean", "std") if (value := getattr(config, name, None)) is not None}
     return {"tag": network.tag, **network.asked(), **own}
 
 
@@ -185,7 +185,10 @@ def _best(number: Published, ours: Iterable[Ours]) -> list[str] | int:
         if isinstance(found, int):
             farthest = max(farthest, found)
             continue
-        reasons = [*found, *(["skipped there: the network has no BatchNorm"] if row.row.mean.state == "skipped" else [])]
+        reasons = [
+            *found,
+            *(["skipped there: the network has no BatchNorm"] if row.row.mean.state == "skipped" else []),
+        ]
         fewest = reasons if fewest is None or len(reasons) < len(fewest) else fewest
     return farthest if fewest is None else fewest
 
@@ -212,19 +215,18 @@ _SAME, _DIFFERENT = "reproducible", "reproducible, but with a known difference"
 _HEAD = """\
 # Published numbers, and the suites that reproduce them
 
-Written by `python -m tta_bench.report.coverage > docs/published.md` from [published.csv](../results/reference/published.csv) and
-the shipped [suites](../suites); a test compares the two. `tta-bench run SUITE` runs a suite, once its header's data and weights
-are in place, and `tta-bench report RUN --reference` puts the measured beside the published numbers by the same rule. Nothing on
-this page says that a suite *has* been run.
+Written by `python -m tta_bench.report.coverage > docs/published.md`, from [published.csv](../results/reference/published.csv)
+and the shipped [suites](../suites). `tta-bench run SUITE` runs a suite, once the data and weights of its header are in place;
+`tta-bench report RUN --reference` puts its numbers beside the published ones, by the rule of this page. Nothing here says that a
+suite has been run.
 
 *reproducible*: the suite has the number's data set, network, protocol, batch size and hyperparameters, as far as they are
 published. *but*: with a known difference, which the report states beside each number.
 """
 
 
-def page(numbers: Sequence[Published], suites: Sequence[str]) -> str:
-    """The page, as Markdown."""
-    matched = matches(numbers, suites)
+def page(numbers: Sequence[Published], matched: Sequence[Matches]) -> str:
+    """The page, as Markdown, from what :func:`matches` found."""
     found = places(numbers, matched)
     parts = [_HEAD, *_counts(found, places(numbers, [_general(best) for best in matched]))]
     for paper in dict.fromkeys(number.paper for number in numbers):
@@ -266,16 +268,17 @@ def _paper(own: Sequence[tuple[Published, Place]]) -> Iterator[str]:
     yield f"{arxiv}Source: {sources}\n"
     yield "| data set | network | protocol | severity | methods | numbers | suite | status |"
     yield "| --- | --- | --- | --- | --- | ---: | --- | --- |"
-    groups = collections.defaultdict[tuple[Any, ...], list[str]](list)
+    groups = collections.defaultdict[tuple[tuple[object, ...], tuple[str, str]], list[str]](list)
     for n, place in own:
         severity = "–" if n.severity is None else n.severity
-        setting = n.dataset, n.model, n.protocol, severity
-        groups[*setting, f"`{place.suite}`" if place.suite else "", place.status].append(n.method)
-    for (*setting, name, status), methods in groups.items():
+        name = f"`{place.suite}`" if place.suite else ""
+        groups[(n.dataset, n.model, n.protocol, severity), (name, place.status)].append(n.method)
+    for (setting, (name, status)), methods in groups.items():
         told = ", ".join(dict.fromkeys(methods))
         yield f"| {' | '.join(map(str, setting))} | {told} | {len(methods)} | {name} | {status} |"
     yield ""
 
 
 if __name__ == "__main__":
-    print(page(published.load(published.shipped()), suite.shipped()), end="")
+    every = published.load(published.shipped())
+    print(page(every, matches(every, suite.shipped())), end="")
