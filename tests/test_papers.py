@@ -14,7 +14,7 @@ import os
 import pathlib
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ from tta_bench.report.published import Published
 from tta_bench.report.reference import compare
 from tta_bench.suite import plan
 from tta_bench.suite.plan import Plan
+from tta_bench.suite.resolve import ResolvedMethod, resolve
 from tta_bench.suite.sources import OpenedModel
 
 Cli = Callable[..., Outcome]
@@ -120,7 +121,7 @@ def opened(loaded: suite.LoadedSuite, problems: list[Problem]) -> dict[str, Open
 @pytest.fixture
 def planned(
     folders: dict[str, str], monkeypatch: pytest.MonkeyPatch, run_cli: Cli
-) -> Iterator[Callable[[str], tuple[Outcome, Plan]]]:
+) -> Callable[..., tuple[Outcome, Plan]]:
     """``tta-bench run SUITE --dry-run``: what it prints, and the plan that it makes."""
     plans: list[Plan] = []
     make = plan.make
@@ -141,7 +142,7 @@ def planned(
         assert outcome.code == 0, outcome.err
         return outcome, plans[-1]
 
-    yield call
+    return call
 
 
 # -- each suite --------------------------------------------------------------------------------------------------------
@@ -167,6 +168,67 @@ def test_a_suite_can_be_planned_and_its_rows_are_those_of_the_page(name: str, pl
         of_page.add((row.row.label, row.row.model, row.table.setting.severity, *setting))
         assert row.about.items() <= asked[row.row.model].items()
     assert of_page == of_plan
+
+
+VIT, NESTEROV = {"lr": 1e-3}, {"lr": 2.5e-4, "optimizer_options": {"nesterov": True}}
+SETTINGS: list[tuple[str, str, str, str, int, dict[str, Any]]] = [
+    ("tent", "tent", "WRN-28-10", "reset", 200, {"optimizer": "adam", "lr": 1e-3}),
+    ("eata", "eata", "R50-BN", "reset", 64, {"lr": 2.5e-4, "fisher_alpha": 2000.0, "d_margin": 0.05}),
+    ("sar", "sar", "ViT-B", "label_shift sar", 64, VIT),
+    ("sar", "sar", "ViT-B", "reset sar", 1, {"lr": 1e-3 / 64 * 2}),
+    ("sar", "tent", "R50-GN", "reset sar", 1, {"lr": 2.5e-4 / 64 * 2}),
+    ("sar", "eata", "R50-BN", "mixed sar", 64, {"lr": 2.5e-4}),
+    ("cotta", "cotta", "WRN-28-10", "gradual", 200, {"optimizer": "adam", "lr": 1e-3, "ap": 0.92, "rst": 0.01, "always_augment": True}),
+    ("cotta_cifar100", "cotta", "ResNeXt-29", "continual", 200, {"optimizer": "adam", "lr": 1e-3, "ap": 0.72, "rst": 0.01}),
+    ("cotta_imagenet", "cotta", "R50-BN", "continual", 64, {"optimizer": "sgd", "lr": 0.01, "ap": 0.1, "rst": 0.001}),
+    ("rotta", "rotta", "WRN-28-10", "continual rotta 0.1", 64, {"optimizer": "adam", "lr": 1e-3, "memory_size": 64, "nu": 0.001, "alpha": 0.05}),
+    ("rotta_cifar100", "rotta", "ResNeXt-29", "continual rotta 0.1", 64, {"optimizer": "adam", "lr": 1e-3}),
+    ("deyo", "deyo", "R50-BN", "reset sar", 64, {"lr": 2.5e-4, "plpd_threshold": 0.3}),
+    ("deyo", "deyo", "R50-GN", "mixed sar", 64, {"lr": 2.5e-4, "plpd_threshold": 0.2}),
+    ("deyo", "deyo", "ViT-B", "label_shift sar", 64, {"lr": 1e-3, "plpd_threshold": 0.2}),
+    ("roid", "tent", "Swin-B", "mixed md", 64, NESTEROV),
+    ("roid", "eata", "R50-BN", "continual md", 64, NESTEROV),
+    ("roid", "sar", "R50-BN", "continual md", 64, {"lr": 2.5e-4}),
+    ("roid", "sar", "Swin-B", "continual md", 64, VIT),
+    ("roid", "cotta", "tv-ViT-B16", "continual md", 64, {"lr": 0.01, "optimizer_options": {"nesterov": True}}),
+    ("roid", "roid", "R50-BN", "mixed md", 64, NESTEROV),
+    ("roid_correlated", "sar", "tv-ViT-B16", "continual md 0.0", 64, VIT),
+    ("roid_correlated", "roid", "Swin-B", "mixed md 0.01", 64, NESTEROV),
+    ("roid_cifar10", "eata", "WRN-28-10", "mixed md", 200, {"optimizer": "adam", "lr": 1e-3, "fisher_alpha": 1.0, "d_margin": 0.4}),
+    ("roid_cifar10", "roid", "RN26-GN", "continual md 0.0", 200, {"optimizer": "adam", "lr": 1e-3}),
+    ("foa", "tent", "ViT-B", "reset", 64, VIT),
+    ("foa", "cotta", "ViT-B", "reset", 64, {"lr": 5e-3}),
+    ("foa", "foa", "ViT-B", "label_shift", 64, {"num_prompts": 3, "popsize": 27, "fitness_lambda": 0.4, "source_images": 50_000}),
+    ("foa", "deyo", "ViT-B", "mixed", 64, VIT),
+    ("online_tta", "tent", "R50-BN", "reset", 64, {"lr": 2.5e-4}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "method", "model", "protocol", "batch_size", "values"), SETTINGS)
+def test_hyperparameters_are_the_papers(
+    name: str, method: str, model: str, protocol: str, batch_size: int, values: dict[str, Any]
+) -> None:
+    found = [
+        row for row in resolved(name) if (row.method.name, row.model, row.batch_size) == (method, model, batch_size)
+    ]
+    here = [row.config for row in found if protocol in _named(row.evaluation.protocol)]
+    assert here, [_named(row.evaluation.protocol) for row in found]
+    for config in here:
+        assert {key: getattr(config, key) for key in values} == values
+
+
+@functools.cache
+def resolved(name: str) -> list[ResolvedMethod]:
+    problems: list[Problem] = []
+    rows = resolve(coverage.load(f"papers/{name}"), lambda *_: True, {}, problems)
+    assert [problem for problem in problems if "pretrain" not in problem.message] == []
+    return rows
+
+
+def _named(protocol: Any) -> list[str]:
+    """``continual rotta 0.1`` of a protocol with single values."""
+    deltas = getattr(protocol, "delta", (None,))
+    return [" ".join(str(part) for part in (protocol.kind, protocol.variant, d) if part is not None) for d in deltas]
 
 
 COMMANDS = [line.split("    ")[0] for name in PAPERS

@@ -1,8 +1,8 @@
 """Which shipped suite reproduces each published number, or why none does: the page ``docs/published.md``.
 
-``python -m tta_bench.report.coverage > docs/published.md`` writes it. A suite counts as a run without results: its rows are
-matched by the rule of ``report --reference`` (:mod:`tta_bench.report.matching`). Neither data nor weights are opened; a folder
-is taken to hold what the suite's header asks for.
+``python -m tta_bench.report.coverage > docs/published.md`` writes it. A suite counts as a run without results: its rows
+are matched by the rule of ``report --reference`` (:mod:`tta_bench.report.matching`). Neither data nor weights are opened; a
+folder is taken to hold what the suite's header asks for.
 """
 
 from __future__ import annotations
@@ -85,16 +85,22 @@ class Place:
 
 def load(name: str) -> suite.LoadedSuite:
     """A shipped suite, whether or not its variables are set: the current folder stands for each folder of its data."""
-    text = suite.find(name).read_text()
-    folders = [key for key, value in yaml.safe_load(text)["data"].items() if _VARIABLE.search(str(value))]
-    variables = dict.fromkeys(_VARIABLE.findall(text), "")
+    folders = [key for key, value in _raw(name)["data"].items() if _VARIABLE.search(str(value))]
+    variables = dict.fromkeys(_VARIABLE.findall(suite.find(name).read_text()), "")
     return suite.load(name, sets=[f"data.{key}=." for key in folders], environment=variables)
+
+
+def _raw(name: str) -> Mapping[str, Any]:
+    """The suite's file, whose variables are not replaced."""
+    raw: Mapping[str, Any] = yaml.safe_load(suite.find(name).read_text())
+    return raw
 
 
 def rows(name: str) -> Iterator[Ours]:
     """What a run of a shipped suite would have in its tables: a row for each method, source model and setting."""
     loaded = load(name)
-    images = next(iter(_IMAGES[v] for v in _VARIABLE.findall(suite.find(name).read_text()) if v in _IMAGES), 0)
+    variables = _VARIABLE.findall(str(_raw(name)["data"]))
+    images = next((_IMAGES[variable] for variable in variables if variable in _IMAGES), 0)
     abouts = {config.name: _about(loaded, config) for config in loaded.suite.models}
     for table in _tables(loaded):
         for entry, (model, about) in itertools.product(loaded.suite.methods, abouts.items()):
@@ -215,10 +221,10 @@ _SAME, _DIFFERENT = "reproducible", "reproducible, but with a known difference"
 _HEAD = """\
 # Published numbers, and the suites that reproduce them
 
-Written by `python -m tta_bench.report.coverage > docs/published.md`, from [published.csv](../results/reference/published.csv)
-and the shipped [suites](../suites). `tta-bench run SUITE` runs a suite, once the data and weights of its header are in place;
-`tta-bench report RUN --reference` puts its numbers beside the published ones, by the rule of this page. Nothing here says that a
-suite has been run.
+Written by `python -m tta_bench.report.coverage > docs/published.md`, from
+[published.csv](../results/reference/published.csv) and the shipped [suites](../suites). `tta-bench run SUITE` runs a
+suite, once the data and weights of its header are in place; `tta-bench report RUN --reference` puts its numbers beside the
+published ones, by the rule of this page. Nothing here says that a suite has been run.
 
 *reproducible*: the suite has the number's data set, network, protocol, batch size and hyperparameters, as far as they are
 published. *but*: with a known difference, which the report states beside each number.

@@ -78,8 +78,8 @@ class MethodEntry(Part):
         config: fields of the method's Config; ``{model}`` in a string is replaced by the source model's name.
         per_model: model name to fields that override ``config``.
         grid: field to list of values; each combination is a row.
-        papers: publications, by their names in the file of published numbers, whose hyperparameters these are; beside their
-            numbers the report counts them as the published ones.
+        papers: publications, by their names in the file of published numbers, whose hyperparameters these are; the report
+            counts them as the published ones beside these numbers.
     """
 
     name: str
