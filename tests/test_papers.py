@@ -170,7 +170,8 @@ def test_a_suite_can_be_planned_and_its_rows_are_those_of_the_page(name: str, pl
     assert of_page == of_plan
 
 
-VIT, NESTEROV = {"lr": 1e-3}, {"lr": 2.5e-4, "optimizer_options": {"nesterov": True}}
+MOMENTUM = {"momentum": 0.9, "weight_decay": 0.0, "nesterov": True}
+VIT, NESTEROV = {"lr": 1e-3}, {"lr": 2.5e-4, "optimizer_options": MOMENTUM}
 SETTINGS: list[tuple[str, str, str, str, int, dict[str, Any]]] = [
     ("tent", "tent", "WRN-28-10", "reset", 200, {"optimizer": "adam", "lr": 1e-3}),
     ("eata", "eata", "R50-BN", "reset", 64, {"lr": 2.5e-4, "fisher_alpha": 2000.0, "d_margin": 0.05}),
@@ -190,7 +191,7 @@ SETTINGS: list[tuple[str, str, str, str, int, dict[str, Any]]] = [
     ("roid", "eata", "R50-BN", "continual md", 64, NESTEROV),
     ("roid", "sar", "R50-BN", "continual md", 64, {"lr": 2.5e-4}),
     ("roid", "sar", "Swin-B", "continual md", 64, VIT),
-    ("roid", "cotta", "tv-ViT-B16", "continual md", 64, {"lr": 0.01, "optimizer_options": {"nesterov": True}}),
+    ("roid", "cotta", "tv-ViT-B16", "continual md", 64, {"lr": 0.01, "optimizer_options": MOMENTUM}),
     ("roid", "roid", "R50-BN", "mixed md", 64, NESTEROV),
     ("roid_correlated", "sar", "tv-ViT-B16", "continual md 0.0", 64, VIT),
     ("roid_correlated", "roid", "Swin-B", "mixed md 0.01", 64, NESTEROV),

@@ -1,8 +1,8 @@
 """Which shipped suite reproduces each published number, or why none does: the page ``docs/published.md``.
 
 ``python -m tta_bench.report.coverage > docs/published.md`` writes it. A suite counts as a run without results: its rows
-are matched by the rule of ``report --reference`` (:mod:`tta_bench.report.matching`). Neither data nor weights are opened; a
-folder is taken to hold what the suite's header asks for.
+are matched by the rule of ``report --reference`` (:mod:`tta_bench.report.matching`). Neither data nor weights are
+opened; a folder is taken to hold what the suite's header asks for.
 """
 
 from __future__ import annotations
