@@ -232,8 +232,8 @@ def _named(protocol: Any) -> list[str]:
     return [" ".join(str(part) for part in (protocol.kind, protocol.variant, d) if part is not None) for d in deltas]
 
 
-COMMANDS = [line.split("    ")[0] for name in PAPERS
-            for line in re.findall(r"^# +tta-bench run (papers/.* --only .*)$", suite.find(name).read_text(), re.MULTILINE)]  # fmt: skip
+COMMANDS = [line.split("    ")[0] for name in [*PAPERS, "imagenet_c"]
+            for line in re.findall(r"^# +tta-bench run (\S+ --only .*)$", suite.find(name).read_text(), re.MULTILINE)]  # fmt: skip
 
 
 @pytest.mark.faults

@@ -156,7 +156,12 @@ def test_an_ambiguous_timm_alias_lists_its_tags(
         monkeypatch.setenv("IMAGENET_C", str(tmp_path))
         monkeypatch.setenv("IMAGENET_VAL", str(tmp_path))
         whole = suite.find("imagenet_c").read_text()
-        file = suite_file((".augreg2_in21k_ft_in1k", ""), ("resnet50_gn.a1h_in1k", "resnet50_gn"), text=whole)
+        aliases = [
+            (".augreg2_in21k_ft_in1k", ""),
+            ("resnet50_gn.a1h_in1k", "resnet50_gn"),
+            ("resnet50.tv_in1k", "resnet50"),
+        ]
+        file = suite_file(*aliases, text=whole)  # all of them: a full tag would be fetched
     else:
         start, end = text.index("    architecture"), text.index("methods:")
         file = suite_file((text[start:end], "    timm: vit_base_patch16_224\n"), text=text)
