@@ -41,6 +41,7 @@ def test_the_wheel_holds_methods_suites_weights_and_published_numbers_inside_the
     for name in (
         "methods/tent.py",
         "suites/digits_c.yaml",
+        "suites/papers/sar.yaml",
         "data/kinds/weights/digits_vit_ln.safetensors",
         "methods/weights/digits_c/mgg-vit_ln.safetensors",
         "report/render/templates/table.tex.j2",

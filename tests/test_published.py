@@ -241,6 +241,8 @@ def test_a_protocol_without_a_counterpart_is_said(tmp_path: pathlib.Path) -> Non
         ({"adapt_images": 100}, {}, "adapted on the first 100 images"),
         ({"session": {"suite": {"methods": [{"name": "tent", "config": {"lr": 0.1}}]}}}, {}, "set in the suite: lr"),
         ({"session": {"suite": {"methods": [{"name": "tent", "label": "t", "config": {"lr": 0.1}}]}}}, {}, ""),
+        ({"session": {"suite": {"methods": [{"name": "tent", "papers": ["EATA"], "config": {"lr": 0.1}}]}}}, {}, ""),
+        ({"session": {"suite": {"methods": [{"name": "tent", "papers": ["ROID"], "config": {"lr": 0.1}}]}}}, {}, "set in the suite: lr"),
         ({}, {"weights": "", "preprocessing": ""}, ""),
     ],
 )  # fmt: skip

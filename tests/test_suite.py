@@ -156,7 +156,12 @@ def test_an_ambiguous_timm_alias_lists_its_tags(
         monkeypatch.setenv("IMAGENET_C", str(tmp_path))
         monkeypatch.setenv("IMAGENET_VAL", str(tmp_path))
         whole = suite.find("imagenet_c").read_text()
-        file = suite_file((".augreg2_in21k_ft_in1k", ""), ("resnet50_gn.a1h_in1k", "resnet50_gn"), text=whole)
+        aliases = [
+            (".augreg2_in21k_ft_in1k", ""),
+            ("resnet50_gn.a1h_in1k", "resnet50_gn"),
+            ("resnet50.tv_in1k", "resnet50"),
+        ]
+        file = suite_file(*aliases, text=whole)  # all of them: a full tag would be fetched
     else:
         start, end = text.index("    architecture"), text.index("methods:")
         file = suite_file((text[start:end], "    timm: vit_base_patch16_224\n"), text=text)
@@ -190,16 +195,20 @@ def test_clean_ignores_severities(suite_file: SuiteFile) -> None:
 
 def test_every_shipped_suite_is_valid(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     variants = ("IMAGENET_R", "IMAGENET_A", "IMAGENET_SKETCH", "IMAGENET_V2")
-    for name in ("IMAGENET_C", "IMAGENET_VAL", *variants, "CIFAR10", "CIFAR10_MODELS"):
+    for name in ("IMAGENET_C", "IMAGENET_C_5000", "IMAGENET_VAL", *variants, "CIFAR10", "CIFAR10_MODELS", "CIFAR10_C",
+                 "CIFAR100_C", "CIFAR10_BINARY", "MODELS"):  # fmt: skip
         monkeypatch.setenv(name, os.fspath(tmp_path))
     for part in ("test", "train"):
         (tmp_path / part).mkdir()
     assert suite.shipped() == [
         "cifar10_c", "digits_c", "digits_protocols", "imagenet_c", "imagenet_c_lite0", "imagenet_natural",
         "methods_cifar10_c", "mgg_ablation", "mgg_curve", "mgg_rates", "protocols_cifar10_c", "streams_cifar10_c",
+        "papers/cotta", "papers/cotta_cifar100", "papers/cotta_imagenet", "papers/deyo", "papers/eata", "papers/foa", "papers/foa_natural",
+        "papers/online_tta", "papers/roid", "papers/roid_cifar10", "papers/roid_correlated", "papers/rotta",
+        "papers/rotta_cifar100", "papers/sar", "papers/tent",
     ]  # fmt: skip
     for name in suite.shipped():
-        assert suite.load(name).suite.name == name
+        assert suite.load(name).suite.name == name.replace("/", "_")
 
 
 @pytest.mark.parametrize(

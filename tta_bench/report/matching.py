@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,8 +70,27 @@ _PREPROCESSING = {
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """Hyperparameters of a row that its suite sets.
+
+    Attributes:
+        names: of those set.
+        papers: publications whose hyperparameters they are, as the suite says.
+    """
+
+    names: Sequence[str] = ()
+    papers: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any], model: str) -> Chosen:
+        """Those of an entry of a suite's ``methods`` for a source model."""
+        own = {**entry.get("config", {}), **entry.get("per_model", {}).get(model, {}), **entry.get("grid", {})}
+        return cls(list(own), entry.get("papers", []))
+
+
+@dataclass(frozen=True)
 class Ours:
-    """A row of a table, with its method and source model.
+    """A row of a table, with its method and source model: measured, or of a suite that was not run.
 
     Attributes:
         method: registered name.
@@ -84,7 +103,7 @@ class Ours:
     row: MethodErrors
     method: str
     about: Mapping[str, Any]
-    chosen: list[str]
+    chosen: Chosen
     images: Mapping[str, int]
 
 
@@ -212,7 +231,8 @@ def _preprocessing(number: Published, ours: Ours) -> list[str]:
 def _method(number: Published, ours: Ours) -> list[str] | None:
     if not number.method_id or number.method_id != ours.method:
         return None
-    return [f"set in the suite: {', '.join(ours.chosen)}"] if ours.chosen else []
+    chosen = [] if number.paper in ours.chosen.papers else ours.chosen.names
+    return [f"set in the suite: {', '.join(chosen)}"] if chosen else []
 
 
 def _corruption(number: Published, ours: Ours) -> list[str] | None:
@@ -246,3 +266,34 @@ CONDITIONS: list[tuple[str, str, _Condition]] = [
     ("of a method that was not run", "method", _method),
     ("of a corruption, or a mean over corruptions, that the run has not", "corruption", _corruption),
 ]
+
+
+def differences(number: Published, ours: Ours) -> list[str] | int:
+    """Why a number and a row of the same setting may differ all the same, empty where nothing is known to.
+
+    Where they are not of the same setting: the position of the first of ``CONDITIONS`` that does not hold.
+    """
+    reasons: list[str] = []
+    for position, (_, _, condition) in enumerate(CONDITIONS):
+        found = condition(number, ours)
+        if found is None:
+            return position
+        reasons += found
+    return reasons
+
+
+def nearest(number: Published, positions: Sequence[int]) -> tuple[str, str]:
+    """(why the number has no counterpart, its attribute to name), by the row that is nearest.
+
+    Args:
+        number: without a counterpart.
+        positions: for each row, of the first of ``CONDITIONS`` that does not hold.
+    """
+    if number.error is None:
+        return "that are no error", ""
+    if not number.comparable:
+        return "marked as not comparable", ""
+    if not positions:
+        return "of settings that were not run", ""
+    description, attribute, _ = CONDITIONS[max(positions)]
+    return description, str(getattr(number, attribute) if getattr(number, attribute) is not None else "none")

@@ -75,7 +75,7 @@ def _set(evidence: Evidence, rows: Rows) -> Iterator[Passage]:
     values: dict[str, dict[str, Rows]] = {}  # by label, hyperparameter, and value
     sessions = dict(zip((run.path for run in evidence.runs), evidence.sessions(), strict=True))
     for run, trial in evidence.trials():
-        for name in hyperparameters_set(sessions[run.path], trial["label"], trial["model"]):
+        for name in hyperparameters_set(sessions[run.path], trial["label"], trial["model"]).names:
             own = values.setdefault(trial["label"], {}).setdefault(name, {})
             own.setdefault(_value(trial["config"].get(name)), {})[trial["model"]] = None
     for label, names in values.items():

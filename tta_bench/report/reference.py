@@ -9,7 +9,7 @@ from typing import Any
 
 from tta_bench.report import published
 from tta_bench.report.evidence import CLEAN, Evidence
-from tta_bench.report.matching import CONDITIONS, Ours, cell_of, column_of
+from tta_bench.report.matching import Chosen, Ours, cell_of, column_of, differences, nearest
 from tta_bench.report.published import Published
 from tta_bench.report.table import ErrorTable
 
@@ -88,7 +88,7 @@ def compare(evidence: Evidence, tables: Sequence[ErrorTable], file: pathlib.Path
 
 def _ours(evidence: Evidence, tables: Sequence[ErrorTable]) -> Iterator[Ours]:
     sessions = dict(zip((run.path for run in evidence.runs), evidence.sessions(), strict=True))
-    known: dict[tuple[str, str, str], tuple[str, Mapping[str, Any], list[str], dict[str, int]]] = {}
+    known: dict[tuple[str, str, str], tuple[str, Mapping[str, Any], Chosen, dict[str, int]]] = {}
     for run, t in evidence.trials():
         row_key = (t["label"], t["model"], t["dataset"])
         if row_key not in known:
@@ -101,15 +101,13 @@ def _ours(evidence: Evidence, tables: Sequence[ErrorTable]) -> Iterator[Ours]:
             yield Ours(table, row, *known[row.label, row.model, table.setting.dataset])
 
 
-def hyperparameters_set(sessions: Sequence[Mapping[str, Any]], label: str, model: str) -> list[str]:
+def hyperparameters_set(sessions: Sequence[Mapping[str, Any]], label: str, model: str) -> Chosen:
     """Hyperparameters of a row that the suite sets instead of the published ones."""
     for entry in sessions[-1].get("suite", {}).get("methods", []) if sessions else []:
         own = entry.get("label") or entry["name"]
         if label == own or label.startswith(f"{own}["):
-            return list(
-                {**entry.get("config", {}), **entry.get("per_model", {}).get(model, {}), **entry.get("grid", {})}
-            )
-    return []
+            return Chosen.of(entry, model)
+    return Chosen()
 
 
 # -- counterparts -------------------------------------------------------------------------------------------------------
@@ -125,7 +123,7 @@ def _comparison(numbers: Sequence[Published], ours: Sequence[Ours]) -> Compariso
         ]
         rows += compared
         if not compared:
-            without.append(_nearest(number, [match for match in matches if not isinstance(match, ComparedRow)]))
+            without.append(nearest(number, [match for match in matches if not isinstance(match, ComparedRow)]))
     sources = "; ".join(dict.fromkeys(n.source for n in numbers))
     return Comparison(numbers[0].paper, numbers[0].arxiv, sources, rows, _unmatched(without, len(numbers)))
 
@@ -143,12 +141,9 @@ def _once(found: Iterable[tuple[Ours, ComparedRow]]) -> Iterator[ComparedRow]:
 
 def _matched(number: Published, ours: Ours) -> ComparedRow | int:
     """The comparison, or the position of the first of ``CONDITIONS`` that does not hold."""
-    reasons: list[str] = []
-    for position, (_, _, condition) in enumerate(CONDITIONS):
-        differences = condition(number, ours)
-        if differences is None:
-            return position
-        reasons += differences
+    reasons = differences(number, ours)
+    if isinstance(reasons, int):
+        return reasons
     cell = cell_of(number, ours)
     assert cell is not None
     assert number.error is not None
@@ -169,18 +164,6 @@ def _matched(number: Published, ours: Ours) -> ComparedRow | int:
         decimals=number.decimals,
         note=f"measured: mean of {cell.seeds} seeds" if cell.seeds > 1 else "",
     )
-
-
-def _nearest(number: Published, positions: Sequence[int]) -> tuple[str, str]:
-    """(why the number has no counterpart, its attribute to name), by the row of the run that is nearest."""
-    if number.error is None:
-        return "that are no error", ""
-    if not number.comparable:
-        return "marked as not comparable", ""
-    if not positions:
-        return "of settings that were not run", ""
-    description, attribute, _ = CONDITIONS[max(positions)]
-    return description, str(getattr(number, attribute) if getattr(number, attribute) is not None else "none")
 
 
 def _unmatched(without: Sequence[tuple[str, str]], numbers: int) -> str:

@@ -51,9 +51,11 @@ def _protocol_path(document: Document, index: int) -> KeyPath:
 
 
 def shipped() -> list[str]:
-    """Names of the shipped suites."""
-    files = importlib.resources.files("tta_bench.suites").iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    """Names of the shipped suites; those of papers come last, as ``papers/sar``."""
+    folder = importlib.resources.files("tta_bench.suites")
+    names = [[f"{prefix}{file.name}" for file in place.iterdir() if file.name.endswith(".yaml")]
+             for prefix, place in (("", folder), ("papers/", folder / "papers"))]  # fmt: skip
+    return [name.removesuffix(".yaml") for group in names for name in sorted(group)]
 
 
 def find(name: str) -> pathlib.Path:
@@ -72,19 +74,26 @@ def find(name: str) -> pathlib.Path:
     )
 
 
-def load(name: str, *, sets: Iterable[str] = (), plugins: Iterable[str] = ()) -> LoadedSuite:
+def load(
+    name: str,
+    *,
+    sets: Iterable[str] = (),
+    plugins: Iterable[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> LoadedSuite:
     """Read and check a suite.
 
     Args:
         name: a path, or the name of a shipped suite.
         sets: ``key=value`` pairs that replace top-level or dotted keys (``data.max_images=500``); values are YAML.
         plugins: plugin files, in addition to those of the suite.
+        environment: variables by name; ``os.environ`` by default.
 
     Raises:
         UsageError: with all problems.
     """
     path = find(name)
-    document = parse(path.read_text(), str(path))
+    document = parse(path.read_text(), str(path), environment)
     if not isinstance(document.data, dict):
         raise UsageError(Problem("a suite must be a mapping", str(path), hint="see suites/digits_c.yaml"))
     for pair in sets:

@@ -73,6 +73,8 @@ class MethodEntry(Part):
         config: fields of the method's Config; ``{model}`` in a string is replaced by the source model's name.
         per_model: model name to fields that override ``config``.
         grid: field to list of values; each combination is a row.
+        papers: publications, by their names in the file of published numbers, whose hyperparameters these are; the report
+            counts them as the published ones beside these numbers.
     """
 
     name: str
@@ -80,6 +82,7 @@ class MethodEntry(Part):
     config: dict[str, Any] = {}
     per_model: dict[str, dict[str, Any]] = {}
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    papers: list[str] = []
 
     def variants(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(label, fields from the grid) of each row."""
