@@ -65,22 +65,7 @@ def test_the_names_are_the_published_ones() -> None:
     assert image_seed("a", "fog", 1, 0) == int.from_bytes(hashlib.sha256(b'["a","fog",1,0]').digest()[:4], "big")
 
 
-PIXELS = {  # beginnings of the SHA-256 of two digits, or a photo, at severities 1 to 5: the keys of runs depend on them
-    "cifar": {
-        "gaussian_noise": "f0019802", "shot_noise": "6682dc51", "impulse_noise": "17f29dbd", "defocus_blur": "79fba9cf",
-        "glass_blur": "2707b15a", "motion_blur": "11a57eb1", "zoom_blur": "d4f3f796", "snow": "326a8246",
-        "frost": "6d456c99", "fog": "bb117631", "brightness": "4db77259", "contrast": "eea0766c",
-        "elastic_transform": "1b843caa", "pixelate": "fddc6429", "jpeg_compression": "9fb3e1af", "speckle_noise": "54152196",
-        "gaussian_blur": "8fdb6d60", "spatter": "f6f82884", "saturate": "d6c146df",
-    },
-    "imagenet": {
-        "gaussian_noise": "313c249e", "shot_noise": "71cf65b2", "impulse_noise": "0d2634b5", "defocus_blur": "bd54ae91",
-        "glass_blur": "1c5fafb3", "motion_blur": "5ba3f001", "zoom_blur": "4915b4cb", "snow": "82cbc8b5",
-        "frost": "8f2973cf", "fog": "a58a1856", "brightness": "dd203025", "contrast": "3d44529d",
-        "elastic_transform": "7fb4116a", "pixelate": "b99fc897", "jpeg_compression": "ccbeccd3", "speckle_noise": "78b8bb63",
-        "gaussian_blur": "adcef012", "spatter": "5aa2bb43", "saturate": "377df7d7",
-    },
-}  # fmt: skip
+STORED = pathlib.Path(__file__).parent / "pinned" / "corruptions.npz"
 
 
 def images(strengths: str) -> list[np.ndarray]:
@@ -88,14 +73,30 @@ def images(strengths: str) -> list[np.ndarray]:
     return [photo] if strengths == "imagenet" else list(load_split().test_images[:2])
 
 
+def blocks(pixels: np.ndarray) -> np.ndarray:
+    """Mean and standard deviation of each of 4×4 blocks and of each colour: (2, 4, 4, 3)."""
+    side = len(pixels) // 4
+    parts = pixels.astype(np.float64).reshape(4, side, 4, side, 3)
+    return np.stack([parts.mean((1, 3)), parts.std((1, 3))])
+
+
+def of_all_severities(strengths: Strengths, name: str) -> np.ndarray:
+    """The blocks of each image under each severity: (5, images, 2, 4, 4, 3), as ``corruptions.npz`` has them."""
+    return np.array([
+        [blocks(corrupt(image, name, severity, strengths=strengths, seed=image_seed(f"image/{i}", name, severity, 0)))
+         for i, image in enumerate(images(strengths))]
+        for severity in range(1, 6)
+    ])  # fmt: skip
+
+
 @pytest.mark.parametrize("strengths", ["cifar", "imagenet"])
 def test_integer_severities_keep_their_pixels(strengths: Strengths) -> None:
-    for name, expected in PIXELS[strengths].items():
-        sha256 = hashlib.sha256()
-        for severity, (i, image) in itertools.product(range(1, 6), enumerate(images(strengths))):
-            seed = image_seed(f"image/{i}", name, severity, 0)
-            sha256.update(corrupt(image, name, severity, strengths=strengths, seed=seed).tobytes())
-        assert sha256.hexdigest()[:8] == expected, name
+    """To rounding: two of the 38 differ by single grey levels between processors (elastic_transform, frost)."""
+    with np.load(STORED) as stored:
+        for name in NAMES:
+            np.testing.assert_allclose(
+                of_all_severities(strengths, name), stored[f"{strengths}/{name}"], atol=0.3, err_msg=name
+            )
 
 
 def test_the_functions_between_severities_are_the_packages_own_at_them() -> None:

@@ -201,7 +201,7 @@ class Places:
         return (self.high / self.low) ** 0.125
 
     def _moved(self, x: float, lane: int) -> float:
-        share = 0.035 * lane
+        share = 0.014 * lane
         return float(x * (self.high / self.low) ** share) if self.logarithmic else x + share * self.high
 
     def set_axis(self, axes: Axes, name: str) -> None:
