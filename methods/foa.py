@@ -18,7 +18,7 @@ Candidates are forwarded together, up to ``IMAGES_AT_ONCE`` images: up to roundi
 CMA-ES runs on the CPU, in float64. For the 2304 numbers of a ViT-B it takes 0.1 s a batch on one core, and 2 s more every
 16 batches; its candidates then depend on LAPACK's rounding, so such trajectories differ between machines.
 
-Published: λ = 0.4 on ImageNet-C and 0.2 on ImageNet-R, there with a mask of its classes, which is left out here.
+Published: λ = 0.4 on ImageNet-C and 0.2 on ImageNet-R, there among its 200 classes (here the harness's class mask).
 ``popsize`` 27 is 4 + ⌊3·ln(P·D)⌋ for a ViT-B; other widths need their own.
 
 Discrepancies between paper and code: the code takes source statistics from the 50,000 validation images, and 32 suffice

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_a_bin_includes_its_upper_border_and_the_first_0(confidence: float, numb
 def test_a_probability_of_0_counts_as_the_floor() -> None:
     largest = -math.log(1e-12)
     assert metrics.FLOOR == 1e-12
-    certain = graded([[1.0, 0.0], [1.0, 0.0], [0.5, 1e-13]], [0, 1, 1])
+    certain = graded([[1.0, 0.0], [1.0, 0.0], [1.0, 1e-13]], [0, 1, 1])
     assert certain.nll == pytest.approx([0.0, largest, largest], rel=1e-7)
     assert not np.signbit(certain.nll).any()
     far = metrics.grade(np.array([[500.0, -500.0], [500.0, -500.0]], dtype=np.float32), np.array([0, 1]), "logits")
@@ -345,3 +346,26 @@ def test_a_run_without_it_has_no_table_and_is_verified(run_cli: Cli, suite_file:
     assert "calibration" not in outcome.out
     assert "all numbers follow from their predictions" in outcome.err
     assert load_results("run")[["ece_pct", "nll"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("scores", "outputs", "message"),
+    [
+        (
+            [[0.2, 0.8], [0.9, 0.3]],
+            "probabilities",
+            "the scores of an image sum to 1.2, and the lowest is 0.2: declare 'logits'",
+        ),
+        ([[0.2, 0.8], [1.5, -0.5]], "probabilities", "and the lowest is -0.5"),
+        ([[0.2, 0.8], [0.9, 0.1]], "logits", "all scores are probabilities: declare outputs = 'probabilities'"),
+    ],
+)
+def test_scores_of_another_kind_than_declared_are_refused(
+    scores: list[list[float]], outputs: str, message: str
+) -> None:
+    with pytest.raises(metrics.WrongOutputs, match=re.escape(message)):
+        metrics.grade(np.array(scores, dtype=np.float32), np.array([0, 1]), outputs)
+
+
+def test_a_single_images_logits_may_look_like_probabilities() -> None:
+    assert metrics.grade(np.array([[0.2, 0.8]], dtype=np.float32), np.array([1]), "logits").correct.all()

@@ -34,6 +34,7 @@ from tta_bench.methods.eta import Eta
 from tta_bench.methods.functional import default_margin
 from tta_bench.models import MissingPart, SourceModel
 from tta_bench.networks.from_timm import ModelSpec, Timm, build_network
+from tta_bench.networks.from_torchvision import Torchvision
 from tta_bench.registry import DATASETS, installed
 from tta_bench.report import published
 from tta_bench.report.error_tables import tables
@@ -46,6 +47,7 @@ from tta_bench.setting import Setting
 from tta_bench.store import results
 from tta_bench.streams import CLEAN, Shift
 from tta_bench.suite import plan
+from tta_bench.suite.calibration import calibrations
 from tta_bench.suite.loader import configured
 
 Cli = Callable[..., Outcome]
@@ -149,6 +151,14 @@ class _Twofold(nn.Module):
 
     def get_classifier(self) -> tuple[nn.Module, nn.Module]:
         return self.one, self.two
+
+
+def test_torchvisions_networks_have_imagenets_classes_only_with_as_many_outputs() -> None:
+    given = {"name": "net", "kind": "torchvision", "architecture": "resnet18", "weights_enum": "IMAGENET1K_V1"}
+    for options, labels in (({}, WNIDS), ({"num_classes": 6}, None)):
+        network = Torchvision(Torchvision.Config(**given, options=options))
+        with torch.device("meta"):
+            assert network.labels(network._random()) == labels
 
 
 def test_a_network_without_one_linear_layer_is_refused() -> None:
@@ -272,6 +282,12 @@ def test_both_settings_stand_apart_in_a_report(run_cli: Cli, masked_runs: dict[s
     text = pathlib.Path("both/errors.md").read_text()
     assert "class mask none" in text
     assert "inverted and upright among 3 classes" in text
+    [setting] = [line for line in text.splitlines() if line.startswith(("Errors are on", "**SUBSET"))]
+    assert "where methods have networks of 3 classes for" in setting
+    assert "class mask none" in setting
+    calibration = text[text.index("calibration") :]
+    assert "inverted and upright among 3 classes" in calibration
+    assert "then the mean over the domains; not tested" in calibration
     heads = {
         path.stem: "3 classes}" in path.read_text() for path in pathlib.Path("both/tables").glob("errors-*-domain.tex")
     }
@@ -421,6 +437,21 @@ def test_domains_share_their_classes(tmp_path: pathlib.Path) -> None:
         opened(data, ["sketch"], None)
 
 
+def test_what_was_found_tells_the_models_classes_and_system_folders_are_none(tmp_path: pathlib.Path) -> None:
+    root = images(tmp_path / "art", ["cat", "ant", "@eaDir"]).parent
+    images(root / "__MACOSX", ["art"])
+    images(tmp_path / "clean", ["dog"])
+    data = {"kind": "domains", "root": str(root), "source": str(tmp_path / "clean"), "preprocess": "none"}
+    (root / "clean").rename(tmp_path.parent / f"{tmp_path.name}-clean")
+    data["source"] = str(tmp_path.parent / f"{tmp_path.name}-clean")
+    dataset = opened(data, ["art"], ["dog", "cat", "bee", "ant"])
+    assert dataset.missing(Shift("art", None, "domain")) is None
+    art, source = dataset.found()
+    assert (art.classes, art.numbers) == (("cat", "ant"), (1, 3))
+    assert art.lines()[0].endswith("art: 2 classes, 1 is 'cat', 3 is 'ant', matched by name")
+    assert source.images == 1
+
+
 def test_classes_that_are_numbers_are_ordered_by_number(tmp_path: pathlib.Path) -> None:
     images(tmp_path / "set" / "a", range(12), side=32)
     data = opened({"kind": "domains", "root": str(tmp_path / "set"), "preprocess": "none"}, ["a"], None)
@@ -532,6 +563,14 @@ def test_shifts_of_different_masks_are_trials_of_different_networks(natural: Cal
     assert {name: t.mask for name, t in both.items()} == dict.fromkeys(trials)
     assert {name for name in trials if trials[name].key != both[name].key} == {"imagenet_r"}
     assert {t.setting.mask for t in both.values()} == {"none"}
+
+
+def test_a_cost_ratio_is_measured_on_images_that_fit_the_rows_network(natural: Callable[..., pathlib.Path]) -> None:
+    ratio = "adapt: {eta: 1.0, cost_ratio: measure}"
+    entries = f"[{{kind: reset, corruptions: [clean]}}, {{kind: reset, {ratio}, corruptions: [imagenet_r]}}]"
+    made = planned(natural(("severities: [5]", f"severities: [5]\nprotocol: {entries}")))
+    trials = [each.trial for each in calibrations(made, CLEAN, Digests())]
+    assert [(t.mask, t.stream.shifts[0].id) for t in trials] == [(KEPT, "imagenet_r")]
 
 
 def test_a_stream_of_different_masks_is_refused(run_cli: Cli, natural: Callable[..., pathlib.Path]) -> None:

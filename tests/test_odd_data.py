@@ -204,7 +204,7 @@ def test_the_start_of_a_run_and_its_file_say_classes_and_what_was_left_out(
     assert "clean · seed 0: error 0.0 %" in outcome.err
     [session] = json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]
     classes = [str(number) for number in range(1, 11)]
-    found = {"folder": str(root), "images": 30, "classes": classes, "left_out": {".gif": 30}}
+    found = {"folder": str(root), "images": 30, "classes": classes, "left_out": {".gif": 30}, "numbers": []}
     assert session["data"] == {"found": [found], "converted": {"16-bit grey scaled to 8 bits": 30}}
 
 

@@ -203,7 +203,7 @@ def test_every_shipped_suite_is_valid(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert suite.shipped() == [
         "cifar10_c", "digits_c", "digits_protocols", "imagenet_c", "imagenet_c_lite0", "imagenet_natural",
         "methods_cifar10_c", "mgg_ablation", "mgg_curve", "mgg_rates", "protocols_cifar10_c", "streams_cifar10_c",
-        "papers/cotta", "papers/cotta_cifar100", "papers/cotta_imagenet", "papers/deyo", "papers/eata", "papers/foa", "papers/foa_natural",
+        "papers/cotta", "papers/cotta_cifar100", "papers/cotta_imagenet", "papers/deyo", "papers/eata", "papers/foa", "papers/foa_imagenet_r", "papers/foa_natural",
         "papers/online_tta", "papers/roid", "papers/roid_cifar10", "papers/roid_correlated", "papers/rotta",
         "papers/rotta_cifar100", "papers/sar", "papers/tent",
     ]  # fmt: skip

@@ -261,6 +261,7 @@ def test_the_builder_gets_the_source_images_as_the_network_takes_them(
     adapter.step(x)
     adapter.reset()
     assert len(seen) == (1 if reset == "own" else 2)
+    assert all(torch.equal(a, b) for a, b in zip(seen[0], seen[-1], strict=True)), "built again with the same images"
     assert torch.equal(adapter.step(x), before) == (reset == "rebuild"), "this module's own reset forgets the weights"
 
 

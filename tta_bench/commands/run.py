@@ -223,8 +223,11 @@ def _summary(
 
 
 def _found(plan: Plan) -> list[Found]:
-    """What opening the data found in folders; models' data differ in the size of images alone."""
-    return next(iter(plan.materials.datasets.values())).found()
+    """What opening the data found in folders, for any source model."""
+    found: list[Found] = []
+    for dataset in plan.materials.datasets.values():
+        found += [each for each in dataset.found() if each not in found]
+    return found
 
 
 def _found_lines(plan: Plan) -> Iterator[str]:

@@ -117,19 +117,22 @@ class Found:
         images: number of images in it.
         classes: names of the classes, in the order of their numbers; empty where another folder's count.
         left_out: how many files and folders are neither image nor class, by kind.
+        numbers: the source model's class that each of ``classes`` is, where these are matched by name; else 0, 1, ….
     """
 
     folder: str
     images: int
     classes: Sequence[str] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
+    numbers: Sequence[int] = ()
 
     def lines(self) -> list[str]:
         """In words, for the start of a run: the classes, and what was left out."""
         lines, folder = [], self.folder if self.folder.isprintable() else repr(self.folder)
         if self.classes:
-            last, remark = len(self.classes) - 1, order_remark(self.classes)
-            ends = f"0 is {self.classes[0]!r}, {last} is {self.classes[-1]!r}"
+            numbers = self.numbers or range(len(self.classes))
+            remark = "matched by name" if self.numbers else order_remark(self.classes)
+            ends = f"{numbers[0]} is {self.classes[0]!r}, {numbers[-1]} is {self.classes[-1]!r}"
             lines.append(f"{folder}: {len(self.classes)} classes, {ends}{f', {remark}' if remark else ''}")
         if self.left_out:
             total = sum(self.left_out.values())

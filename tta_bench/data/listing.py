@@ -77,6 +77,15 @@ def listing(root: pathlib.Path) -> Listing:
     return Listing(tuple(paths), class_order(groups, str(root)), dict(left_out))
 
 
+def folders(root: pathlib.Path) -> list[str]:
+    """The names of a folder's folders, sorted as texts, without hidden ones and those of systems.
+
+    Raises:
+        UsageError: the folder cannot be read.
+    """
+    return _entries(root).folders
+
+
 def flat_listing(root: pathlib.Path) -> Listing:
     """The images that lie directly in ``root``, without classes.
 

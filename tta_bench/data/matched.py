@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -42,6 +43,11 @@ class ClassFolders(FolderImages):
             raise UsageError(Problem(message, str(self.root), hint=hint))
         self.labels = np.array([classes[name] for name in folders], dtype=np.int64)
         self.present = tuple(int(number) for number in np.unique(self.labels))
+        self._names = tuple(sorted(dict.fromkeys(folders), key=lambda name: classes[name]))
+
+    def found(self) -> list[Found]:
+        [folder] = super().found()
+        return [replace(folder, classes=self._names, numbers=self.present)]
 
 
 Images = TypeVar("Images", bound=CleanImages)
@@ -95,7 +101,10 @@ class Matched(Dataset, Generic[Images]):
         return None
 
     def found(self) -> list[Found]:
-        return [each for images in self._images.values() for each in images.found()]
+        lists: list[CleanImages] = [*self._images.values()]
+        if self.source is not None and self.source not in lists:
+            lists.append(self.source)
+        return [each for images in lists for each in images.found()]
 
     def fingerprint(self, shift: Shift, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
         return {"kind": self.name, "shift": shift.id, **self.images_of(shift).fingerprint(rows, digests)}

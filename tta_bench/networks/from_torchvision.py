@@ -65,11 +65,11 @@ class Torchvision(Network):
         return {"options": dict(self.config.options)} if self.config.options else {}
 
     def labels(self, net: nn.Module) -> Sequence[str] | None:
-        """Those that the suite gives, else ImageNet's where ``weights_enum`` names weights of ImageNet."""
-        named = super().labels(net)
-        return (
-            imagenet_labels() if named is None and (self.config.weights_enum or "").startswith("IMAGENET1K") else named
-        )
+        """Those that the suite gives, else ImageNet's where ``weights_enum`` and the number of outputs are ImageNet's."""
+        imagenet = (self.config.weights_enum or "").startswith("IMAGENET1K")
+        if self.config.labels or not imagenet or self.num_classes(net) != len(imagenet_labels()):
+            return super().labels(net)
+        return imagenet_labels()
 
     # -- the network ---------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -132,13 +132,12 @@ def _table(evidence: Evidence, frame: pd.DataFrame, setting: TableSetting, image
     rows = rows_of(frame, "corruption", corruptions)
     by_name = dict(iter(frame.groupby("corruption", sort=False)))
     tested = Tested(rows, {name: _column(by_name[name]) for name in corruptions}, images)
-    masked = {name: by_name[name]["classes"].dropna() for name in corruptions}
-    classes = {name: int(counts.iloc[0]) for name, counts in masked.items() if len(counts)}
+    classes = masks_of(frame)
     return ErrorTable(
         name=setting.name,
         title=f"{evidence.title}: error in per cent{setting.told}",
         setting=setting,
-        caption=caption(frame, setting, masks=_masks(classes)),
+        caption=caption(frame, setting),
         corruptions=corruptions,
         rows=tested.rows,
         partial=bool(frame["partial"].any()),
@@ -164,10 +163,16 @@ def _column(rows: pd.DataFrame) -> ColumnImages:
     return ColumnImages(str(first["shift"]), str(first["corruption"]) if own else "")
 
 
-def _masks(classes: Mapping[str, int]) -> list[str]:
+def masks_of(frame: pd.DataFrame) -> dict[str, int]:
+    """The number of classes of each column under a class mask."""
+    masked = frame[["corruption", "classes"]].dropna().drop_duplicates("corruption")
+    return {str(name): int(count) for name, count in masked.itertuples(index=False)}
+
+
+def _masks(frame: pd.DataFrame) -> list[str]:
     """``imagenet_a and imagenet_r among 200 classes``: the columns under a class mask."""
     by_count: dict[int, list[str]] = {}
-    for name, count in sorted(classes.items()):
+    for name, count in sorted(masks_of(frame).items()):
         by_count.setdefault(count, []).append(name)
     return [f"{' and '.join(names)} among {count:,} classes" for count, names in by_count.items()]
 
@@ -267,8 +272,7 @@ def named_part(setting: TableSetting) -> list[str]:
 
 
 def caption(
-    frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] = (), masks: Sequence[str] = (),
-    what: str = "Error in per cent",
+    frame: pd.DataFrame, setting: TableSetting, further: Sequence[str] = (), what: str = "Error in per cent"
 ) -> str:  # fmt: skip
     """The conditions of a table in a sentence."""
     seeds = sorted(int(s) for s in frame["seed"].unique())
@@ -282,7 +286,7 @@ def caption(
     counted = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
     of = "in the stream" if (frame["shift"] == ALL_IMAGES).all() else "of each shift"
     images_text = f"{counted} images {of}{_distinct(frame)}{partial}"
-    parts = [f"{what} on {setting.text}", *masks, images_text, *further, spread]
+    parts = [f"{what} on {setting.text}", *_masks(frame), images_text, *further, spread]
     apart = not further and (frame["family"] == CLEAN).any() and (frame["family"] != CLEAN).any()
     return ", ".join(parts) + "." + (" The mean is without clean." if apart else "")
 

@@ -55,7 +55,6 @@ _WEIGHTS = {
 _ARCHITECTURES = {
     "R50-BN": ("resnet50", "torchvision/resnet50"),
     "R50-GN": ("resnet50_gn",),
-    "R50-GN+JT": ("resnet50_gn",),
     "ViT-B": ("vit_base_patch16_224",),
     "tv-ViT-B16": ("torchvision/vit_b_16", "vit_base_patch16_224"),
     "Swin-B": ("swin_base_patch4_window7_224", "torchvision/swin_b"),

@@ -57,7 +57,9 @@ def _groups(evidence: Evidence) -> Groups:
     groups: Groups = {}
     for _, trial in evidence.trials():
         if trial["setting"] not in names:
-            names[trial["setting"]] = section_of(trial).protocol_text + f" on {trial['dataset']}" * several
+            section = section_of(trial)
+            mask = f", {section.mask_told}" if section.mask else ""
+            names[trial["setting"]] = section.protocol_text + mask + f" on {trial['dataset']}" * several
         groups.setdefault(names[trial["setting"]], []).append(trial)
     return groups
 
@@ -92,7 +94,20 @@ def _shifts(trials: Trials) -> str:
         for own, names in at.items()
     ]
     parts += [f"{pairs:,} pairs of corruptions at changing severities"] if pairs else []
-    return ", and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+    return ", and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]])) + _masked(trials)
+
+
+def _masked(trials: Trials) -> str:
+    """``, where methods have networks of 200 classes for imagenet r``, or empty."""
+    by_count: dict[int, dict[str, None]] = {}
+    for trial in trials:
+        if (classes := trial.get("classes")) is not None:
+            by_count.setdefault(int(classes), {}).update((name, None) for name, *_ in trial["shifts"])
+    told = [
+        f"of {count:,} classes for {listed(name.replace('_', ' ') for name in names)}"
+        for count, names in sorted(by_count.items())
+    ]
+    return f", where methods have networks {listed(told)}" if told else ""
 
 
 def _named(noun: str, names: Sequence[str]) -> str:

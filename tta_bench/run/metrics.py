@@ -10,6 +10,7 @@ import torch
 
 BINS = 15  # of confidence, equally wide, for the expected calibration error (Guo et al. 2017)
 FLOOR = 1e-12  # a label's probability is at least this in its negative log-likelihood: 27.6 nats at most
+_SUM = 1e-3  # how far the sum of probabilities may be from 1
 # Inner borders of the bins, rounded as confidences are: one of k/15 lies in the bin that ends there.
 _BORDERS = (np.arange(1, BINS) / BINS).astype(np.float32)
 
@@ -32,6 +33,10 @@ class BatchVerdicts(NamedTuple):
     finite: bool
 
 
+class WrongOutputs(ValueError):
+    """Scores are not of the kind that the method declares: their confidence and calibration would be wrong."""
+
+
 def grade(scores: np.ndarray, labels: np.ndarray, outputs: str) -> BatchVerdicts:
     """Verdicts on scores (B, C), float32.
 
@@ -39,12 +44,30 @@ def grade(scores: np.ndarray, labels: np.ndarray, outputs: str) -> BatchVerdicts
         scores: logits or probabilities.
         labels: (B,) int64.
         outputs: "logits" or "probabilities".
+
+    Raises:
+        WrongOutputs: they are of the other kind.
     """
     given, truth = torch.from_numpy(scores), torch.from_numpy(labels)
+    _check_kind(given, outputs)
     confidence, predicted = (given.softmax(1) if outputs == "logits" else given).max(1)
     classes = predicted.numpy().astype(np.int32)
     finite = bool(given.isfinite().all())
     return BatchVerdicts(classes, classes == labels, confidence.numpy().copy(), _nll(given, truth, outputs), finite)
+
+
+def _check_kind(scores: torch.Tensor, outputs: str) -> None:
+    if not len(scores) or not scores.isfinite().all():
+        return
+    sums = scores.sum(1)
+    distributions = bool((scores >= 0).all() and ((sums - 1).abs() < _SUM).all())
+    if outputs == "probabilities" and not distributions:
+        what = (
+            f"the scores of an image sum to {sums[(sums - 1).abs().argmax()]:.3g}, and the lowest is {scores.min():.3g}"
+        )
+        raise WrongOutputs(f"outputs is 'probabilities', but {what}: declare 'logits', or return probabilities")
+    if outputs == "logits" and distributions and len(scores) > 1:  # one image's logits may be like that by chance
+        raise WrongOutputs("outputs is 'logits', but all scores are probabilities: declare outputs = 'probabilities'")
 
 
 def _nll(scores: torch.Tensor, labels: torch.Tensor, outputs: str) -> np.ndarray:

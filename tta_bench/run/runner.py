@@ -150,6 +150,8 @@ class Supervisor:
             return _failure(message.kind, message.reason, message.traceback), message.changes
         except DataFault as fault:
             return _failure("infrastructure", str(fault)), ()
+        except metrics.WrongOutputs as error:
+            return _failure("method", str(error)), ()
         except FloatingPointError as error:
             return _failure("method", f"FloatingPointError: {error}"), ()
         except _InvalidFacts as invalid:

@@ -28,11 +28,21 @@ class Calibration(NamedTuple):
 def calibrations(plan: Plan, shift: Shift, digests: Digests) -> list[Calibration]:
     """The calibration of each row whose cost ratio is measured.
 
-    It runs the method on batches of the evaluation's size, of a few images under ``shift``, again and again where there
-    are not enough. Its key depends on everything that a trial's does, but for the protocol and the seed.
+    It runs the method on batches of the evaluation's size, of a few images, again and again where there are not enough.
+    They are under ``shift``, or, where that has another class mask than the row's first trial, under that one's first. Its
+    key depends on everything that a trial's does, but for the protocol and the seed.
     """
     trials = {trial.cost_row: trial for trial in reversed(plan.trials)}
-    return [_calibration(plan.materials, row, trial, shift, digests) for row, trial in trials.items() if row][::-1]
+    return [
+        _calibration(plan.materials, row, trial, _shift_of(plan.materials, trial, shift), digests)
+        for row, trial in trials.items()
+        if row
+    ][::-1]
+
+
+def _shift_of(materials: Materials, trial: Trial, shift: Shift) -> Shift:
+    """A shift whose labels fit the trial's network."""
+    return shift if materials.datasets[trial.model].mask_of(shift) == trial.mask else trial.stream.shifts[0]
 
 
 def _calibration(materials: Materials, row: CostRow, trial: Trial, shift: Shift, digests: Digests) -> Calibration:

@@ -5,14 +5,13 @@ Each domain is a shift, named by its folder.
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
 from tta_bench.data.base import IMAGENET_GEOMETRY, DataConfig, DataRequest, FolderPath, Geometry
 from tta_bench.data.images import FolderImages
-from tta_bench.data.listing import class_order
+from tta_bench.data.listing import class_order, folders
 from tta_bench.data.matched import ClassFolders, Matched, mask_of, positions_of
 from tta_bench.errors import Problem, UsageError
 from tta_bench.streams import Shift
@@ -52,7 +51,7 @@ class Domains(Matched[ClassFolders]):
             return True
 
         def shift_names(self) -> Sequence[str]:
-            return _folders(pathlib.Path(self.root).expanduser()) if self.root else ()
+            return folders(pathlib.Path(self.root).expanduser()) if self.root else ()
 
         def shift(self, name: str, severity: int) -> Shift:
             return Shift(name, None, DOMAIN)
@@ -60,10 +59,10 @@ class Domains(Matched[ClassFolders]):
     def __init__(self, config: Config, request: DataRequest):
         self.root = pathlib.Path(config.root).expanduser().resolve()
         super().__init__(config.title or self.root.name, "none" if config.mask == "none" else "")
-        domains = _folders(self.root)
+        domains = folders(self.root)
         if taken := sorted({*_TAKEN} & {*domains}):
             raise UsageError(Problem(f"no domain can be named {taken[0]!r}", str(self.root), hint="rename the folder"))
-        names = class_order({name for domain in domains for name in _folders(self.root / domain)}, str(self.root))
+        names = class_order({name for domain in domains for name in folders(self.root / domain)}, str(self.root))
         labels = names if request.labels is None else request.labels
         self._classes = dict(zip(names, positions_of(names, labels, str(self.root)), strict=True))
         self.num_classes = len(labels)
@@ -78,8 +77,3 @@ class Domains(Matched[ClassFolders]):
 
     def open_images(self, shift: Shift) -> ClassFolders:
         return ClassFolders(str(self.root / shift.name), self._geometry, self._classes)
-
-
-def _folders(root: pathlib.Path) -> list[str]:
-    """The names of a folder's folders, without hidden ones."""
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))

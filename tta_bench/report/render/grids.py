@@ -177,7 +177,7 @@ def calibration_grid(table: CalibrationTable) -> Grid:
     shown = [cell for row in table.rows for cell in (*row.ece.values(), *row.nll.values())]
     legend = [
         "ECE: in 15 bins of confidence. NLL: −log of the label's probability, which counts as 1e-12 where it is less. "
-        "Both over all images of a shift together, then the mean over the corruptions without clean; not tested."
+        f"Both over all images of a shift together, then the mean over the {table.setting.noun}; not tested."
     ]
     legend += [STARRED] if any(cell.mean is not None and cell.state != "ok" for cell in shown) else []
     legend += ["none: run by a version that did not measure it."] if any(c.state == "none" for c in shown) else []
