@@ -172,11 +172,13 @@ def _resume_state(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retr
     Raises:
         UsageError: the folder holds records of something else.
     """
-    rows = {t.key: row_of(t.setting.protocol_text, (s.family for s in t.stream.shifts)) for t in plan.trials}
-    tally = Tally((t.label, rows[t.key], t.model, [s.name for s in t.stream.shifts]) for t in plan.trials)
+    rows = [row_of(t.setting.protocol_text, (s.family for s in t.stream.shifts)) for t in plan.trials]
+    tally = Tally(
+        (t.label, row, t.model, [s.name for s in t.stream.shifts]) for t, row in zip(plan.trials, rows, strict=True)
+    )
     estimates, finished, selected_keys = Estimates(plan.materials), set[str](), {trial.key for trial in selected}
     damaged: dict[str, None] = {}
-    for trial in plan.trials:
+    for trial, row in zip(plan.trials, rows, strict=True):
         stored = records.read_trial(out, trial.key)
         record = stored.record
         if stored.foreign:
@@ -186,7 +188,7 @@ def _resume_state(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retr
         if record is None or (trial.key in selected_keys and not _finished(record, retry_failed)):
             continue
         finished.add(trial.key)
-        tally.add(trial.label, rows[trial.key], trial.model, record["status"], record["shifts"])
+        tally.add(trial.label, row, trial.model, record["status"], record["shifts"])
         if record["status"] == "ok":
             estimates.learn(trial, record["facts"]["trial_s"])
     pending = [trial for trial in _distinct(selected) if trial.key not in finished]
