@@ -167,7 +167,7 @@ class Choosing(SeesSource):
     def step(self, x: Tensor) -> Tensor:
         scores = torch.full((len(x), 10), 0.05)
         scores[:, 0] = 0.55
-        return scores
+        return scores if self.config.sees else scores + 1  # logits that are no probabilities
 
     def stats(self) -> dict[str, Tensor]:
         return {}
