@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from tta_bench.networks.checkpoints import FileConfig, FromFile
+from tta_bench.networks.pooled import PooledNetwork
 
 _BLOCKS = 4  # in each of three stages
 _FIRST = 16  # channels
@@ -40,7 +41,7 @@ class Block(nn.Module):
         return residual + (F.pad(shortcut, (0, 0, 0, 0, 0, self.new)) if self.new else shortcut)
 
 
-class ResNet26(nn.Module):
+class ResNet26(PooledNetwork):
     """Three stages of 16, 32 and 64 channels, times ``width``; BatchNorm where ``groups`` is None."""
 
     def __init__(self, width: int, groups: int | None, num_classes: int):
@@ -61,14 +62,6 @@ class ResNet26(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Maps (B, 64·width, h, w), normalised and rectified."""
         return F.relu(self.bn(self.layer3(self.layer2(self.layer1(self.conv1(x))))))
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Logits (B, C) from the maps."""
-        logits: Tensor = self.fc(features.mean((2, 3)))
-        return logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
         return self.fc

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from tta_bench.networks.checkpoints import FileConfig, FromFile
+from tta_bench.networks.pooled import PooledNetwork
 
 _EXPANSION = 4
 
@@ -42,7 +43,7 @@ class Bottleneck(nn.Module):
         return F.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
-class ResNeXt(nn.Module):
+class ResNeXt(PooledNetwork):
     """A network of ``depth`` layers with ``cardinality`` groups, ``base_width`` channels each in the first stage."""
 
     def __init__(self, depth: int, cardinality: int, base_width: int, num_classes: int):
@@ -67,14 +68,6 @@ class ResNeXt(nn.Module):
         """Maps (B, 1024, h, w)."""
         maps: Tensor = self.stage_3(self.stage_2(self.stage_1(F.relu(self.bn_1(self.conv_1_3x3(x))))))
         return maps
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Logits (B, C) from the maps."""
-        logits: Tensor = self.classifier(features.mean((2, 3)))
-        return logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
         return self.classifier

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from tta_bench.networks.checkpoints import HALF, UNNORMALISED, FileConfig, FromFile, Normalisation
+from tta_bench.networks.pooled import PooledNetwork
 
 # (depth, width) of publications, and whether images are normalised: RobustBench's "Standard" takes them as they are,
 # AugMix (1912.02781) normalises each channel by 0.5 and 0.5.
@@ -54,7 +55,7 @@ class Group(nn.Module):
         return out
 
 
-class WideResNet(nn.Module):
+class WideResNet(PooledNetwork):
     """A network of ``depth`` layers, ``width`` times as wide as a ResNet for CIFAR."""
 
     def __init__(self, depth: int, width: int, num_classes: int):
@@ -70,14 +71,6 @@ class WideResNet(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Maps (B, 64·width, h, w), normalised and rectified."""
         return F.relu(self.bn1(self.block3(self.block2(self.block1(self.conv1(x))))))
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Logits (B, C) from the maps."""
-        logits: Tensor = self.fc(features.mean((2, 3)))
-        return logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
         return self.fc
