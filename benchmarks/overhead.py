@@ -106,7 +106,7 @@ def starts(bench: Supervisor, trial: Trial, server: ForkServer, count: int = 12)
     """Print start-up time and memory of methods' processes."""
     network, sha256 = bench.materials.models[trial.model], trial.asked["model"]["weights_sha256"]
     setup = ChildSetup(
-        trial.method, network, sha256, trial.precision, bench.materials.registry, 1, bench.materials.folder
+        trial.method, network, sha256, trial.mode, bench.materials.registry, 1, bench.materials.folder, ""
     )
     processes, seconds = [], []
     for _ in range(count):

@@ -51,7 +51,7 @@ class _Blend:
         x = inputs[0].detach()
         if x[:, 0].numel() == 1:
             raise ValueError(f"one value a channel has no unbiased variance: input of shape {tuple(x.shape)}")
-        variance, mean = torch.var_mean(x, (0, 2, 3), correction=1)
+        variance, mean = torch.var_mean(x.to(self.mean.dtype), (0, 2, 3), correction=1)
         alpha = self.alpha(len(x))
         layer.running_mean, layer.running_var = self.mean.lerp(mean, alpha), self.variance.lerp(variance, alpha)
 

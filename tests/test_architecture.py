@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text()
 HARNESS = ROOT / "tta_bench"
 PACKAGES = sorted(folder.name for folder in HARNESS.iterdir() if (folder / "__init__.py").is_file())
 STAGES = ("suite", "run", "store", "schedule", "report", "commands")  # a stage imports none of those after it …
-HELPERS = {("suite", "run.precision"), ("suite", "run.server"), ("run", "store.schema")}  # … but for these modules
+HELPERS = {("suite", "run.server"), ("run", "store.schema")}  # … but for these modules
 
 
 def parsed(file: pathlib.Path) -> Iterator[str]:

@@ -95,7 +95,7 @@ def test_a_long_curve_is_thinned_to_rows_of_several_batches() -> None:
 
 
 def test_counts_of_blocks_are_added_and_peaks_are_not() -> None:
-    one = BlockMeasurements(10, 5, 1, 3.0, *(np.ones(2) for _ in range(3)), {"a": np.ones(2)})
+    one = BlockMeasurements(10, 5, 1, 3.0, *(np.ones(2) for _ in range(4)), {"a": np.ones(2)})
     both = grading.joined([one, replace(one, peak_memory_mib=2.0, images_backwarded=None)])
     assert (both.images_forwarded, both.images_backwarded, both.updates, both.peak_memory_mib) == (20, 5, 2, 3.0)
     assert both.stats["a"].tolist() == [1] * 4

@@ -66,7 +66,9 @@ def test_batch_size_and_precision_are_axes(suite_file: Callable[..., pathlib.Pat
     rates = {t.stream.batch_size: t.config["lr"] for t in made.trials if t.label == "tent"}
     assert rates == {20: 1e-3 * 20 / 64, 40: 1e-3 * 40 / 64}, "the preset's rule acts on each"
     chosen = Filter(["batch_size=20,precision=float64"]).select(made.trials)
-    assert [(t.label, t.precision) for t in chosen] == [(n, "float64") for n in ("source", "tent") for _ in range(2)]
+    assert [(t.label, t.mode.precision) for t in chosen] == [
+        (n, "float64") for n in ("source", "tent") for _ in range(2)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_what_is_varied_tells_no_settings_apart() -> None:
     assert Setting.of(json.loads(json.dumps(varied.values()))).varied == varied.varied
     assert varied.caption == "delta 0.1, rounds 2, visits 2"
     assert varied.without("rounds").without("precision").varied == ()
-    assert dataclasses.replace(varied, precision="float32").precision_told == "float32"
+    assert dataclasses.replace(varied, precision="float32").mode_told == "float32"
     assert Setting("D", "reset", varied=(("adapt_images", "null"),)).varied_told == "adapt_images all"
 
 

@@ -10,7 +10,7 @@ import abc
 import hashlib
 import importlib.resources
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -29,6 +29,14 @@ _NORM_KINDS = {
     "group": (nn.GroupNorm,),
     "layer": (nn.LayerNorm,),
 }
+
+
+Pass = Callable[["SourceModel", Tensor], Any]  # a pass through a network: from images, or features, to its outputs
+
+
+def as_written(model: SourceModel, computes: Pass, x: Tensor) -> Any:
+    """The outputs of a pass, computed operation by operation in the dtypes at hand."""
+    return computes(model, x)
 
 
 class MissingPart(TypeError):
@@ -93,8 +101,30 @@ class Structure:
         return getattr(net, "output_fmt", None) == "NHWC"
 
 
+class _Tap:
+    """A hook that collects what modules are given (``before``) or return, while it is open."""
+
+    def __init__(self, *, before: bool):
+        self.before = before
+        self.collected: list[Tensor] | None = None
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any = None) -> None:
+        if self.collected is not None:
+            self.collected.append(inputs[0] if self.before else output)
+
+    def watch(self, modules: Iterable[nn.Module]) -> None:
+        """Hook it to modules, unless it is already."""
+        for module in modules:
+            hooks = module._forward_pre_hooks if self.before else module._forward_hooks
+            if self not in hooks.values():
+                module.register_forward_pre_hook(self) if self.before else module.register_forward_hook(self)
+
+
 class SourceModel(nn.Module):
     """A classifier that takes images in [0, 1].
+
+    Its passes go through ``engine``, by which a trial computes them in another precision or compiled
+    (:mod:`tta_bench.run.engine`); a deep copy has the same engine.
 
     Args:
         net: the network; its module names are unchanged under ``.net``.
@@ -114,6 +144,8 @@ class SourceModel(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self.num_classes = self.structure.num_classes(net)
+        self.engine: Callable[[SourceModel, Pass, Tensor], Any] = as_written
+        self._at_classifier, self._after_stages = _Tap(before=True), _Tap(before=False)
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x − mean) / std, (B, 3, H, W)."""
@@ -121,26 +153,24 @@ class SourceModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, C) for images (B, 3, H, W) in [0, 1]."""
-        logits: Tensor = self.net(self.normalise(x))
+        logits: Tensor = self.engine(self, SourceModel._logits, x)
         return logits
 
     def features(self, x: Tensor) -> Tensor:
         """Input of the head: feature maps (B, D, h, w), or tokens (B, tokens, D)."""
-        return self.structure.features(self.net, self.normalise(x))
+        features: Tensor = self.engine(self, SourceModel._features, x)
+        return features
 
     def head(self, features: Tensor) -> Tensor:
         """Logits (B, C) from what :meth:`features` returned: pooling, the final norm if there is one, the classifier."""
-        return self.structure.head(self.net, features)
+        logits: Tensor = self.engine(self, SourceModel._head, features)
+        return logits
 
     def embeddings(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, C), and the input of the last linear layer (B, D): the pooled features; one forward pass."""
-        inputs: list[Tensor] = []
-        hook = self.classifier().register_forward_pre_hook(lambda _m, given: inputs.append(given[0]))
-        try:
-            logits: Tensor = self(x)
-        finally:
-            hook.remove()
-        return logits, inputs[0]
+        self._at_classifier.watch([self.classifier()])
+        outputs: tuple[Tensor, Tensor] = self.engine(self, SourceModel._embeddings, x)
+        return outputs
 
     def token_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (B, C), and the class token (B, D) after each block, before any later norm; one forward pass.
@@ -150,24 +180,52 @@ class SourceModel(nn.Module):
         """
         if not self.has_class_token:
             raise MissingPart(f"{type(self.net).__name__} has no class token")
-        logits, outputs = self._with_outputs(x)
-        return logits, [out[:, 0] for out in outputs]
+        self._after_stages.watch(self.stages())
+        outputs: tuple[Tensor, list[Tensor]] = self.engine(self, SourceModel._token_features, x)
+        return outputs
 
     def stage_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (B, C), and each stage's output averaged over positions (B, D); one forward pass."""
-        logits, outputs = self._with_outputs(x)
+        self._after_stages.watch(self.stages())
+        outputs: tuple[Tensor, list[Tensor]] = self.engine(self, SourceModel._stage_features, x)
+        return outputs
+
+    # -- the passes, as engines compute them ---------------------------------------------------------------------------
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(self.normalise(x))
+        return logits
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self.structure.features(self.net, self.normalise(x))
+
+    def _head(self, features: Tensor) -> Tensor:
+        return self.structure.head(self.net, features)
+
+    def _embeddings(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, inputs = self._tapped(self._at_classifier, x)
+        return logits, inputs[0]
+
+    def _token_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        logits, outputs = self._tapped(self._after_stages, x)
+        return logits, [out[:, 0] for out in outputs]
+
+    def _stage_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        logits, outputs = self._tapped(self._after_stages, x)
         maps = (1, 2) if self.structure.channels_last(self.net) else (2, 3)
         positions = {3: (1,), 4: maps}  # 3: (B, tokens, D)
         return logits, [out.mean(positions[out.dim()]) if out.dim() in positions else out for out in outputs]
 
-    def _with_outputs(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        outputs: list[Tensor] = []
-        hooks = [stage.register_forward_hook(lambda _m, _i, out: outputs.append(out)) for stage in self.stages()]
+    def _tapped(self, tap: _Tap, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (B, C), and what the tap collects on the way."""
+        tap.collected = []
         try:
-            return self(x), outputs
+            logits = self._logits(x)
+            return logits, tap.collected
         finally:
-            for hook in hooks:
-                hook.remove()
+            tap.collected = None
+
+    # -- its parts -----------------------------------------------------------------------------------------------------
 
     @property
     def is_transformer(self) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from tta_bench.data.base import digest
+from tta_bench.precision import Mode
 from tta_bench.streams import StreamSpec
 
 
@@ -21,7 +22,7 @@ class Setting:
         parameters: the protocol's parameters that are not at their default, as (name, value in JSON), by name.
         severities: those in the stream, ascending; none for clean images alone, which are shown with every severity.
         batch_size: images in a batch.
-        precision: of the network.
+        precision, compile, deterministic: how the network computes, see :class:`tta_bench.precision.Mode`.
         mask: the class mask, where it is another than each shift's own classes: "none" for all of the source model's.
         varied: axes that the suite varies on purpose, as (name, value in JSON); captions show them even at their default.
             Not part of the comparison of settings: another suite may have fixed them.
@@ -32,8 +33,10 @@ class Setting:
     parameters: tuple[tuple[str, str], ...] = ()
     severities: tuple[int | float, ...] = ()
     batch_size: int = 64
-    precision: str = "float32"
+    precision: str = Mode.precision
     mask: str = ""
+    compile: str = Mode.compile
+    deterministic: bool = Mode.deterministic
     varied: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     @property
@@ -44,9 +47,9 @@ class Setting:
     def values(self) -> dict[str, Any]:
         """All values by name, parameters under ``parameters``; as in the plan and in records."""
         varied = {"varied": _read(self.varied)} if self.varied else {}
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("varied", "mask")}
-        plain |= {"mask": self.mask} if self.mask else {}  # left out at its default, so that earlier ids stay
-        return plain | {"parameters": _read(self.parameters), "severities": list(self.severities)} | varied
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("varied", *_LATER)}
+        later = {name: value for name, default in _LATER.items() if (value := getattr(self, name)) != default}
+        return plain | later | {"parameters": _read(self.parameters), "severities": list(self.severities)} | varied
 
     @property
     def text(self) -> str:
@@ -54,7 +57,7 @@ class Setting:
         severities = [f"severity {', '.join(f'{s:g}' for s in self.severities)}"] if self.severities else []
         parts = [self.dataset, *severities, self.mask_told, f"protocol {self.protocol}", self.caption]
         parts.append(f"batch size {self.batch_size}")
-        return ", ".join(part for part in [*parts, self.precision] if part)
+        return ", ".join(part for part in [*parts, self.mode.text] if part)
 
     @property
     def mask_told(self) -> str:
@@ -62,9 +65,14 @@ class Setting:
         return f"class mask {self.mask}" if self.mask else ""
 
     @property
-    def precision_told(self) -> str:
-        """The precision where captions show it; else empty."""
-        return self.precision if self.precision != "float32" or "precision" in dict(self.varied) else ""
+    def mode(self) -> Mode:
+        """How the network computes."""
+        return Mode(self.precision, self.compile, self.deterministic)
+
+    @property
+    def mode_told(self) -> str:
+        """How the network computes, where captions show it; else empty."""
+        return self.mode.text if not self.mode.is_default or vars(self.mode).keys() & dict(self.varied).keys() else ""
 
     @property
     def caption(self) -> str:
@@ -94,7 +102,7 @@ class Setting:
             "protocol": self.protocol,
             "protocol_parameters": self.told,
             "batch_size": self.batch_size,
-            "precision": self.precision,
+            **vars(self.mode),
             "class_mask": self.mask,
         }
 
@@ -112,7 +120,7 @@ class Setting:
         Raises:
             KeyError: the field is not an axis.
         """
-        blank: dict[str, Any] = {"severities": (), "batch_size": 0, "precision": ""}
+        blank: dict[str, Any] = {"severities": (), "batch_size": 0, **vars(Mode(precision=""))}
         varied = _without(self.varied, axis)
         if axis in blank:
             return replace(self, varied=varied, **{axis: blank[axis]})
@@ -122,11 +130,13 @@ class Setting:
 
 
 _FIELDS = {each.name for each in fields(Setting)}
+# Younger than the rest: left out at their default, so that earlier ids stay.
+_LATER = {each.name: each.default for each in fields(Setting) if each.name in ("mask", "compile", "deterministic")}
 _LEADING = ("first", "every", "eta", "shift")  # keys that name a rule, before those that qualify it
 
 
 def setting_of(
-    dataset: str, protocol: Any, spec: StreamSpec, precision: str, axes: Collection[str] = (), mask: str = ""
+    dataset: str, protocol: Any, spec: StreamSpec, mode: Mode, axes: Collection[str] = (), mask: str = ""
 ) -> Setting:
     """The setting of a trial.
 
@@ -134,15 +144,17 @@ def setting_of(
         dataset: its name in tables.
         protocol: the protocol's Config, with single values.
         spec: of its stream.
-        precision: of the network.
+        mode: how the network computes.
         axes: parameters and fields that the suite varies on purpose.
         mask: the class mask, where it is not each shift's own classes.
     """
     severities = tuple(sorted({shift.severity for shift in spec.shifts if shift.severity is not None}))
-    chosen = {**protocol.values(), "batch_size": spec.batch_size, "precision": precision}
+    chosen = {**protocol.values(), "batch_size": spec.batch_size, **vars(mode)}
     varied = _items({name: value for name, value in chosen.items() if name in axes})
     parameters = _items(protocol.parameters())
-    return Setting(dataset, protocol.kind, parameters, severities, spec.batch_size, precision, mask, varied)
+    return Setting(
+        dataset, protocol.kind, parameters, severities, spec.batch_size, mask=mask, varied=varied, **vars(mode)
+    )
 
 
 def words(name: str, value: Any) -> str:

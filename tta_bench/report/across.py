@@ -128,7 +128,7 @@ def _protocol_names(tables: Sequence[ErrorTable]) -> dict[Setting, str]:
     """Short unique column names: the kind, with parameters, batch size, precision and class mask where needed."""
     bases = [table.setting.base for table in tables]
     short = {base: base.protocol for base in bases}
-    details = (lambda b: b.told, lambda b: f"batch size {b.batch_size}", lambda b: b.precision, lambda b: b.mask_told)
+    details = (lambda b: b.told, lambda b: f"batch size {b.batch_size}", lambda b: b.mode.text, lambda b: b.mask_told)
     for detail in details:
         names = list(short.values())
         short = {

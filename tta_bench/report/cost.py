@@ -64,9 +64,9 @@ class CostTable:
 
     @property
     def title(self) -> str:
-        """The hardware, and the precision unless it is the default; empty where ``hardware`` is."""
-        precision = self.section.precision_told if self.section else ""
-        return ", ".join(filter(None, [self.hardware, self.hardware and precision]))
+        """The hardware, and the mode unless it is the default; empty where ``hardware`` is."""
+        mode = self.section.mode_told if self.section else ""
+        return ", ".join(filter(None, [self.hardware, self.hardware and mode]))
 
     @property
     def models(self) -> list[str]:
@@ -104,7 +104,7 @@ def costs(evidence: Evidence, baseline: str, *, shared: bool = False) -> list[Co
 
 
 def _about(section: Setting) -> str:
-    return ", ".join(filter(None, [section.dataset, f"batch size {section.batch_size}", section.precision_told]))
+    return ", ".join(filter(None, [section.dataset, f"batch size {section.batch_size}", section.mode_told]))
 
 
 def _by_hardware(

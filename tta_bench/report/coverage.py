@@ -19,6 +19,7 @@ import yaml
 from tta_bench import suite
 from tta_bench.adapter import Adapter
 from tta_bench.models import open_network
+from tta_bench.precision import Mode
 from tta_bench.protocols import ProtocolConfig
 from tta_bench.registry import DATASETS, installed
 from tta_bench.report import published
@@ -140,11 +141,11 @@ def _tables(loaded: suite.LoadedSuite) -> Iterator[ErrorTable]:
     fields = {**data.model_dump(), "strengths": _STRENGTHS.get(getattr(data, "strengths", ""), "")}
     dataset = _TITLES.get(data.kind, data.kind).format(**fields)
     for each in loaded.suite.evaluations():
-        for config, size, severity, precision in itertools.product(
-            each.protocol.singles(), each.batch_size, each.severities, each.precision
+        for config, size, severity, mode in itertools.product(
+            each.protocol.singles(), each.batch_size, each.severities, each.modes
         ):
             for family, names, level in _families(each, severity):
-                setting = _setting(dataset, config, size, precision, level, family)
+                setting = _setting(dataset, config, size, mode, level, family)
                 yield ErrorTable("", "", setting, "", names, [], data.max_images is not None)
 
 
@@ -156,12 +157,10 @@ def _families(evaluation: Evaluation, severity: int) -> Iterator[tuple[str, list
         yield family, own, max(int(shifts[name].severity or 0) for name in own)
 
 
-def _setting(
-    dataset: str, config: ProtocolConfig, size: int, precision: str, severity: int, family: str
-) -> TableSetting:
+def _setting(dataset: str, config: ProtocolConfig, size: int, mode: Mode, severity: int, family: str) -> TableSetting:
     parameters = {name: value for name, value in config.parameters().items() if name != "adapt_images"}
     values = {"protocol": config.kind, "parameters": parameters, "severities": [], "batch_size": size}
-    base = Setting.of({"dataset": dataset, "precision": precision, **values})
+    base = Setting.of({"dataset": dataset, **vars(mode), **values})
     return TableSetting(base, severity, config.adapt_images[0] or 0, family=family)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from tta_bench.errors import Problem, UsageError
+from tta_bench.precision import Mode
 from tta_bench.report.table import CORRUPTIONS
 from tta_bench.setting import Setting
 from tta_bench.store import results
@@ -266,12 +267,17 @@ def _other_images(one: Results, other: Results) -> str:
 def _conditions(run: Results, rows: pd.DataFrame) -> dict[str, list[str]]:
     used = _used_sessions(run, rows)
     return {
-        "precision": sorted(set(rows["precision"])),
+        "precision": sorted(modes(rows)),
         "images a shift": sorted({str(n) for n in rows["images_planned"]}),
         "numerics_version": [str(run.plan["numerics_version"])],
         "tta_bench": sorted({s["tta_bench"] for s in used}),
         **{name: sorted({s["packages"].get(name, "none") for s in used}) for name in _PACKAGES},
     }
+
+
+def modes(rows: pd.DataFrame) -> list[str]:
+    """How the networks of rows computed, each way once: ``float32``, ``bfloat16, compiled``."""
+    return [Mode(*values).text for values in rows[[*vars(Mode())]].drop_duplicates().itertuples(index=False)]
 
 
 def _used_sessions(run: Results, rows: pd.DataFrame) -> list[dict[str, Any]]:

@@ -163,7 +163,7 @@ class TableSetting:
         """``protocol reset, batch size 200``, and values other than the defaults."""
         base = self.base
         size = f"batch size {self.batch_size}" if self.batch_size else ""  # none where a table is by batch size
-        parts = [base.mask_told, f"protocol {self.protocol}", base.caption, size, base.precision_told]
+        parts = [base.mask_told, f"protocol {self.protocol}", base.caption, size, base.mode_told]
         parts += [f"adapted on the first {self.adapt_images}"] if self.adapt_images else []
         parts += ["adapted on all images"] if self.several and not self.adapt_images else []
         return ", ".join(part for part in parts if part)

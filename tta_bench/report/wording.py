@@ -17,7 +17,7 @@ from tta_bench.errors import UsageError
 from tta_bench.registry import PROTOCOLS, installed
 from tta_bench.report import method_wording
 from tta_bench.report.citing import Cited, suites
-from tta_bench.report.evidence import Evidence, section_of
+from tta_bench.report.evidence import Evidence, modes, section_of
 from tta_bench.report.words import Passage, Piece, listed
 from tta_bench.setting import Setting
 from tta_bench.store.results import Results
@@ -242,8 +242,7 @@ def _machines(evidence: Evidence) -> Iterator[Passage]:
     texts = [
         f"{text} ({count:,} trial{'s' if count > 1 else ''})" if several else text for text, count in kinds.items()
     ]
-    precision = listed(dict.fromkeys(str(value) for value in rows["precision"]))
-    yield [f"Trials ran in {precision} on {listed(texts, 'or on')}."]
+    yield [f"Trials ran in {listed(modes(rows))} on {listed(texts, 'or on')}."]
     used = [
         session
         for number, sessions in enumerate(evidence.sessions())

@@ -1,6 +1,6 @@
 """The child: the only process that runs a method. It has no labels, file names or shifts.
 
-A child serves the trials of one method, source model and precision. It receives pixels and returns scores and meter
+A child serves the trials of one method and source model in one mode. It receives pixels and returns scores and meter
 readings; its supervisor grades (:mod:`tta_bench.run.runner`).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import pathlib
 import platform
 import random
 import socket
@@ -29,14 +30,15 @@ from tta_bench import optimizers
 from tta_bench.adapter import Adapter, Config, Context, SourceRequest, context_for
 from tta_bench.errors import UsageError, text_of
 from tta_bench.models import MissingPart, SourceModel, state_sha256
+from tta_bench.precision import PRECISIONS
 from tta_bench.run import messages
 from tta_bench.run import ring as rings
+from tta_bench.run.engine import Engine, prepare_compiler
 from tta_bench.run.faults import DataFault, kind_of
-from tta_bench.run.global_state import GlobalState, MethodState, set_global_state
+from tta_bench.run.global_state import GlobalState, MethodState, function_snapshot, set_global_state
 from tta_bench.run.loading import to_tensor
 from tta_bench.run.meters import PassCounter, StepCounter, Stopwatch, peak_memory_mib, reset_peak_memory, synchronize
 from tta_bench.run.output import captured, printable
-from tta_bench.run.precision import PRECISIONS
 
 _MAX_PREPARED = 4  # results of prepare() that a child keeps
 _ARGUMENTS = ("tta-bench",)  # the command line that a method sees: a plugin that parses it must not find ours
@@ -53,7 +55,7 @@ def serve(connection: Connection, setup: messages.ChildSetup, log: str) -> None:
         EOFError: the supervisor closed the connection.
     """
     sys.argv = [*_ARGUMENTS]
-    set_global_state(setup.threads)
+    set_global_state(setup.threads, setup.mode)
     with captured(log):
         child = _start(connection, setup)
     while child is not None and child.run(connection.recv()):
@@ -106,12 +108,19 @@ class Child:
             os.chdir(setup.folder)
         self.connection, self.setup = connection, setup
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = PRECISIONS[setup.precision]
-        self.state = GlobalState()
+        self.dtype = PRECISIONS[setup.mode.precision].dtype
+        compiles = setup.mode.compile == "on"
+        if compiles:
+            prepare_compiler(self.device, pathlib.Path(setup.compiled))
+            function_snapshot.cache_clear()  # the compiler has replaced functions of torch
+        self.state = GlobalState(compiles=compiles)
         self.method: type[Adapter] | None = None  # loaded in the first trial
         model = _load(setup)
         self.pristine = model.to(self.device, self.dtype)
         self.counter = PassCounter(self.pristine)
+        self.engine = Engine(setup.mode, self.device, self.counter)
+        if self.engine.is_needed:
+            self.pristine.engine = self.engine
         self.prepared: OrderedDict[str, tuple[dict[str, Tensor], dict[str, Any]]] = OrderedDict()
 
     def run(self, request: messages.TrialRequest) -> bool:
@@ -122,8 +131,8 @@ class Child:
         outcome: messages.TrialDone | messages.TrialSkipped | messages.TrialFailed
         with captured(request.log):
             try:
-                (_CalibrationRun if request.calibrates else _TrialRun)(self, request).run()
-                outcome = messages.TrialDone()
+                facts = (_CalibrationRun if request.calibrates else _TrialRun)(self, request).run()
+                outcome = messages.TrialDone(facts)
             except (_Skip, MissingPart) as skipped:
                 outcome = messages.TrialSkipped(printable(str(skipped)))
             except BaseException as error:
@@ -177,19 +186,22 @@ class _TrialRun:
         self.stopwatch = Stopwatch(self.device)
         self.unreported = deque[Any]()  # CUDA events, each recorded after scores not yet reported to the supervisor
 
-    def run(self) -> None:
-        """Set up the method, then process the stream as it arrives."""
+    def run(self) -> dict[str, Any]:
+        """Set up the method, then process the stream as it arrives; returns facts about the trial."""
         with self.steps.watching(), rings.pin(self.ring, self.device):
             facts = self._set_up()
             self.child.connection.send(messages.MethodReady(self.adapter.outputs, facts))
             while self._block():
                 pass
+        return self.child.engine.facts()
 
     # -- set-up --------------------------------------------------------------------------------------------------------
 
     def _set_up(self) -> dict[str, Any]:
         adapter = self.adapter
+        self.child.engine.begin(self.request.batch_size)
         adapter.setup()
+        self.child.engine.store_frozen(adapter)
         adapter.remember()
         prepared, facts = self._prepared()
         adapter.reset()  # so that only the result of prepare() remains, which other trials may reuse
@@ -198,6 +210,7 @@ class _TrialRun:
         _seed(self.request.method_seed)
         self.steps.read()
         self.counter.read()
+        self.child.engine.was_cold()
         self.needs = optimizers.needs(adapter)
         return {
             **facts,
@@ -260,7 +273,7 @@ class _TrialRun:
     def _block(self) -> bool:
         """Process one block; False at the end of the trial."""
         reset_peak_memory(self.device)
-        data_ms, stats = list[float](), list[Mapping[str, float | Tensor] | None]()
+        data_ms, cold, stats = list[float](), list[bool](), list[Mapping[str, float | Tensor] | None]()
         while True:
             self._report_finished()
             start = time.perf_counter()
@@ -272,7 +285,8 @@ class _TrialRun:
             x = self._images(message)
             data_ms.append((time.perf_counter() - start) * 1e3)
             stats.append(self._batch(message, x))
-        self.child.connection.send(self._measurements(np.array(data_ms), stats))
+            cold.append(self.child.engine.was_cold())
+        self.child.connection.send(self._measurements(np.array(data_ms), np.array(cold, dtype=bool), stats))
         return True
 
     def _report_finished(self) -> None:
@@ -308,7 +322,7 @@ class _TrialRun:
         return to_tensor(pixels, self.device, self.child.dtype)
 
     def _measurements(
-        self, data_ms: np.ndarray, stats: list[Mapping[str, float | Tensor] | None]
+        self, data_ms: np.ndarray, cold: np.ndarray, stats: list[Mapping[str, float | Tensor] | None]
     ) -> messages.BlockMeasurements:
         while self.unreported:
             self._report_oldest()
@@ -321,6 +335,7 @@ class _TrialRun:
             np.array([each is not None for each in stats]),
             self.stopwatch.read_ms(),
             data_ms,
+            cold,
             {name: _values(name, stats) for name in optimizers.stats(self.adapter)},
         )
 
@@ -349,9 +364,9 @@ class _CalibrationRun(_TrialRun):
         return stats
 
     def _measurements(
-        self, data_ms: np.ndarray, stats: list[Mapping[str, float | Tensor] | None]
+        self, data_ms: np.ndarray, cold: np.ndarray, stats: list[Mapping[str, float | Tensor] | None]
     ) -> messages.BlockMeasurements:
-        measured = super()._measurements(data_ms, stats)
+        measured = super()._measurements(data_ms, cold, stats)
         times = {"forward_ms": self.forwards.read_ms(), "plain": np.array(self.plain, dtype=np.float64)}
         self.plain.clear()
         return replace(measured, stats=times)

@@ -23,6 +23,9 @@ import numpy as np
 import torch
 
 from tta_bench.code import siblings
+from tta_bench.precision import PRECISIONS, Mode
+
+_DEFAULT = Mode()
 
 # What networks, losses and optimizers consist of; the rest of torch has four times as many functions.
 _WATCHED = frozenset(
@@ -61,21 +64,23 @@ _SWITCHES: Mapping[str, Callable[[], Any]] = {
 }
 
 
-def set_global_state(threads: int) -> None:
+def set_global_state(threads: int, mode: Mode = _DEFAULT) -> None:
     """Set torch's switches for a trial.
 
     Args:
         threads: CPU threads of torch; results are bit-identical for equal numbers.
+        mode: how the network computes.
     """
+    tf32 = PRECISIONS[mode.precision].tf32
     torch.set_grad_enabled(True)
     torch.set_default_dtype(torch.float32)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.benchmark = False  # it selects kernels by timing them
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = mode.deterministic
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 class FunctionSnapshot:
@@ -112,11 +117,15 @@ def function_snapshot() -> FunctionSnapshot:
 
 
 class GlobalState:
-    """Switches of this process at construction, and functions at the first call of :func:`function_snapshot`."""
+    """Switches of this process at construction, and functions at the first call of :func:`function_snapshot`.
 
-    def __init__(self) -> None:
+    Args:
+        compiles: whether the process compiles; torch's compiler starts threads at any time, so that these do not count.
+    """
+
+    def __init__(self, *, compiles: bool = False) -> None:
         self._functions = function_snapshot()
-        self._switches = {name: _read(name) for name in _SWITCHES}
+        self._switches = {name: _read(name) for name in _SWITCHES if not (compiles and name == "running threads")}
 
     def changes(self) -> list[str]:
         """What has changed since: switches, then dotted names of functions and classes."""

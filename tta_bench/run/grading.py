@@ -37,6 +37,7 @@ class Grader:
         self._shifts = list[dict[str, Any]]()
         self._batches = list[dict[str, np.ndarray]]()
         self._images = list[dict[str, np.ndarray]]()
+        self._cold_ms = 0.0
 
     def labels(self, number: int) -> np.ndarray:
         """The labels (B,) int64 of batch ``number`` of the stream."""
@@ -72,6 +73,7 @@ class Grader:
         kept = (self._predicted, self._correct, self._confidence, self._nll)
         predicted, correct, confidence, nll = (np.concatenate(blocks) for blocks in kept)
         measured = joined(self._measured)
+        self._cold_ms += float(measured.step_ms[measured.cold].sum())
         for blocks in (*kept, self._measured):
             blocks.clear()
         where = slice(int(stream.bounds[segment.first]), int(stream.bounds[segment.last]))
@@ -114,7 +116,8 @@ class Grader:
 
     def facts(self) -> dict[str, Any]:
         """Facts about the trial's arrays."""
-        return {} if self._is_short else {"images_not_kept": len(self._stream.image)}
+        compiling = {"compile_s": self._cold_ms / 1e3} if self._cold_ms else {}
+        return compiling if self._is_short else {**compiling, "images_not_kept": len(self._stream.image)}
 
     def _segment_row(
         self, position: int, batches: Mapping[str, np.ndarray], predicted: np.ndarray, shown: np.ndarray,
@@ -126,7 +129,8 @@ class Grader:
             predicted: the classes predicted for graded images.
             shown: (batches,) bool, whether the method was given the batch.
         """
-        timed = {name: batches[name][shown] for name in ("step_ms", "images", "batch", "data_ms")}
+        timed = {name: batches[name][shown] for name in ("step_ms", "images", "data_ms")}
+        warm = (batches["batch"] < WARMUP_BATCHES) | measured.cold
         row = schema.Segment(
             **self._segment_columns(position),
             images=len(predicted),
@@ -135,7 +139,7 @@ class Grader:
             images_backwarded=measured.images_backwarded,
             updates=measured.updates,
             most_predicted_pct=metrics.most_predicted_pct(predicted),
-            **_timing(timed["step_ms"], timed["images"], timed["batch"]),
+            **_timing(timed["step_ms"], timed["images"], warm[shown]),
             data_ms_median=float(np.median(timed["data_ms"])),
             peak_memory_mib=measured.peak_memory_mib,
         )
@@ -173,9 +177,8 @@ class Grader:
         return {"position": position, "segment": segment.name, "visit": segment.visit, "role": segment.role}
 
 
-def _timing(step_ms: np.ndarray, sizes: np.ndarray, numbers: np.ndarray) -> dict[str, Any]:
-    """Step times of a segment, without the trial's warm-up batches; None if no other batch is left."""
-    warm = numbers < WARMUP_BATCHES
+def _timing(step_ms: np.ndarray, sizes: np.ndarray, warm: np.ndarray) -> dict[str, Any]:
+    """Step times of a segment, without the warm-up batches ``warm``; None if no other batch is left."""
     timed, images = step_ms[~warm], sizes[~warm].sum()
     return {
         "step_ms_median": float(np.median(timed)) if len(timed) else None,
@@ -208,6 +211,7 @@ def joined(blocks: Sequence[BlockMeasurements]) -> BlockMeasurements:
         adapted=np.concatenate([block.adapted for block in blocks]),
         step_ms=np.concatenate([block.step_ms for block in blocks]),
         data_ms=np.concatenate([block.data_ms for block in blocks]),
+        cold=np.concatenate([block.cold for block in blocks]),
         stats={name: np.concatenate([block.stats[name] for block in blocks]) for name in blocks[0].stats},
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tta_bench.models import Network
+from tta_bench.precision import Mode
 from tta_bench.registry import Registry
 from tta_bench.run.faults import FaultKind
 from tta_bench.run.ring import RingSize
@@ -24,19 +25,21 @@ class ChildSetup:
         method: registered name.
         network: of the source model.
         weights_sha256: of the source model.
-        precision: a key of :data:`tta_bench.run.precision.PRECISIONS`.
+        mode: how the networks compute.
         registry: for looking up the method.
         threads: CPU threads of torch.
         folder: the working directory, for relative paths.
+        compiled: where compiled code is kept between processes.
     """
 
     method: str
     network: Network
     weights_sha256: str
-    precision: str
+    mode: Mode
     registry: Registry
     threads: int
     folder: str
+    compiled: str
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ class BlockMeasurements:
         adapted: (batches,) bool, whether the method adapted on the batch.
         step_ms: (batches,) float64, duration of the method's call.
         data_ms: (batches,) float64, time spent waiting for images.
+        cold: (batches,) bool, whether code was compiled, or its CUDA graph not yet recorded.
         stats: name to (batches,) float64, the method's statistics; NaN for batches it did not adapt on.
     """
 
@@ -153,6 +157,7 @@ class BlockMeasurements:
     adapted: np.ndarray
     step_ms: np.ndarray
     data_ms: np.ndarray
+    cold: np.ndarray
     stats: Mapping[str, np.ndarray]
 
 
@@ -176,6 +181,12 @@ class TrialFailed:
 
 @dataclass(frozen=True)
 class TrialDone:
-    """The trial is complete. Attributes: changes: global state of the process that the method has changed."""
+    """The trial is complete.
 
+    Attributes:
+        changes: global state of the process that the method has changed.
+        facts: about the trial, known at its end.
+    """
+
+    facts: Mapping[str, Any]
     changes: tuple[str, ...] = ()

@@ -1,9 +1,10 @@
 """Counts, times and memory, measured from outside the method.
 
 Forwards are counted at the network's stem and gradients at the classifier's input, by hooks that do one thing: an
-in-place add to a preallocated counter on the model's device. All deep copies of the model share the counter, so a
-teacher's passes count, and a captured graph replays the add. Counters are read once a block (a segment, or 1,000 batches
-of a long one), so nothing here makes the host wait for a GPU inside a block.
+in-place add to a preallocated counter on the model's device. Compiled code has no hooks; there the engine counts. All
+deep copies of the model share the counter, so a teacher's passes count, and a captured graph replays the add. Counters
+are read once a block (a segment, or 1,000 batches of a long one), so nothing here makes the host wait for a GPU inside a
+block.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class _SharedHook:
 
 class _CountForwards(_SharedHook):
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.counter.add_(inputs[0].shape[0])
+        if not torch.compiler.is_compiling():
+            self.counter.add_(inputs[0].shape[0])
 
 
 class _CountBackwards(_SharedHook):
@@ -50,6 +52,8 @@ class _CountBackwards(_SharedHook):
         self.seen = seen
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if torch.compiler.is_compiling():
+            return
         self.seen.add_(inputs[0].shape[0])
         watched = inputs[0] if inputs[0].requires_grad else output
         if watched.requires_grad:
@@ -75,6 +79,16 @@ class PassCounter:
         self._counts = torch.zeros(3, dtype=torch.int64, device=device)
         stem(model.net).register_forward_pre_hook(_CountForwards(self._counts[0]))
         model.classifier().register_forward_hook(_CountBackwards(self._counts[1], self._counts[2]))
+
+    def add_forwarded(self, images: int, *, at_classifier: bool) -> None:
+        """Count a compiled forward pass, with its classifier or only up to the features."""
+        self._counts[0].add_(images)
+        if at_classifier:
+            self._counts[2].add_(images)
+
+    def add_backwarded(self, images: Tensor) -> None:
+        """Count the images (B,) bool that a gradient came back for in a compiled pass."""
+        self._counts[1].add_(images.sum())
 
     def read(self) -> tuple[int, int | None]:
         """(images forwarded, images backwarded) since the last read; waits for the device.

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from tta_bench.data.base import digest
-from tta_bench.data.cache import Direct, ImageCache, Images
+from tta_bench.data.cache import Direct, ImageCache, Images, default_root
 from tta_bench.errors import UsageError, text_of
+from tta_bench.precision import Mode
 from tta_bench.run import child as children
 from tta_bench.run import messages, metrics, output
 from tta_bench.run import ring as rings
@@ -87,7 +88,7 @@ class _InvalidFacts(Exception):
 class _Child:
     """A child and the trials it serves."""
 
-    serves: tuple[str, str, str]  # method, source model, precision
+    serves: tuple[str, str, Mode]  # method, source model, how it computes
     process: Process
     loaded: messages.ModelLoaded | None = None
 
@@ -182,18 +183,19 @@ class Supervisor:
         return "method", f"the method's process exited with code {code}"
 
     def child(self, trial: Trial, log: pathlib.Path, deadline: float | None) -> _Child:
-        """The child for the trial's method, source model and precision: the current one if it fits, or a new one."""
-        serves = (trial.method, trial.model, trial.precision)
+        """The child for the trial's method, source model and mode: the current one if it fits, or a new one."""
+        serves = (trial.method, trial.model, trial.mode)
         if self._child is None or self._child.serves != serves:
             self.end_child()
             setup = messages.ChildSetup(
                 trial.method,
                 self.materials.models[trial.model],
                 trial.asked["model"]["weights_sha256"],
-                trial.precision,
+                trial.mode,
                 self.materials.registry,
                 self.threads,
                 self.materials.folder,
+                str((self.cache.root or default_root()) / "compiled"),
             )
             self._child = _Child(serves, self.server.fork(children.serve, setup, str(log)))
             self._child.loaded = self.receive(self._child, messages.ModelLoaded, deadline)
@@ -290,12 +292,12 @@ class _TrialExchange:
         self._send(messages.TrialEnd())
         done, results = self._receive(messages.TrialDone), grader.results()
         _refuse(schema.row_faults(results["segments"], results["shifts"]))
-        facts = _printable_facts(ready.facts) | grader.facts()
+        facts = _printable_facts({**ready.facts, **done.facts}) | grader.facts()
         return {"status": "ok", "facts": facts, **results}, done.changes
 
     def _request(self) -> Ring:
         trial, process = self._trial, self._child.process
-        of_prepare = ("method", "model", "source", "batch_size", "seed", "precision", "classes")
+        of_prepare = ("method", "model", "source", "batch_size", "seed", *vars(Mode()), "classes")
         prepare_key = {name: trial.asked.get(name) for name in of_prepare}
         source = self._dataset.source
         sizes = np.diff(self._stream.bounds)

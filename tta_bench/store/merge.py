@@ -17,6 +17,7 @@ import numpy as np
 from tta_bench import preparation
 from tta_bench.errors import Problem, UsageError
 from tta_bench.files import write_json
+from tta_bench.precision import Mode
 from tta_bench.store import records, results, runlog
 
 SHOWN = 5  # of a list of trials
@@ -113,15 +114,17 @@ def merge_plans(runs: Sequence[InputRun]) -> dict[str, Any]:
     trials: dict[tuple[str, ...], Mapping[str, Any]] = {}
     for trial in (trial for run in runs for trial in run.plan["trials"]):
         trials.setdefault((trial["label"], trial["setting"], trial["key"]), trial)
-    names = ("label", "model", "batch_size", "precision")
-    ranks = {name: list(dict.fromkeys(trial[name] for trial in trials.values())) for name in names}
+    names = ("label", "model", "batch_size", *vars(Mode()))
+    ranks = {name: list(dict.fromkeys(trial.get(name) for trial in trials.values())) for name in names}
     plans = [run.plan for run in runs]
     return {
         **plans[0],
         "notes": sorted({note for plan in plans for note in plan["notes"]}),
         "models": {name: model for plan in plans for name, model in plan["models"].items()},
         "axes": list(dict.fromkeys(axis for plan in plans for axis in plan["axes"])),
-        "trials": sorted(trials.values(), key=lambda t: (*(ranks[name].index(t[name]) for name in names), t["seed"])),
+        "trials": sorted(
+            trials.values(), key=lambda t: (*(ranks[name].index(t.get(name)) for name in names), t["seed"])
+        ),
     }
 
 

@@ -158,7 +158,7 @@ def _planned(trial: Trial, images: int) -> dict[str, Any]:
         "seed": trial.seed,
         "batch_size": trial.stream.batch_size,
         "images": images,
-        "precision": trial.precision,
+        **vars(trial.mode),
         "data": trial.asked["data"],
         "asked": trial.asked,
     }

@@ -18,6 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from tta_bench.precision import Mode
+
 Kind = Literal["key", "result", "cost", "origin"]
 KINDS: dict[Kind, str] = {
     "key": "what was asked",
@@ -70,7 +72,9 @@ class Asked:
     )
     seed: int = fact("key", "trial seed")
     batch_size: int = fact("key", "nominal batch size")
-    precision: str = fact("key", "in which the network computes: float32, float64")
+    precision: str = fact("key", "in which the network computes: float32, tf32, bfloat16, float64")
+    compile: str = fact("key", "on: passes through the network were to be compiled", default="off")
+    deterministic: bool = fact("key", "convolutions use deterministic algorithms alone", default=True)
     data: str = fact("key", "fingerprint of the images: rows are compared only where it is the same")
     classes: int | None = fact(
         "key", "classes that the network tells apart under a class mask; empty for all of its own", default=None
@@ -202,6 +206,12 @@ class Facts:
     prepare_images_backwarded: int | None = fact("result", "images backwarded by prepare()", default=None)
     prepare_s: float | None = fact("cost", "time of prepare() in the run that made its result, s", default=None)
     trial_s: float = fact("cost", "wall time of the whole trial, s")
+    compile_s: float | None = fact(
+        "cost", "time of the batches in which passes were compiled, s; no other time has them", default=None
+    )
+    not_compiled: str | None = fact(
+        "cost", "why passes ran as written though compile is on, by pass; empty where all were compiled", default=None
+    )
     source_images: int | None = fact("origin", "clean unlabelled source images that the method saw", default=None)
     reset_keeps: str = fact("origin", "state that the published reset() leaves alone")
     needs_backward: bool = fact("origin", "the method takes backward passes")
@@ -367,7 +377,7 @@ def _column(owner: type, field: dataclasses.Field) -> Column:
 
 SEGMENTS = _columns(Asked, Ending, Segment, Facts, Environment, Origin)
 SHIFTS = _columns(Asked, Ending, Shift, Origin)
-_OF_SETTING = ("protocol", "protocol_parameters", "setting", "adapt_images", "batch_size", "precision")
+_OF_SETTING = ("protocol", "protocol_parameters", "setting", "adapt_images", "batch_size", *vars(Mode()))
 _PLACE = ("label", "model", *_OF_SETTING, "seed", "position", "segment", "visit")
 BATCHES = (
     *(column for column in SEGMENTS if column.name in _PLACE),

@@ -6,7 +6,7 @@ import json
 import pathlib
 from dataclasses import dataclass, fields
 
-CostRow = tuple[str, str, int, str]  # label, source model, batch size, precision
+CostRow = tuple[str, str, int, str]  # label, source model, batch size, mode
 
 
 @dataclass(frozen=True)

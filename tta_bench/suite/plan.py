@@ -26,6 +26,7 @@ from tta_bench.data.cache import CacheEntry
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError
 from tta_bench.models import Network
+from tta_bench.precision import Mode
 from tta_bench.protocols import Protocol, ProtocolConfig, Streams
 from tta_bench.protocols.config import MEASURE
 from tta_bench.registry import DATASETS, PROTOCOLS, Registry, foreign_code
@@ -61,7 +62,7 @@ class Trial:
         obstacle: why the trial cannot run: the outcome of measuring its cost ratio; else None.
         calibrates: whether it measures a cost ratio.
         seed: the trial's seed.
-        precision: a name of :data:`tta_bench.run.precision.PRECISIONS`.
+        mode: how the network computes.
         asked: everything that was asked for, and that the key depends on.
     """
 
@@ -77,7 +78,7 @@ class Trial:
     setting: Setting
     parameters: Mapping[str, Any]
     seed: int
-    precision: str
+    mode: Mode
     asked: Mapping[str, Any] = field(repr=False)
     cost_ratio: float | None = None
     mask: tuple[int, ...] | None = field(default=None, repr=False)
@@ -89,7 +90,7 @@ class Trial:
         """The row whose cost ratio is measured for it; None where none is."""
         if (self.parameters["adapt"] or {}).get("cost_ratio") != MEASURE:
             return None
-        return self.label, self.model, self.stream.batch_size, self.precision
+        return self.label, self.model, self.stream.batch_size, self.mode.text
 
     @property
     def counts_at_chance(self) -> bool:
@@ -282,9 +283,9 @@ def _trials(
     models: Mapping[str, OpenedModel], materials: Materials, rows: list[ResolvedMethod], cells: _Cells,
     costs: Mapping[CostRow, CostRatio],
 ) -> Iterator[Trial]:  # fmt: skip
-    for row, precision in [(each, precision) for each in rows for precision in each.evaluation.precision]:
+    for row, mode in [(each, mode) for each in rows for mode in each.evaluation.modes]:
         axes = row.evaluation.axes()
-        cost = costs.get((row.label, row.model, row.batch_size, precision), NOT_MEASURED)
+        cost = costs.get((row.label, row.model, row.batch_size, mode.text), NOT_MEASURED)
         config = row.config.model_dump(mode="json")
         shared = {
             "numerics_version": NUMERICS_VERSION,
@@ -295,7 +296,7 @@ def _trials(
             "stream": "",
             "batch_size": row.batch_size,
             "seed": 0,
-            "precision": precision,
+            **mode.asked(),
         }
         key_of = Keys(shared)
         by_seed = (cells.of(row.model, row.evaluation, row.batch_size, seed, cost) for seed in row.evaluation.seeds)
@@ -311,10 +312,10 @@ def _trials(
                 config=config,
                 model=row.model,
                 stream=stream,
-                setting=setting_of(dataset.title, protocol, stream, precision, axes, dataset.mask_rule),
+                setting=setting_of(dataset.title, protocol, stream, mode, axes, dataset.mask_rule),
                 parameters=protocol.values(),
                 seed=stream.seed,
-                precision=precision,
+                mode=mode,
                 asked=shared | own,
                 cost_ratio=cost.ratio if protocol.measures_cost else protocol.cost_ratio,
                 mask=mask_of(dataset, stream.shifts),

@@ -24,9 +24,9 @@ from pydantic_core import PydanticCustomError
 from tta_bench.data.base import DataConfig
 from tta_bench.errors import near_miss
 from tta_bench.models import ModelConfig
+from tta_bench.precision import PRECISIONS, Mode
 from tta_bench.protocols.config import ONE_OR_MORE, ProtocolConfig
 from tta_bench.registry import DATASETS, MODELS, PROTOCOLS
-from tta_bench.run.precision import PRECISIONS
 from tta_bench.streams import Shift
 from tta_bench.suite.parts import by_plugin, config_class, registry_of, shifts_of
 
@@ -145,7 +145,7 @@ class Evaluation:
         protocol: its Config.
         data: the suite's, which knows the shifts.
         batch_size, corruptions, severities, seeds: its entry's, or the suite's.
-        precision: the suite's.
+        modes: how networks compute: the suite's precisions, each with its values of ``compile`` and ``deterministic``.
     """
 
     index: int
@@ -155,7 +155,7 @@ class Evaluation:
     corruptions: list[str]
     severities: list[int]
     seeds: list[int]
-    precision: tuple[str, ...]
+    modes: tuple[Mode, ...]
 
     def shifts(self) -> tuple[Shift, ...]:
         """All shifts, severity by severity, corruptions in their order; those without a severity once, first come."""
@@ -172,8 +172,9 @@ class Evaluation:
 
     def axes(self) -> tuple[str, ...]:
         """The names of the axes that are varied, besides shifts and seeds."""
-        own = {"batch_size": self.batch_size, "precision": self.precision}
-        return (*(name for name, values in own.items() if len(values) > 1), *self.protocol.axes())
+        own = {name: {getattr(mode, name) for mode in self.modes} for name in vars(Mode())}
+        several = (name for name, values in {"batch_size": self.batch_size, **own}.items() if len(values) > 1)
+        return (*several, *self.protocol.axes())
 
     def step_size(self, batch_size: int) -> int:
         """How many images a method adapts on at a time: the batch size, or the length of a window."""
@@ -197,7 +198,9 @@ class Suite(Part):
     corruptions: _Corruptions
     severities: _Severities = [5]
     seeds: _Seeds = [0]
-    precision: Annotated[tuple[Annotated[str, AfterValidator(_precision)], ...], *ONE_OR_MORE] = ("float32",)
+    precision: Annotated[tuple[Annotated[str, AfterValidator(_precision)], ...], *ONE_OR_MORE] = (Mode.precision,)
+    compile: Annotated[tuple[Literal["off", "on"], ...], *ONE_OR_MORE] = (Mode.compile,)  # type: ignore[assignment]
+    deterministic: Annotated[tuple[bool, ...], *ONE_OR_MORE] = (Mode.deterministic,)
     cache: Literal["on", "off"] = "on"
     per_image: Annotated[int, Field(ge=0)] = 1_000_000
 
@@ -221,7 +224,7 @@ class Suite(Part):
             entry.corruptions or self.corruptions,
             severities,
             entry.seeds or self.seeds,
-            self.precision,
+            tuple(Mode(*values) for values in itertools.product(self.precision, self.compile, self.deterministic)),
         )
 
     def shifts(self) -> tuple[Shift, ...]:

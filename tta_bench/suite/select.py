@@ -73,7 +73,7 @@ def _of_trial(trial: Trial) -> Values:
         "severity": {f"{shift.severity:g}" for shift in shifts if shift.severity is not None},
         "seed": {str(trial.seed)},
         "batch_size": {str(setting.batch_size)},
-        "precision": {setting.precision},
+        **{name: {_spelled(str(value)).lower()} for name, value in vars(setting.mode).items()},
         "protocol": {setting.protocol},
     }
 

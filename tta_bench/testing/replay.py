@@ -68,9 +68,13 @@ def replay(
     return np.stack(scores), adapter
 
 
-def prepared(adapter: Adapter, source: Iterator[torch.Tensor]) -> Adapter:
+def prepared(
+    adapter: Adapter, source: Iterator[torch.Tensor], after_setup: Callable[[Adapter], None] | None = None
+) -> Adapter:
     """Run ``setup`` and ``prepare`` as the runner does, and reseed the generator."""
     adapter.setup()
+    if after_setup is not None:
+        after_setup(adapter)
     adapter.remember()
     if adapter.source_request() is not None:
         like = adapter.model.mean

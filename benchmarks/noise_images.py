@@ -1,0 +1,35 @@
+"""A kind of data for benchmarks/gpu.py: random images of 224² pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tta_bench.data import DataConfig, DataRequest, Generated
+from tta_bench.data.images import ArrayImages
+
+SIDE = 224
+
+
+class Noise(Generated):
+    """Random pixels and labels."""
+
+    name = "noise"
+
+    class Config(DataConfig):
+        """Attributes: images: how many; classes: of the labels."""
+
+        images: int = 2048
+        classes: int = 1000
+
+    def __init__(self, config: Config, request: DataRequest):
+        rng = np.random.default_rng(config.seed)
+        pixels = rng.integers(0, 256, (config.images, SIDE, SIDE, 3), dtype=np.uint8)
+        labels = rng.integers(0, config.classes, config.images)
+        names = [f"noise/{i}" for i in range(config.images)]
+        super().__init__(
+            ArrayImages(pixels, labels, names, config.classes),
+            None,
+            strengths="imagenet",
+            seed=config.seed,
+            title="Noise",
+        )

@@ -1,0 +1,218 @@
+"""The engine of a trial: computes the passes through its networks in bfloat16, or compiled.
+
+A method calls ``self.model(x)``, ``features``, ``embeddings``, ``token_features`` or ``stage_features`` and takes losses
+of what they return, as ever. Under an engine the matrix products inside run in the precision's dtype, and the outputs
+are float32 again; compiled, a pass and its backward pass are one CUDA graph each. Losses, filters, optimizers and scores
+stay outside.
+
+Compiled are the passes of full batches, once for each set of adapted parameters: a short last batch, the part of a batch
+that passed a filter, and the head on its own run as written. A child keeps what it compiled for all of its trials, and
+Inductor's code stays on disk.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tta_bench.adapter import Adapter
+from tta_bench.models import Pass, SourceModel
+from tta_bench.precision import PRECISIONS, Mode
+from tta_bench.run.meters import PassCounter
+from tta_bench.snapshot import Untouched
+
+_COLD = 3  # calls after a compilation that are not timed: a CUDA graph warms up in the first, is recorded in the second
+_MOST_COMPILATIONS = 4  # of a pass with one batch size in a trial; with more, the network is another in each call
+
+
+class Engine:
+    """How the networks of a child compute their passes.
+
+    Args:
+        mode: the precision, and whether to compile.
+        device: of the networks.
+        counter: of their passes; hooks are not part of compiled code, so that the engine counts for them.
+    """
+
+    def __init__(self, mode: Mode, device: torch.device, counter: PassCounter):
+        self.survives_reset = Untouched()
+        self._precision = PRECISIONS[mode.precision]
+        self._device, self._counter = device, counter
+        self._compiles = mode.compile == "on"
+        self._compiled: dict[Pass, Callable[[SourceModel, Tensor], Any]] = {}
+        self.begin(0)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        return self
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether it computes passes in another way than they are written."""
+        return self._compiles or self._precision.matrices is not None
+
+    def facts(self) -> dict[str, Any]:
+        """Why passes of this trial were not compiled, as a fact."""
+        return {"not_compiled": "; ".join(dict.fromkeys(self._obstacles))} if self._obstacles else {}
+
+    def begin(self, batch_size: int) -> None:
+        """Begin a trial with this nominal batch size."""
+        self._batch_size = batch_size
+        self._calls = collections.Counter[tuple[Any, ...]]()
+        self._compilations = collections.Counter[tuple[Any, ...]]()
+        self._cold = False
+        self._obstacles = list[str]()  # why passes run as written
+
+    def store_frozen(self, adapter: Adapter) -> None:
+        """Store the frozen weights of a method's model, and of its networks that never change, in the matrices' dtype.
+
+        Normalisation layers, classifiers, and whatever requires a gradient keep theirs. So do other networks of the
+        method: a teacher that follows its student needs each of its digits.
+        """
+        dtype = self._precision.matrices
+        if dtype is None:
+            return
+        models = (value for value in vars(adapter).values() if isinstance(value, SourceModel))
+        constant = [model for model in models if isinstance(getattr(model, "survives_reset", None), Untouched)]
+        for parameter in itertools.chain.from_iterable(map(_storable, [adapter.model, *constant])):
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+
+    def __call__(self, model: SourceModel, computes: Pass, x: Tensor) -> Any:
+        """The outputs of a pass."""
+        if not self._compiles or computes is SourceModel._head or torch.compiler.is_compiling():
+            return self._as_written(model, computes, x)
+        key = (computes, x.shape, torch.is_grad_enabled())
+        self._calls[key] += 1
+        if len(x) != self._batch_size or self._compilations[key] > _MOST_COMPILATIONS:
+            return self._as_written(model, computes, x)
+        before = _graphs()
+        try:
+            outputs = self._function(computes)(model, x)
+        except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+            return self._fall_back(key, error, model, x)
+        if _graphs() > before:
+            self._calls[key] = 1
+            self._compilations[key] += 1
+            if self._compilations[key] > _MOST_COMPILATIONS:
+                self._obstacles.append(f"{computes.__name__.strip('_')}: compiled anew at each call")
+        self._cold |= self._calls[key] <= _COLD
+        return self._handed_out(computes, outputs, x)
+
+    def was_cold(self) -> bool:
+        """Whether code was compiled, or a graph warmed up or recorded, since the last call."""
+        cold, self._cold = self._cold, False
+        return cold
+
+    # -- as written ----------------------------------------------------------------------------------------------------
+
+    def _as_written(self, model: SourceModel, computes: Pass, x: Tensor) -> Any:
+        if self._precision.matrices is None:
+            return computes(model, x)
+        with torch.autocast(self._device.type, self._precision.matrices):
+            outputs = computes(model, x)
+        return _mapped(lambda tensor: tensor.to(self._precision.dtype), outputs)
+
+    # -- compiled ------------------------------------------------------------------------------------------------------
+
+    def _function(self, computes: Pass) -> Callable[[SourceModel, Tensor], Any]:
+        if computes not in self._compiled:
+            mode = "reduce-overhead" if self._device.type == "cuda" else None
+            self._compiled[computes] = torch.compile(
+                _named(computes, self._as_written), fullgraph=True, dynamic=False, mode=mode
+            )
+        return self._compiled[computes]
+
+    def _fall_back(self, key: tuple[Any, ...], error: Exception, model: SourceModel, x: Tensor) -> Any:
+        """The pass as written, now and for the rest of the trial; the row says why."""
+        computes = key[0]
+        outputs = self._as_written(model, computes, x)  # if it fails, too, that is the method's failure
+        self._compilations[key] = _MOST_COMPILATIONS + 1
+        text = str(error).strip().partition("\n")[0]
+        self._obstacles.append(f"{computes.__name__.strip('_')}: {type(error).__name__}: {text:.200}")
+        self._cold = True
+        return outputs
+
+    def _handed_out(self, computes: Pass, outputs: Any, x: Tensor) -> Any:
+        """Copies of a graph's outputs, which its next replay overwrites; gradients that come back are counted."""
+        self._counter.add_forwarded(len(x), at_classifier=computes is not SourceModel._features)
+        counted = () if computes is SourceModel._features else tuple(_tensors(outputs))
+        if counted and any(tensor.requires_grad for tensor in counted):
+            copies = iter(_Counted.apply(self._counter, *counted))
+        else:
+            copies = (tensor.clone() for tensor in counted)
+        if isinstance(outputs, Tensor):
+            return next(copies, None) if counted else outputs.clone()
+        return tuple(next(copies) if isinstance(each, Tensor) else [t.clone() for t in each] for each in outputs)
+
+
+class _Counted(torch.autograd.Function):
+    """Copies of outputs that have a row for each image; an image counts where the gradient of its rows is not all zero."""
+
+    @staticmethod
+    def forward(ctx: Any, counter: PassCounter, *outputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.counter = counter
+        ctx.set_materialize_grads(False)
+        return tuple(output.clone() for output in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        rows = [gradient.flatten(1).any(1) for gradient in gradients if gradient is not None]
+        if rows:
+            ctx.counter.add_backwarded(torch.stack(rows).any(0))
+        return None, *gradients
+
+
+def _storable(model: SourceModel) -> Iterator[nn.Parameter]:
+    """The parameters of all layers but normalisation and classifiers, which methods call on their own."""
+    classifiers = model.classifiers()
+    for module in model.net.modules():
+        if SourceModel.norm_kind(module) is None and not any(module is each for each in classifiers):
+            yield from module.parameters(recurse=False)
+
+
+def _named(computes: Pass, as_written: Callable[..., Any]) -> Callable[[SourceModel, Tensor], Any]:
+    def compute(model: SourceModel, x: Tensor) -> Any:
+        return as_written(model, computes, x)
+
+    return compute
+
+
+def _tensors(outputs: Any) -> Iterator[Tensor]:
+    """The tensors of a pass that lie on the way of a gradient through the classifier: not those in lists."""
+    yield from (each for each in ([outputs] if isinstance(outputs, Tensor) else outputs) if isinstance(each, Tensor))
+
+
+def _mapped(function: Callable[[Tensor], Tensor], outputs: Any) -> Any:
+    """Outputs with a function applied to each tensor."""
+    if isinstance(outputs, Tensor):
+        return function(outputs)
+    return type(outputs)(_mapped(function, each) for each in outputs)
+
+
+def _graphs() -> int:
+    """How many graphs this process has compiled."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def prepare_compiler(device: torch.device, folder: pathlib.Path) -> None:
+    """Set up torch's compiler in this process: code is kept in ``folder``; its own processes and threads are started."""
+    for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        os.environ[variable] = str(folder / name)
+    import torch._dynamo.config
+    import torch._functorch.config
+    import torch._inductor.config
+
+    for name in ("recompile_limit", "cache_size_limit"):  # the second until torch 2.6
+        if hasattr(torch._dynamo.config, name):
+            setattr(torch._dynamo.config, name, 64)
+    torch._inductor.config.fx_graph_cache = True
+    torch._functorch.config.enable_autograd_cache = True
+    warm = torch.compile(lambda x: torch.sin(x) + 1, dynamic=False)
+    warm(torch.zeros(8, device=device))
