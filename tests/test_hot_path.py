@@ -5,6 +5,7 @@ The number of waits in a step is counted on the CPU, on a pretended device (``wa
 
 from __future__ import annotations
 
+import math
 import pathlib
 import warnings
 from collections.abc import Callable
@@ -12,13 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from networks import batches, small_model
+from networks import batches, ready, small_model
 from torch import Tensor
 from waits import Waits
 
 from tta_bench import optimizers
 from tta_bench.adapter import Adapter, context_for
+from tta_bench.methods.eta import Eta
+from tta_bench.methods.functional import mean_of
+from tta_bench.methods.sar import Sar
 from tta_bench.registry import Registry
+from tta_bench.run.meters import PassCounter, StepCounter
 
 WAITS = {  # in one step, and why
     "source": (0, ""),
@@ -42,21 +47,21 @@ WAITS = {  # in one step, and why
     "foa": (1, "CMA-ES runs on the CPU and is told the fitness of every candidate"),
 }
 SHIPPED = "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors"
-SELECTING = {"entropy_margin": 2.2, "lr": 0.01}
+SELECTING = {"batch": {"entropy_margin": 1.8, "lr": 0.01}, "layer": {"entropy_margin": 0.7, "lr": 0.01}}  # about half
 CASES: list[tuple[str, str, dict[str, Any], int]] = [  # method, norm layers, hyperparameters, waits of each of three steps
     *((name, kind, {}, WAITS[name][0]) for name in ("source", "tent", "shot", "t3a") for kind in ("batch", "layer")),
-    *((name, kind, SELECTING | {"d_margin": 0.99}, 1) for name in ("eta", "eata") for kind in ("batch", "layer")),
+    *((name, kind, SELECTING[kind] | {"d_margin": 0.99}, 1) for name in ("eta", "eata") for kind in ("batch", "layer")),
     *(("norm", "batch", {"statistics": statistics}, 0) for statistics in ("batch", "blend", "running")),
     ("tent", "group", {"optimizer": "adam", "steps": 2}, 0),
     ("eta", "layer", {"entropy_margin": -1.0}, 1),
-    ("rdumb", "layer", SELECTING | {"d_margin": 0.99, "reset_every": 2}, 1),
-    *(("sar", kind, SELECTING | {"frozen": "none"}, 1) for kind in ("batch", "layer")),
-    ("sar", "layer", SELECTING | {"recovery_threshold": 100.0}, 1),
+    ("rdumb", "layer", SELECTING["layer"] | {"d_margin": 0.99, "reset_every": 2}, 1),
+    *(("sar", kind, SELECTING[kind] | {"frozen": "none"}, 1) for kind in ("batch", "layer")),
+    ("sar", "layer", SELECTING["layer"] | {"recovery_threshold": 100.0}, 1),
     ("sar", "layer", {"entropy_margin": -1.0}, 1),
-    ("sar", "layer", SELECTING | {"variant": "paper"}, 2),  # which makes no second pass where nothing is selected
+    ("sar", "layer", SELECTING["layer"] | {"variant": "paper"}, 2),  # which makes no second pass where nothing is selected
     ("mgg", "layer", {"checkpoint": SHIPPED, "source_images": 16}, 0),
     ("mgg", "batch", {"objective": "entropy", "checkpoint": SHIPPED}, 0),
-    *(("deyo", "layer", {"deyo_margin": 2.2, "plpd_threshold": 0.0, "aug_type": how, "occlusion_size": 8,
+    *(("deyo", "layer", {"deyo_margin": 0.9, "plpd_threshold": 0.0, "aug_type": how, "occlusion_size": 8,
                          "row_start": 8, "column_start": 8}, 2) for how in ("patch", "pixel", "occ")),
     ("deyo", "layer", {"deyo_margin": -1.0}, 1),
     *(("cotta", "batch", {"n_augmentations": 2, "ap": ap}, 1) for ap in (0.0, 2.0)),
@@ -137,6 +142,38 @@ def test_every_built_in_method_is_in_the_table_and_in_the_documentation() -> Non
     for name, (waits, rule) in WAITS.items():
         row = f"| `{name}` | {waits} | {rule} |"
         assert waits == 0 or row in document, row
+
+
+# -- masks in place of selections --------------------------------------------------------------------------------------
+
+
+def test_values_that_are_not_selected_have_no_part_in_a_mean_and_no_gradient() -> None:
+    values = torch.tensor([1.0, math.inf, 3.0, math.nan], requires_grad=True)
+    mean = mean_of(values, torch.tensor([True, False, True, False]))
+    mean.backward()
+    assert (mean.item(), values.grad.tolist()) == (2.0, [0.5, 0.0, 0.5, 0.0])  # type: ignore[union-attr]
+    values.grad = None
+    nothing = mean_of(values, torch.zeros(4, dtype=torch.bool))
+    nothing.backward()
+    assert nothing.isnan()
+    assert values.grad.tolist() == [0.0] * 4  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("margin", "some"), [(0.7, True), (-1.0, False)])
+@pytest.mark.parametrize(("cls", "passes"), [(Eta, 1), (Sar, 2)])
+def test_an_image_that_is_not_selected_is_not_counted_as_backwarded(
+    cls: type[Adapter], passes: int, margin: float, some: bool
+) -> None:
+    model = small_model("layer")
+    counter, steps = PassCounter(model), StepCounter()
+    still = {"rho": 0.0} if cls is Sar else {}  # its second pass selects the same images
+    adapter = ready(cls, model, entropy_margin=margin, lr=1e-6, **still)
+    with steps.watching():
+        adapter.step(batches(1)[0])
+    kept = int(adapter.stats()["kept"])
+    assert 0 < kept < 8 if some else kept == 0
+    assert counter.read() == (8 * passes, passes * kept)
+    assert steps.read() == (1 if cls is Sar else int(some)), "the published code of SAR steps on nothing, too"
 
 
 # -- what is counted ---------------------------------------------------------------------------------------------------
