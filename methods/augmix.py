@@ -77,17 +77,17 @@ def augmix(x: Tensor, count: int, pre_augmentation: PreAugmentation, generator: 
     """Random views of an image.
 
     Args:
-        x: one image (3, H, W) in [0, 1].
+        x: one image (3, H, W) in [0, 1], on the CPU.
         count: number of views V.
         pre_augmentation: "crop" (after zero padding by 4 pixels) or "resized_crop" (to the image's own size).
         generator: a CPU generator.
 
     Returns:
-        Views (V, 3, H, W) in [0, 1], float32, on the device of ``x``.
+        Views (V, 3, H, W) in [0, 1], float32, on the CPU.
     """
-    image = Image.fromarray((255 * x.double()).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy())
+    image = Image.fromarray((255 * x.double()).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
     views = [draw_view(image.size, pre_augmentation, generator) for _ in range(count)]
-    pictures = torch.from_numpy(np.stack([_pictures(image, view) for view in views])).to(x.device)
+    pictures = torch.from_numpy(np.stack([_pictures(image, view) for view in views]))
     return torch.stack([_mixed(*pair) for pair in zip(pictures, views, strict=True)])
 
 

@@ -30,6 +30,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from tta_bench.adapter import Needs, Preset, constant
+from tta_bench.methods import transfer
 from tta_bench.methods.augmentation import augment
 from tta_bench.methods.ensemble import blend
 from tta_bench.methods.norm_layers import NormAdapter
@@ -90,7 +91,7 @@ class Cotta(NormAdapter):
         super().setup()
         self.teacher = copy.deepcopy(self.model).requires_grad_(False)
         self.anchor = constant(copy.deepcopy(self.model)).train()
-        self.loss, self.confidence, self.averaged = 0.0, 0.0, False
+        self.loss, self.confidence, self.averaged = torch.tensor(0.0), 0.0, False
         self.augmentations, self.restored = 0, 0
 
     def choose_parameters(self) -> list[nn.Parameter]:
@@ -103,7 +104,7 @@ class Cotta(NormAdapter):
         symmetric = self.config.loss == "symmetric"
         loss = (symmetric_cross_entropy if symmetric else soft_cross_entropy)(logits, target).mean()
         self.update(loss)
-        self.loss = loss.item()
+        self.loss = loss.detach()
         blend(self.teacher.parameters(), self.model.parameters(), self.config.mt)
         self._restore()
         return target
@@ -117,12 +118,19 @@ class Cotta(NormAdapter):
     @torch.no_grad()
     def _teacher_logits(self, x: Tensor) -> Tensor:
         """The teacher's logits (B, C), averaged over augmentations where the source model is unsure."""
-        self.confidence = self.anchor(x).softmax(1).amax(1).mean().item()
+        confidence = transfer.fetch(self.anchor(x).softmax(1).amax(1).mean())
+        passes = self._augmented_passes(x) if self.config.always_augment else []
+        self.confidence = confidence()  # the host waits: the threshold decides which passes there are
         self.averaged = self.confidence < self.config.ap
-        self.augmentations = self.config.n_augmentations if self.averaged or self.config.always_augment else 0
-        views = (augment(x, self.context.generator, "cotta") for _ in range(self.augmentations))
-        passes = [self.teacher(view) for view in views]
+        if self.averaged and not passes:
+            passes = self._augmented_passes(x)
+        self.augmentations = len(passes)
         return torch.stack(passes).mean(0) if self.averaged else self.predict(x)
+
+    def _augmented_passes(self, x: Tensor) -> list[Tensor]:
+        """The teacher's logits (B, C) for each of so many random augmentations of a batch."""
+        views = (augment(x, self.context.generator, "cotta") for _ in range(self.config.n_augmentations))
+        return [self.teacher(view) for view in views]
 
     @torch.no_grad()
     def _restore(self) -> None:
@@ -130,10 +138,10 @@ class Cotta(NormAdapter):
         self.restored = 0
         for parameter, source in zip(self.parameters, weights_and_biases(self.anchor), strict=True):
             mask = torch.rand(parameter.shape, generator=self.context.generator) < self.config.rst
-            parameter.copy_(source.where(mask.to(source.device), parameter))
+            parameter.copy_(source.where(transfer.to_device(mask, source.device), parameter))
             self.restored += int(mask.sum())
 
-    def stats(self) -> dict[str, float]:
+    def stats(self) -> dict[str, float | Tensor]:
         """loss; anchor_confidence: the source model's; augmented: 1 where the averaged teacher was used; augmentations:
         augmented passes; restored: weights restored to the source's."""
         return {

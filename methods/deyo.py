@@ -34,7 +34,8 @@ from torch.nn.functional import fold, interpolate, unfold
 
 from tta_bench.adapter import Context, Preset
 from tta_bench.methods.early_norms import EarlyNormAdapter, EarlyNormConfig, lr_resnet, lr_vit
-from tta_bench.methods.functional import default_margin, small_batch_lr_resnet, softmax_entropy
+from tta_bench.methods.functional import default_margin, mean_of, small_batch_lr_resnet, softmax_entropy
+from tta_bench.methods.transfer import to_device
 from tta_bench.models import SourceModel
 
 _UNFILTERED = math.log(1000)  # the code's literal margin without the entropy filter
@@ -45,8 +46,8 @@ def shuffle_patches(x: Tensor, grid: int, generator: torch.Generator) -> Tensor:
     n = x.shape[-1]
     side = n // grid
     patches = unfold(_resize(x, side * grid), side, stride=side)  # (B, 3·side², grid²), row by row
-    order = torch.rand(len(x), grid**2, generator=generator, dtype=torch.float32).argsort(1).to(x.device)
-    shuffled = patches.gather(2, order.unsqueeze(1).expand_as(patches))
+    order = torch.rand(len(x), grid**2, generator=generator, dtype=torch.float32).argsort(1)
+    shuffled = patches.gather(2, to_device(order, x.device).unsqueeze(1).expand_as(patches))
     return _resize(fold(shuffled, side * grid, side, stride=side), n)
 
 
@@ -56,8 +57,8 @@ def _resize(x: Tensor, side: int) -> Tensor:
 
 def shuffle_pixels(x: Tensor, generator: torch.Generator) -> Tensor:
     """Permute the pixels (B, 3, n, n), alike in all images and channels."""
-    order = torch.randperm(x[0, 0].numel(), generator=generator).to(x.device)
-    return x.flatten(2)[:, :, order].view_as(x)
+    order = torch.randperm(x[0, 0].numel(), generator=generator)
+    return x.flatten(2)[:, :, to_device(order, x.device)].view_as(x)
 
 
 def occlude(x: Tensor, row: int, column: int, size: int) -> Tensor:
@@ -121,23 +122,21 @@ class DeYO(EarlyNormAdapter):
         self.margin = default_margin(self.model, self.config.entropy_margin)
         given = self.config.deyo_margin
         self.deyo_margin = 0.5 * math.log(self.model.num_classes) if given is None else given
-        self.kept_entropy = self.kept = 0
+        self.kept_entropy, self.kept = 0, torch.tensor(0)
 
     def step(self, x: Tensor) -> Tensor:
         logits = self.model(x)
         entropy = softmax_entropy(logits)
         reliable = entropy < self.deyo_margin if self.config.filter_ent else entropy <= _UNFILTERED
-        confident = torch.nonzero(reliable).flatten()
-        self.kept_entropy, self.kept = len(confident), 0
+        confident = torch.nonzero(reliable).flatten()  # the host waits: the second pass is of these images alone
+        self.kept_entropy, self.kept = len(confident), reliable.new_zeros((), dtype=torch.int64)
         scores: Tensor = logits.detach()
         if self.kept_entropy == 0:
             return scores
-        plpd = self._plpd(x[confident], scores[confident].softmax(1))
+        entropy, plpd = entropy[confident], self._plpd(x[confident], scores[confident].softmax(1))
         selected = plpd > self.config.plpd_threshold if self.config.filter_plpd else plpd >= -2
-        entropy, plpd = entropy[confident][selected], plpd[selected]
-        self.kept = len(entropy)
-        if self.kept:
-            self.update((self._weights(entropy.detach(), plpd) * entropy).mean())
+        self.kept = selected.sum()
+        self.update(mean_of(self._weights(entropy.detach(), plpd) * entropy, selected), selected)
         return scores
 
     @torch.no_grad()
@@ -161,9 +160,9 @@ class DeYO(EarlyNormAdapter):
         terms += [torch.exp(plpd)] if self.config.reweight_plpd else []
         return torch.stack(terms).sum(0) if terms else torch.ones_like(entropy)
 
-    def stats(self) -> dict[str, float]:
+    def stats(self) -> dict[str, float | Tensor]:
         """kept_entropy: samples of S1; kept: samples of S2, which entered the loss."""
-        return {"kept_entropy": float(self.kept_entropy), "kept": float(self.kept)}
+        return {"kept_entropy": float(self.kept_entropy), "kept": self.kept}
 
 
 def _misfit(config: Any, side: int) -> str | None:

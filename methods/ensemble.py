@@ -13,5 +13,6 @@ def blend(targets: Iterable[Tensor], others: Iterable[Tensor], momentum: float) 
     """target ← momentum·target + (1 − momentum)·other, for each pair; nothing where the momentum is 1."""
     if momentum == 1:  # 0·NaN would spread
         return
-    for target, other in zip(targets, others, strict=True):
-        target.mul_(momentum).add_(other, alpha=1 - momentum)
+    targets = [*targets]
+    torch._foreach_mul_(targets, momentum)
+    torch._foreach_add_(targets, [*others], alpha=1 - momentum)

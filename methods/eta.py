@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 
 from tta_bench.adapter import Declared, Preset
-from tta_bench.methods.functional import default_margin, small_batch_lr_resnet, small_batch_lr_vit, softmax_entropy
+from tta_bench.methods.functional import (
+    default_margin,
+    mean_of,
+    small_batch_lr_resnet,
+    small_batch_lr_vit,
+    softmax_entropy,
+)
 from tta_bench.methods.norm_layers import NormAdapter
 from tta_bench.optimizers import OptimizerConfig
 
@@ -62,7 +68,7 @@ class Eta(NormAdapter):
         super().setup()
         self.margin = default_margin(self.model, self.config.entropy_margin)
         self.moving_probability: Tensor | None = None
-        self.kept = 0
+        self.kept = torch.tensor(0)
 
     def regulariser(self) -> Tensor | float:
         """What is added to the loss; nothing here."""
@@ -71,29 +77,30 @@ class Eta(NormAdapter):
     def step(self, x: Tensor) -> Tensor:
         logits = self.model(x)
         entropy = softmax_entropy(logits)
-        selected = self._select(logits.detach(), entropy.detach())
-        self.kept = len(selected)
-        if self.kept:
-            chosen = entropy[selected]
-            weights = torch.exp(self.margin - chosen.detach())
-            self.update((weights * chosen).mean() + self.regulariser())
         scores: Tensor = logits.detach()
+        probabilities = scores.softmax(1)
+        selected = self._select(probabilities, entropy.detach())
+        self.kept = selected.sum()
+        weights = torch.exp(self.margin - entropy.detach())
+        if self.update(mean_of(weights * entropy, selected) + self.regulariser(), selected):
+            self._move_mean(probabilities, selected)
         return scores
 
-    def _select(self, logits: Tensor, entropy: Tensor) -> Tensor:
-        """Indices of S2; updates the moving mean with their probabilities of this, pre-update, forward pass."""
-        reliable = torch.nonzero(entropy < self.margin).flatten()
-        probabilities = logits[reliable].softmax(1)
-        mean = self.moving_probability
-        if mean is not None:
-            similarity = torch.nn.functional.cosine_similarity(mean.unsqueeze(0), probabilities, dim=1)
-            novel = similarity.abs() < self.config.d_margin
-            reliable, probabilities = reliable[novel], probabilities[novel]
-        if len(reliable):
-            now = probabilities.mean(0)
-            self.moving_probability = now if mean is None else _MOMENTUM * mean + (1 - _MOMENTUM) * now
-        return reliable
+    def _select(self, probabilities: Tensor, entropy: Tensor) -> Tensor:
+        """S2 as a mask (B,)."""
+        reliable = entropy < self.margin
+        if self.moving_probability is None:
+            return reliable
+        mean = self.moving_probability.unsqueeze(0)
+        similarity = torch.nn.functional.cosine_similarity(mean, probabilities, dim=1)
+        return reliable & (similarity.abs() < self.config.d_margin)
 
-    def stats(self) -> dict[str, float]:
+    def _move_mean(self, probabilities: Tensor, selected: Tensor) -> None:
+        """Update the moving mean with the probabilities that S2 had in the forward pass before the update."""
+        now = mean_of(probabilities, selected.unsqueeze(1))
+        mean = self.moving_probability
+        self.moving_probability = now if mean is None else _MOMENTUM * mean + (1 - _MOMENTUM) * now
+
+    def stats(self) -> dict[str, float | Tensor]:
         """kept: samples that entered the loss."""
-        return {"kept": float(self.kept)}
+        return {"kept": self.kept}

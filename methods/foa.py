@@ -43,6 +43,7 @@ from tta_bench.methods import alignment
 from tta_bench.methods.evolution import EvolutionStrategy, import_cma
 from tta_bench.methods.functional import softmax_entropy
 from tta_bench.methods.prompts import inserted, prompted_features, unsuitable, width, xavier_bound
+from tta_bench.methods.transfer import to_device
 from tta_bench.models import SourceModel
 
 IMAGES_AT_ONCE = {"cpu": 64, "cuda": 256}  # by device; the outputs of a ViT-B's blocks for 256 images take 2 GB
@@ -98,7 +99,7 @@ class Foa(Adapter):
         asked = strategy.ask()
         self.candidates = torch.cat([torch.from_numpy(asked).to(self.best_prompts), self.best_prompts[None]])
         fitness, tokens = self._evaluate(x)
-        self.fitness = fitness.cpu()  # the only wait for the device
+        self.fitness = fitness.cpu()  # the host waits: CMA-ES runs there
         values = self.fitness.tolist()
         _, self.best = min(((f, i) for i, f in enumerate(values) if f < math.inf), default=(math.nan, -1))
         if self.best >= 0:
@@ -130,7 +131,8 @@ class Foa(Adapter):
 
     def _tokens(self, vectors: Tensor) -> Tensor:
         """Vectors (…, P·D) as prompts on the device, (K, P, D)."""
-        return vectors.to(self.model.mean.device).view(-1, self.config.num_prompts, width(self.model))
+        on_device = to_device(vectors, self.model.mean.device)
+        return on_device.view(-1, self.config.num_prompts, width(self.model))
 
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Fitness (K,) of each candidate, equation 5, and the class tokens (K, B, D) that the head classifies."""

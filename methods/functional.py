@@ -21,6 +21,16 @@ def softmax_entropy(logits: Tensor) -> Tensor:
     return -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
 
 
+def mean_of(values: Tensor, selected: Tensor) -> Tensor:
+    """Mean over the batch of the selected values, without waiting for the device to count them.
+
+    Args:
+        values: (B, …); those that are not selected have gradients of zero.
+        selected: a mask (B, …) that broadcasts over them; of nothing, the mean is NaN and all gradients are zero.
+    """
+    return values.masked_fill(~selected, 0).sum(0) / selected.sum(0)
+
+
 def norm_layers(model: SourceModel) -> list[nn.Module]:
     """All normalisation layers (batch, group, layer; by type, so subclasses count), in ``named_modules`` order."""
     return [module for module in model.net.modules() if SourceModel.norm_kind(module)]

@@ -35,6 +35,7 @@ _AFFINITIES = {"knn": nearest_neighbours, "rbf": gaussian, "linear": inner_produ
 _EPS = 1e-10  # added to a probability
 _LOG_FLOOR = 1e-20  # a probability's logarithm is taken of no less
 _TOLERANCE = 1e-8  # relative change of the energy
+_LOOK_EVERY = 10  # updates whose energies are read at once; those after the last are discarded
 
 
 class Solution(NamedTuple):
@@ -105,15 +106,19 @@ def minimise_energy(probabilities: Tensor, affinity: Tensor, max_steps: int) -> 
     """The concave-convex procedure from Y = p, for p (n, C) and K (n, n); at least 3 updates, if ``max_steps`` allows."""
     unary = -(probabilities + _EPS).log()
     scores = (-unary).softmax(1)
-    energy = math.nan
-    for iterations in range(1, max_steps + 1):
-        pairwise = affinity @ scores
-        scores = (pairwise - unary).softmax(1)
-        # The host has to wait for the energy of each update: the next one is made or not, depending on it.
-        before, energy = energy, _energy(scores, unary, pairwise).item()
-        if iterations > 2 and abs(energy - before) <= _TOLERANCE * abs(before):
-            break
-    return Solution(scores, iterations, energy)
+    energies = [math.nan]  # after each update
+    while len(energies) <= max_steps:
+        made = []
+        for _ in range(min(_LOOK_EVERY, max_steps + 1 - len(energies))):
+            pairwise = affinity @ scores
+            scores = (pairwise - unary).softmax(1)
+            made.append((scores, _energy(scores, unary, pairwise)))
+        first = len(energies)
+        energies += torch.stack([energy for _, energy in made]).tolist()  # the host waits: are further updates needed?
+        for number, (found, _) in enumerate(made, first):
+            if number > 2 and abs(energies[number] - energies[number - 1]) <= _TOLERANCE * abs(energies[number - 1]):
+                return Solution(found, number, energies[number])
+    return Solution(scores, max_steps, energies[-1])
 
 
 def _energy(scores: Tensor, unary: Tensor, pairwise: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from tta_bench.adapter import Adapter, Context, Needs, Preset, constant
 from tta_bench.methods.augmix import PreAugmentation, augmix
 from tta_bench.methods.blended_bn import blend_statistics
 from tta_bench.methods.functional import no_statistics
+from tta_bench.methods.transfer import to_device
 from tta_bench.models import SourceModel
 from tta_bench.optimizers import OptimizerConfig
 
@@ -98,8 +99,8 @@ class Memo(Adapter):
 
     def step(self, x: Tensor) -> Tensor:
         scores, losses = [], []
-        for image, on_host in zip(x.split(1), x.cpu(), strict=True):  # one wait for the device a batch
-            losses += [self._update(self.views(on_host).to(x)) for _ in range(self.config.steps)]
+        for image, on_host in zip(x.split(1), x.cpu(), strict=True):  # the host waits: the views are made there
+            losses += [self._update(to_device(self.views(on_host), x.device).to(x)) for _ in range(self.config.steps)]
             scores.append(self.predict(image))
             self._restore()
         self.losses = torch.stack(losses).view(len(x), -1)

@@ -17,6 +17,7 @@ from torch import Tensor
 from tta_bench import adapter
 from tta_bench.methods import mgg_checkpoint, mgg_memory
 from tta_bench.methods.mgg_memory import HIDDEN, Memory
+from tta_bench.methods.transfer import to_device
 
 _ROWS = 2 + HIDDEN * HIDDEN + HIDDEN  # of the state: M, V, W, b
 
@@ -109,7 +110,7 @@ class MGG(torch.optim.Optimizer):
         else:
             state["memory"][:, where] = new
         state["step"].add_(finite)
-        self._apply(given, torch.where(finite, delta, 0))
+        self._apply(given, delta.masked_fill(~finite, 0))
 
     def _coordinates(self, given: list[bool]) -> Tensor | None:
         """Indices of the coordinates that have a gradient; None where all have one."""
@@ -117,7 +118,7 @@ class MGG(torch.optim.Optimizer):
             return None
         starts = itertools.accumulate(self._sizes, initial=0)
         parts = [torch.arange(a, a + s) for a, s, has in zip(starts, self._sizes, given, strict=False) if has]
-        return torch.cat(parts).to(self._parameters[0].device)
+        return to_device(torch.cat(parts), self._parameters[0].device)
 
     def _apply(self, given: list[bool], delta: Tensor) -> None:
         parts = iter(delta.split(list(itertools.compress(self._sizes, given))))

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tta_bench.adapter import Adapter, Context, Needs
+from tta_bench.methods import transfer
 from tta_bench.methods.functional import adapt_norm_affine, no_statistics, use_batch_statistics
 from tta_bench.models import SourceModel
 
@@ -34,8 +35,15 @@ class NormAdapter(Adapter):
         """Freeze the model but for what is adapted, and return that."""
         return adapt_norm_affine(self.model)
 
-    def update(self, loss: Tensor) -> None:
-        """Take one optimizer step down ``loss``."""
+    def update(self, loss: Tensor, selected: Tensor | None = None) -> bool:
+        """Take one optimizer step down ``loss``, but none where of ``selected`` (B,), if given, nothing is true.
+
+        Returns:
+            Whether the step was taken. The host waits for that while the device is busy with the backward pass.
+        """
+        any_selected = (lambda: True) if selected is None else transfer.fetch(selected.any())
         loss.backward()
-        self.optimizer.step()
+        if taken := bool(any_selected()):
+            self.optimizer.step()
         self.optimizer.zero_grad()
+        return taken

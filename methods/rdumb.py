@@ -51,6 +51,6 @@ class RDumb(Eta):
         self.batches, self.restarted = self.batches + 1, restart
         return super().step(x)
 
-    def stats(self) -> dict[str, float]:
+    def stats(self) -> dict[str, float | Tensor]:
         """kept: samples that entered the loss; resets: 1 where the model was reset before this batch."""
         return {**super().stats(), "resets": float(self.restarted)}

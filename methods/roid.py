@@ -128,7 +128,7 @@ class Roid(NormAdapter):
         diversity, certainty = ((scores - lowest) / (highest - lowest)).masked_fill(equal, 0)
         self.equal_scores = equal.any()
         self.class_probabilities = mean.lerp(probabilities.mean(0), 1 - self.config.momentum_probs)
-        kept = torch.nonzero(~(diversity < diversity.mean())).flatten()
+        kept = torch.nonzero(~(diversity < diversity.mean())).flatten()  # the host waits: only these are augmented
         return torch.exp(diversity * certainty / self.config.temperature)[kept], kept
 
     def stats(self) -> dict[str, float | Tensor]:

@@ -31,6 +31,7 @@ from tta_bench.methods.functional import adapt_norm_affine
 from tta_bench.methods.memory_bank import MemoryBank
 from tta_bench.methods.robust_bn import use_robust_statistics
 from tta_bench.methods.soft_losses import soft_cross_entropy
+from tta_bench.methods.transfer import to_device
 from tta_bench.optimizers import OptimizerConfig
 
 _EPS = 1e-6  # inside the logarithm of the uncertainty
@@ -74,15 +75,16 @@ class Rotta(Adapter):
         self.teacher = copy.deepcopy(self.model).requires_grad_(False)
         self.memory = MemoryBank(config.memory_size, self.model.num_classes, config.lambda_t, config.lambda_u)
         self.images_seen = 0
-        self.losses: list[float] = []
+        self.losses: list[Tensor] = []
 
     def step(self, x: Tensor) -> Tensor:
         logits = self.predict(x)
         probabilities = logits.softmax(1)
         uncertainties = -(probabilities * (probabilities + _EPS).log()).sum(1)
         self.losses = []
-        for image, label, uncertainty in zip(x, logits.argmax(1).tolist(), uncertainties.tolist(), strict=True):
-            self.memory.add(image, label, uncertainty)
+        predicted = torch.stack([logits.argmax(1), uncertainties.double()], 1)
+        for image, (label, uncertainty) in zip(x, predicted.tolist(), strict=True):  # the host waits: it has the memory
+            self.memory.add(image, int(label), uncertainty)
             self.images_seen += 1
             if self.images_seen % self.config.update_frequency == 0:
                 self.losses.append(self._update())
@@ -94,21 +96,21 @@ class Rotta(Adapter):
         logits: Tensor = self.teacher(x)
         return logits
 
-    def _update(self) -> float:
+    def _update(self) -> Tensor:
         """Train the student on the memory, then move the teacher; returns the loss."""
         self.model.train()
         self.teacher.train()  # moves its robust statistics
         images = torch.stack([item.image for item in self.memory])
         target = self.predict(images)
         logits = self.model(augment(images, self.context.generator, "cotta"))
-        loss = (self._age_weights().to(logits.device) * soft_cross_entropy(logits, target)).mean()
+        loss = (to_device(self._age_weights(), logits.device) * soft_cross_entropy(logits, target)).mean()
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         blend(self.teacher.parameters(), self.model.parameters(), 1 - self.config.nu)
         self.model.eval()
         self.teacher.eval()
-        return loss.item()
+        return loss.detach()
 
     def _age_weights(self) -> Tensor:
         """e^(−a)/(1 + e^(−a)), a = age/M: (items,), float32 in any precision, as in the published code."""
@@ -116,7 +118,7 @@ class Rotta(Adapter):
         decay = torch.exp(-ages)
         return decay / (1 + decay)
 
-    def stats(self) -> dict[str, float]:
+    def stats(self) -> dict[str, float | Tensor]:
         """updates: of the batch; loss: their mean; stored: images in the memory."""
-        loss = sum(self.losses) / len(self.losses) if self.losses else float("nan")
+        loss = torch.stack(self.losses).mean() if self.losses else float("nan")
         return {"updates": float(len(self.losses)), "loss": loss, "stored": float(len(self.memory))}

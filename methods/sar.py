@@ -29,8 +29,9 @@ from pydantic import Field
 from torch import Tensor
 
 from tta_bench.adapter import Declared, Preset
+from tta_bench.methods import transfer
 from tta_bench.methods.early_norms import EarlyNormAdapter, EarlyNormConfig, lr_resnet, lr_vit
-from tta_bench.methods.functional import default_margin, softmax_entropy
+from tta_bench.methods.functional import default_margin, mean_of, softmax_entropy
 
 _MOMENTUM = 0.9  # of the moving mean of the loss
 _EPS = 1e-12  # beside the gradient's norm
@@ -71,22 +72,21 @@ class Sar(EarlyNormAdapter):
         super().setup()
         self.margin = default_margin(self.model, self.config.entropy_margin)
         self.moving_loss: float | None = None
-        self.kept, self.recovered = 0, False
+        self.kept, self.recovered = torch.tensor(0), False
 
     def step(self, x: Tensor) -> Tensor:
         logits = self.model(x)
         entropy = softmax_entropy(logits)
-        reliable = torch.nonzero(entropy < self.margin).flatten()
-        self.kept, self.recovered = len(reliable), False
+        reliable = entropy < self.margin
+        self.kept, self.recovered = reliable.sum(), False
         scores: Tensor = logits.detach()
-        if self.kept == 0 and self.config.variant == "paper":
+        if self.config.variant == "paper" and not reliable.any():
             return scores
-        entropy[reliable].mean().backward()  # of nothing it is NaN, its gradients zero: as the published code has it
+        mean_of(entropy, reliable).backward()  # of nothing it is NaN, its gradients zero: as the published code has it
         start = self._perturb()
-        entropy = softmax_entropy(self.model(x))[reliable]
-        loss = entropy[entropy < self.margin].mean()
-        self._descend(loss, start)
-        self._recover_if_collapsed(loss.item())
+        entropy = softmax_entropy(self.model(x))
+        loss = self._descend(mean_of(entropy, reliable & (entropy < self.margin)), start)
+        self._recover_if_collapsed(loss)
         return scores
 
     @torch.no_grad()
@@ -94,21 +94,25 @@ class Sar(EarlyNormAdapter):
         """Go ρ along the gradient; returns the weights before."""
         start = [p.detach().clone() for p in self.parameters]
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        norm = torch.stack([g.norm(p=2) for g in gradients]).norm(p=2)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.add_(gradient * (self.config.rho / (norm + _EPS)))
+        norm = torch.stack(torch._foreach_norm(gradients)).norm(p=2)
+        torch._foreach_add_(self.parameters, torch._foreach_mul(gradients, self.config.rho / (norm + _EPS)))
         self.optimizer.zero_grad()
         return start
 
-    def _descend(self, loss: Tensor, start: list[Tensor]) -> None:
-        """Take the optimizer step from the weights before, with the gradient at the perturbed point."""
+    def _descend(self, loss: Tensor, start: list[Tensor]) -> float:
+        """Take the optimizer step from the weights before, with the gradient at the perturbed point; returns the loss.
+
+        The recovery needs its value on the host, which waits for it while the device is busy with the backward pass.
+        """
+        fetched = transfer.fetch(loss)
         loss.backward()
         with torch.no_grad():
-            for parameter, value in zip(self.parameters, start, strict=True):
-                parameter.copy_(value)
-        if not (self.config.variant == "paper" and math.isnan(loss.item())):
+            torch._foreach_copy_(self.parameters, start)
+        value = float(fetched())
+        if not (self.config.variant == "paper" and math.isnan(value)):
             self.optimizer.step()
         self.optimizer.zero_grad()
+        return value
 
     def _recover_if_collapsed(self, loss: float) -> None:
         mean = self.moving_loss
@@ -123,6 +127,6 @@ class Sar(EarlyNormAdapter):
         if self.config.variant == "official":
             self.moving_loss = mean  # the published wrapper writes the low value back
 
-    def stats(self) -> dict[str, float]:
+    def stats(self) -> dict[str, float | Tensor]:
         """kept: reliable samples; recoveries: 1 where this step ended in a recovery."""
-        return {"kept": float(self.kept), "recoveries": float(self.recovered)}
+        return {"kept": self.kept, "recoveries": float(self.recovered)}

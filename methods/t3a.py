@@ -93,7 +93,7 @@ class T3A(Adapter):
         starts = self._starts()
         rank = torch.arange(len(self.labels), device=self.labels.device) - starts[self.labels]
         quota = self.config.filter_k if self.config.filter_k > 0 else starts.diff()[self.labels] - 1
-        self._select(rank < quota)  # the host waits once a step: for the number of supports that stay
+        self._select(torch.nonzero(rank < quota).flatten())  # the host waits for the number of supports that stay
 
     def _select(self, index: Tensor) -> None:
         self.supports, self.labels, self.entropies = self.supports[index], self.labels[index], self.entropies[index]

@@ -37,9 +37,10 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     values: list[float] = []
     update = NormAdapter.update
 
-    def recorded(self: NormAdapter, loss: torch.Tensor) -> None:
-        values.append(loss.item())
-        update(self, loss)
+    def recorded(self: NormAdapter, loss: torch.Tensor, selected: torch.Tensor | None = None) -> bool:
+        if taken := update(self, loss, selected):
+            values.append(loss.item())
+        return taken
 
     monkeypatch.setattr(NormAdapter, "update", recorded)
     return values
