@@ -7,7 +7,8 @@ Batches of 64 random images of 224² pixels that lie on the device; random weigh
 eata, sar and deyo, whose margins are raised. A method's steps run under the harness's engine, a bare loop is what a script
 would have: the network, the loss, the optimizer. Each number is the median of three repetitions of at least ``--seconds``
 that alternate with those of the bare loop. ``--trials`` runs whole trials instead, with supervisor, shared memory, images
-from the cache and grading; images a second are of the difference of a long and a short one, without start and compilation.
+from the cache and grading; images a second are of the difference of a long and a short one, without start and compilation. The method ``nothing`` only
+looks at the images: the speed of the way that they take.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ class Bench:
         if reason := cls.skip(model, config, context):
             return reason
         self.engine.begin(BATCH)
-        self.adapter = prepared(cls(model, config, context), iter(self.batches[:1]), self.engine.store_frozen)
+        self.adapter = prepared(cls(model, config, context), iter(self.batches[:1]), self.engine.adjust)
         return self.adapter.step
 
     def bare(self, method: str) -> Callable[[Tensor], Tensor] | None:
@@ -236,12 +237,12 @@ def _measure(bench: Bench, row: Row) -> None:
 SUITE = """
 name: noise
 plugins: [{plugin}]
-data: {{kind: noise, images: 2048}}
+data: {{kind: noise, images: 10240}}
 corruptions: [clean]
 models: [{{name: net, architecture: {architecture}, weights: "{weights}", mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}}]
 methods: [{methods}]
 batch_size: 64
-protocol: [{{kind: recurring, visits: 2}}, {{kind: recurring, visits: 17}}]
+protocol: [{{kind: recurring, visits: 1}}, {{kind: recurring, visits: 3}}]
 precision: {mode.precision}
 compile: {compile}
 deterministic: {deterministic}
@@ -252,6 +253,7 @@ def trials(models: list[str], methods: list[str], modes: list[str], seconds: flo
     """Rows of whole trials; ``seconds`` is not used."""
     import timm
 
+    torch.set_num_threads(1)  # as a worker does, which grades in this process
     for architecture in models:
         folder = pathlib.Path(tempfile.mkdtemp())
         torch.manual_seed(0)
@@ -280,7 +282,7 @@ def trials(models: list[str], methods: list[str], modes: list[str], seconds: flo
 
 
 def _planned(folder: pathlib.Path, architecture: str, methods: list[str], mode: Mode) -> plan.Plan:
-    entries = ", ".join(f"{{name: {name}, config: {METHODS[name]}}}" for name in methods)
+    entries = ", ".join(f"{{name: {name}, config: {METHODS.get(name, {})}}}" for name in methods)
     text = SUITE.format(plugin=pathlib.Path(__file__).with_name("noise_images.py"), architecture=architecture,
                         weights=folder / "weights.safetensors", methods=entries, mode=mode,
                         compile=mode.compile, deterministic=str(mode.deterministic).lower())  # fmt: skip

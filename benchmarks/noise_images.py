@@ -1,9 +1,11 @@
-"""A kind of data for benchmarks/gpu.py: random images of 224² pixels."""
+"""Plugins for benchmarks/gpu.py: random images of 224² pixels, and a method that does nothing with them."""
 
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
+from tta_bench.adapter import Adapter
 from tta_bench.data import DataConfig, DataRequest, Generated
 from tta_bench.data.images import ArrayImages
 
@@ -33,3 +35,12 @@ class Noise(Generated):
             seed=config.seed,
             title="Noise",
         )
+
+
+class Nothing(Adapter):
+    """Equal scores for every image, without a network."""
+
+    name = "nothing"
+
+    def step(self, x: Tensor) -> Tensor:
+        return x[:, 0, 0, :1].expand(-1, self.context.num_classes) * 0

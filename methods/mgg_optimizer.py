@@ -49,6 +49,7 @@ class MGG(torch.optim.Optimizer):
             return readable(value, check)
 
     needs = adapter.Needs(checkpoint=True)
+    compiled_parts = ("_computed",)
 
     def __init__(self, params: Iterable[Any], lr: float = 1e-3, checkpoint: str | Mapping[str, Tensor] | None = None):
         if checkpoint is None:
@@ -96,21 +97,26 @@ class MGG(torch.optim.Optimizer):
         state = self.state[self._parameters[0]]
         now = state["memory"] if where is None else state["memory"][:, where]
         gradient = torch.cat([p.grad.flatten() for p in chosen])
-        count = state["step"] + 1
-        m, v, u = mgg_memory.moments(now[0], now[1], gradient, count)
-        memory = Memory(now[2:-HIDDEN].view(HIDDEN, HIDDEN, -1), now[-HIDDEN:])
-        delta, after = mgg_memory.update(self._phi, u, memory)
-
-        finite = v.isfinite().all() & delta.isfinite().all()
+        new, delta, finite = self._computed(now, gradient, state["step"] + 1)
         self.refused = (~finite).to(self.refused.dtype)
-        new = torch.cat([m[None], v[None], after.weight.flatten(0, 1), after.bias])
-        new = torch.where(finite, new, now)
         if where is None:
             state["memory"].copy_(new)
         else:
             state["memory"][:, where] = new
         state["step"].add_(finite)
-        self._apply(given, delta.masked_fill(~finite, 0))
+        self._apply(given, delta)
+
+    def _computed(self, now: Tensor, gradient: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The state after step ``count`` (0-dim) from that before it (rows, n), Δ (n,), and whether all is finite.
+
+        Where it is not, the state is as before and Δ is zero.
+        """
+        m, v, u = mgg_memory.moments(now[0], now[1], gradient, count)
+        memory = Memory(now[2:-HIDDEN].view(HIDDEN, HIDDEN, -1), now[-HIDDEN:])
+        delta, after = mgg_memory.update(self._phi, u, memory)
+        finite = v.isfinite().all() & delta.isfinite().all()
+        new = torch.cat([m[None], v[None], after.weight.flatten(0, 1), after.bias])
+        return torch.where(finite, new, now), delta.masked_fill(~finite, 0), finite
 
     def _coordinates(self, given: list[bool]) -> Tensor | None:
         """Indices of the coordinates that have a gradient; None where all have one."""

@@ -201,7 +201,7 @@ class _TrialRun:
         adapter = self.adapter
         self.child.engine.begin(self.request.batch_size)
         adapter.setup()
-        self.child.engine.store_frozen(adapter)
+        self.child.engine.adjust(adapter)
         adapter.remember()
         prepared, facts = self._prepared()
         adapter.reset()  # so that only the result of prepare() remains, which other trials may reuse

@@ -16,12 +16,13 @@ import collections
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tta_bench import optimizers
 from tta_bench.adapter import Adapter
 from tta_bench.models import Pass, SourceModel
 from tta_bench.precision import PRECISIONS, Mode
@@ -68,6 +69,14 @@ class Engine:
         self._compilations = collections.Counter[tuple[Any, ...]]()
         self._cold = False
         self._obstacles = list[str]()  # why passes run as written
+
+    def adjust(self, adapter: Adapter) -> None:
+        """Adjust a method that has just been set up: its frozen weights, and the parts of it that can be compiled."""
+        self.store_frozen(adapter)
+        if self._compiles:
+            for owner in (adapter, *optimizers.found_on(adapter).values()):
+                for name in getattr(owner, "compiled_parts", ()):
+                    setattr(owner, name, self._part(name.strip("_"), getattr(owner, name)))
 
     def store_frozen(self, adapter: Adapter) -> None:
         """Store the frozen weights of a method's model, and of its networks that never change, in the matrices' dtype.
@@ -134,39 +143,65 @@ class Engine:
         computes = key[0]
         outputs = self._as_written(model, computes, x)  # if it fails, too, that is the method's failure
         self._compilations[key] = _MOST_COMPILATIONS + 1
-        text = str(error).strip().partition("\n")[0]
-        self._obstacles.append(f"{computes.__name__.strip('_')}: {type(error).__name__}: {text:.200}")
-        self._cold = True
+        self._report(computes.__name__.strip("_"), error)
         return outputs
 
     def _handed_out(self, computes: Pass, outputs: Any, x: Tensor) -> Any:
         """Copies of a graph's outputs, which its next replay overwrites; gradients that come back are counted."""
-        self._counter.add_forwarded(len(x), at_classifier=computes is not SourceModel._features)
-        counted = () if computes is SourceModel._features else tuple(_tensors(outputs))
-        if counted and any(tensor.requires_grad for tensor in counted):
-            copies = iter(_Counted.apply(self._counter, *counted))
-        else:
-            copies = (tensor.clone() for tensor in counted)
-        if isinstance(outputs, Tensor):
-            return next(copies, None) if counted else outputs.clone()
-        return tuple(next(copies) if isinstance(each, Tensor) else [t.clone() for t in each] for each in outputs)
+        is_features = computes is SourceModel._features
+        self._counter.add_forwarded(len(x), at_classifier=not is_features)
+        tensors = list(_leaves(outputs))
+        # A gradient goes through the classifier from the logits and from its input, not from the features of stages.
+        counted = 0 if is_features else len([outputs] if isinstance(outputs, Tensor) else _plain(outputs))
+        copies = iter(_Copies.apply(self._counter, counted, *tensors))
+        return _mapped(lambda _: next(copies), outputs)
+
+    # -- other code ----------------------------------------------------------------------------------------------------
+
+    def _part(self, name: str, as_written: Callable[..., Any]) -> Callable[..., Any]:
+        """A function, compiled; as written from the first failure on."""
+        compiled = torch.compile(as_written, fullgraph=True, dynamic=False)
+        fails = False
+
+        def part(*inputs: Tensor) -> Any:
+            nonlocal fails
+            before = _graphs()
+            if not fails:
+                try:
+                    return compiled(*inputs)
+                except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+                    fails = True
+                    self._report(name, error)
+                finally:
+                    self._cold |= _graphs() > before
+            return as_written(*inputs)
+
+        return part
+
+    def _report(self, name: str, error: Exception) -> None:
+        text = str(error).strip().partition("\n")[0]
+        self._obstacles.append(f"{name}: {type(error).__name__}: {text:.200}")
+        self._cold = True
 
 
-class _Counted(torch.autograd.Function):
-    """Copies of outputs that have a row for each image; an image counts where the gradient of its rows is not all zero."""
+class _Copies(torch.autograd.Function):
+    """Copies of outputs that have a row for each image.
+
+    In the first ``counted`` of them an image counts where the gradient of its rows is not all zero.
+    """
 
     @staticmethod
-    def forward(ctx: Any, counter: PassCounter, *outputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.counter = counter
+    def forward(ctx: Any, counter: PassCounter, counted: int, *outputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.counter, ctx.counted = counter, counted
         ctx.set_materialize_grads(False)
-        return tuple(output.clone() for output in outputs)
+        return tuple(torch._foreach_mul(outputs, 1))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        rows = [gradient.flatten(1).any(1) for gradient in gradients if gradient is not None]
+        rows = [gradient.flatten(1).any(1) for gradient in gradients[: ctx.counted] if gradient is not None]
         if rows:
             ctx.counter.add_backwarded(torch.stack(rows).any(0))
-        return None, *gradients
+        return None, None, *gradients
 
 
 def _storable(model: SourceModel) -> Iterator[nn.Parameter]:
@@ -184,9 +219,16 @@ def _named(computes: Pass, as_written: Callable[..., Any]) -> Callable[[SourceMo
     return compute
 
 
-def _tensors(outputs: Any) -> Iterator[Tensor]:
-    """The tensors of a pass that lie on the way of a gradient through the classifier: not those in lists."""
-    yield from (each for each in ([outputs] if isinstance(outputs, Tensor) else outputs) if isinstance(each, Tensor))
+def _plain(outputs: Iterable[Any]) -> list[Tensor]:
+    return [each for each in outputs if isinstance(each, Tensor)]
+
+
+def _leaves(outputs: Any) -> Iterator[Tensor]:
+    """The tensors of a pass's outputs, in the order of :func:`_mapped`."""
+    if isinstance(outputs, Tensor):
+        yield outputs
+    else:
+        yield from itertools.chain.from_iterable(map(_leaves, outputs))
 
 
 def _mapped(function: Callable[[Tensor], Tensor], outputs: Any) -> Any:
