@@ -203,8 +203,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except UsageError as error:
-        for problem in error.problems:
-            click.echo(str(problem), err=True)
+        click.echo(str(error), err=True)
         count = len(error.problems)
         click.echo(f"{count} problem{'s' if count > 1 else ''}; nothing was run", err=True)
         sys.exit(2)

@@ -14,8 +14,9 @@ import pydantic
 from pydantic import BaseModel
 
 from tta_bench.errors import Problem, UsageError, near_miss
+from tta_bench.files import expanded, is_file
 from tta_bench.registry import DATASETS, MODELS, PROTOCOLS, PluginKind, Registry, plugin_entries
-from tta_bench.suite.document import Document, KeyPath, parse
+from tta_bench.suite.document import Document, KeyPath, parse, read_text
 from tta_bench.suite.parts import config_class, known_shifts, read
 from tta_bench.suite.schema import OVERRIDES, Evaluation, Suite, named
 
@@ -64,9 +65,8 @@ def find(name: str) -> pathlib.Path:
     Raises:
         UsageError: there is no such file or suite.
     """
-    path = pathlib.Path(name)
-    if path.is_file():
-        return path
+    if is_file(name):
+        return expanded(name)
     if name in shipped():
         return pathlib.Path(str(importlib.resources.files("tta_bench.suites") / f"{name}.yaml"))
     raise UsageError(
@@ -93,7 +93,7 @@ def load(
         UsageError: with all problems.
     """
     path = find(name)
-    document = parse(path.read_text(), str(path), environment)
+    document = parse(read_text(path), str(path), environment)
     if not isinstance(document.data, dict):
         raise UsageError(Problem("a suite must be a mapping", str(path), hint="see suites/digits_c.yaml"))
     for pair in sets:
