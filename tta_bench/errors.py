@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
-
 _MAX_PART = 1000  # characters of a message, a place or a hint, which may quote input of any length
 _MAX_TEXT = 3000  # characters of all problems together; the first is always shown
 

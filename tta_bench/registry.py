@@ -267,11 +267,16 @@ def _check_config(kind: PluginKind, cls: type, where: str) -> None:
         base = kind.config.replace(":", ".")
         message = f"the Config of {kind.noun} {cls.__name__} does not inherit from {base}"
         raise UsageError(Problem(message, where, hint=f"write: class Config({base.rpartition('.')[2]}): …"))
-    for name, field in config.model_fields.items():
+    fields: Mapping[str, Any] = config.model_fields  # type: ignore[attr-defined]
+    for name, field in fields.items():
         try:
-            json.dumps(to_jsonable_python(None if field.is_required() else field.get_default(call_default_factory=True)))
+            json.dumps(
+                to_jsonable_python(None if field.is_required() else field.get_default(call_default_factory=True))
+            )
         except (PydanticSerializationError, ValueError, TypeError) as error:
-            message = f"the default of {name!r} in the Config of {kind.noun} {cls.__name__} is no JSON: {text_of(error)}"
+            message = (
+                f"the default of {name!r} in the Config of {kind.noun} {cls.__name__} is no JSON: {text_of(error)}"
+            )
             hint = "a hyperparameter is a number, a text, a bool, None, or a list or mapping of them"
             raise UsageError(Problem(message, where, hint=hint)) from error
 
@@ -321,10 +326,11 @@ def plugin_entries(file: pathlib.Path) -> list[PluginEntry]:
     if not plugins:
         bases = ", ".join(kind.base.replace(":", ".") for kind in KINDS)
         raise UsageError(Problem("the file defines no plugin", str(file), hint=f"subclass one of {bases}"))
-    bases = {base for _, cls in plugins for base in cls.__mro__[1:]}
-    plugins = [(kind, cls) for kind, cls in plugins if cls not in bases or getattr(cls, "name", "")]
+    parents: set[type] = {parent for _, cls in plugins for parent in cls.__mro__[1:]}
+    plugins = [(kind, cls) for kind, cls in plugins if getattr(cls, "name", "") or cls not in parents]
     for kind, cls in plugins:
-        name, example = getattr(cls, "name", ""), f"write: name = {cls.__name__.lower()!r}"
+        name: Any = getattr(cls, "name", "")
+        example = f"write: name = {cls.__name__.lower()!r}"
         if not name:
             raise UsageError(Problem(f"class {cls.__name__} has no 'name' attribute", str(file), hint=example))
         if not (isinstance(name, str) and _NAME.fullmatch(name)):

@@ -30,7 +30,7 @@ _WORDS: dict[str, Any] = {
 }  # fmt: skip
 MAX_BYTES = 1_000_000  # of a file; a parser in Python takes seconds for it
 MAX_DEPTH = 40  # of nested values; pydantic's parser goes to about 200
-MAX_VALUES = 100_000  # after aliases, each of which is a copy
+MAX_VALUES = 50_000  # after aliases, each of which is a copy
 _MAX_INT = 2**63  # what NumPy and torch take
 _MAX_LINE = 160  # characters of a source line in a message
 
@@ -263,7 +263,8 @@ def parse(text: str, name: str, environment: Mapping[str, str] | None = None) ->
         environment: variables by name; ``os.environ`` by default.
 
     Raises:
-        UsageError: the text is not YAML, or is too deep or too large. Problems that leave the rest readable are in ``Document.problems``.
+        UsageError: the text is not YAML, or is too deep or too large. Problems that leave the rest readable are in
+            ``Document.problems``.
     """
     document = Document(name, text.splitlines())
     try:
