@@ -214,7 +214,7 @@ def commands(draw: st.DrawFn) -> list[str]:
     command = draw(st.sampled_from(COMMANDS))
     words = [command]
     if command == "run":
-        words += ["{suite}", "--dry-run", "--executor", "local"]
+        words += [draw(st.sampled_from(["{suite}"] * 4) | ARGUMENTS), "--dry-run", "--executor", "local"]
     if command == "merge":
         words += ["--out", draw(ARGUMENTS)]
     for option in draw(st.lists(st.sampled_from(_options(command) or ["--nothing"]), max_size=3)):

@@ -53,7 +53,7 @@ class UsageError(Exception):
         super().__init__(self.problems)
 
     def __str__(self) -> str:
-        lengths = itertools.accumulate(len(str(problem)) for problem in self.problems)
+        lengths = itertools.accumulate(len(str(problem)) + 1 for problem in self.problems)
         count = max(1, sum(length <= _MAX_TEXT for length in lengths))
         further = [f"… and {len(self.problems) - count} more"] if len(self.problems) > count else []
         return "\n".join([*map(str, self.problems[:count]), *further])

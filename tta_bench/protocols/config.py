@@ -59,6 +59,7 @@ def _count(value: Any) -> int | None:
     return value
 
 
+LONGEST = 100_000_000  # images of a stream: 1.6 GB of indices
 ONE_OR_MORE = (BeforeValidator(_listed), Field(min_length=1), AfterValidator(_distinct), _Varied())
 _VARIED_RULE = (Field(min_length=1), AfterValidator(_distinct), _Varied())
 _Positive = Annotated[int, Field(ge=1)]
