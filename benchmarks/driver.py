@@ -64,7 +64,7 @@ def drive(suite: str, out: str) -> None:
 
     cluster.Worker, schedule, scheduler.run = RepeatingWorker, scheduler.run, timed  # type: ignore[misc]
     usage: dict[str, float] = {}
-    code = run.run(RunOptions(suite, out=out), resume="")
+    code = run.run(RunOptions(suite, out=out, yes=True), resume="")
     print(json.dumps({**usage, "mb": peak_mb(resource.getrusage(resource.RUSAGE_SELF))}))
     sys.exit(code)
 
@@ -105,8 +105,8 @@ def main() -> None:
         print(
             f"{arguments.trials} trials: driver {milliseconds:.2f} ms of processor each, {usage['mb']:.0f} MB at most"
         )
-        measure("plan", "-m", "tta_bench", "run", str(suite), "--out", f"{folder}/other", "--dry-run")
-        measure("resume", "-m", "tta_bench", "run", str(suite), "--out", run)
+        measure("plan", "-m", "tta_bench", "run", str(suite), "--out", f"{folder}/other", "--dry-run", "--yes")
+        measure("resume", "-m", "tta_bench", "run", str(suite), "--out", run, "--yes")
         measure("load", "-c", LOAD, run)
         measure("report", "-m", "tta_bench", "report", run)
 

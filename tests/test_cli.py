@@ -17,6 +17,7 @@ from conftest import LONG_S, Outcome, clean_environment, wait_until
 from runs import result_rows
 
 from tta_bench.store import results, schema
+from tta_bench.suite import plan
 
 Cli = Callable[..., Outcome]
 SuiteFile = Callable[..., pathlib.Path]
@@ -164,6 +165,59 @@ def test_dry_run_writes_nothing(run_cli: Cli, suite_file: SuiteFile, tmp_path: p
     assert "4 to run" in outcome.err
     assert "2 shifts to build" in outcome.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["small.yaml"]
+
+
+@pytest.mark.parametrize("option", ["--out", "--cache"])
+@pytest.mark.parametrize(
+    ("place", "reason"), [("/proc/x", "No such file"), ("file/x", "Not a directory"), ("x" * 300, "too long")]
+)
+def test_a_dry_run_tries_the_places_that_a_run_writes(
+    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path, option: str, place: str, reason: str
+) -> None:
+    (tmp_path / "file").touch()
+    outcome = local(run_cli, suite_file(), "--dry-run", option, place)
+    assert outcome.code == 2
+    assert f"{place}: the {'run' if option == '--out' else 'image'}" in outcome.err
+    assert f"cannot be written: {reason}" in outcome.err or f"cannot be written: File name {reason}" in outcome.err
+    assert f"with {option} DIR" in outcome.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "small.yaml"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", "nowhere", "", "auto"])
+def test_a_dry_run_asks_the_cluster(
+    run_cli: Cli, suite_file: SuiteFile, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    outcome = run_cli("run", suite_file(), "--dry-run", "--address", address)
+    assert outcome.code == 2
+    assert "--address" in outcome.err
+    assert "1 problem; nothing was run" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--gpus-per-trial", "nan"), ("--gpus-per-trial", "inf"), ("--gpus-per-trial", "1.5"), ("--gpus-per-trial", "0"),
+     ("--timeout", "nan"), ("--timeout", "inf"), ("--timeout", "1e300"), ("--timeout", "0")],
+)  # fmt: skip
+def test_a_number_that_no_trial_can_have_is_refused(
+    run_cli: Cli, suite_file: SuiteFile, option: str, value: str
+) -> None:
+    outcome = run_cli("run", suite_file(), "--dry-run", option, value)
+    assert outcome.code == 2
+    assert option in outcome.err
+
+
+def test_a_very_large_plan_has_to_be_confirmed(
+    run_cli: Cli, suite_file: SuiteFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "more than 10,000 trials" in run_cli("run", "--help").out
+    assert plan.MOST_TRIALS == 10_000
+    monkeypatch.setattr(plan, "MOST_TRIALS", 3)
+    refused = local(run_cli, suite_file(), "--dry-run")
+    assert refused.code == 2
+    assert "more than 3 trials" in refused.err
+    assert "--yes" in refused.err
+    assert local(run_cli, suite_file(), "--dry-run", "--yes").code == 0
 
 
 def test_without_a_cache_the_numbers_are_the_same(run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path) -> None:

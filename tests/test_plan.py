@@ -108,11 +108,53 @@ def test_only_selects_united_conjunctions(make: Plans) -> None:
 @pytest.mark.parametrize(
     ("only", "message"),
     [("method=tnet", "no trial has method 'tnet'"), ("sverity=5", "unknown field 'sverity'"),
-     ("severity=2", "no trial has severity '2'"), ("method", "is not field=value")],
+     ("severity=2", "no trial has severity '2'"), ("method", "is not field=value"),
+     ("method=tent,severity=5,method=source", "'method' is given twice")],
 )  # fmt: skip
 def test_bad_selections_are_refused(make: Plans, only: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Filter([only]).select(make().trials)
+
+
+LABELS = {
+    "two grids": "[{name: tent, grid: {lr: [0.1]}}, {name: tent, label: 'tent[lr=0.1]'}]",
+    "one value twice": "[{name: tent, grid: {lr: [0.1, 0.10]}}]",
+    "number and text": "[{name: tent, grid: {lr: [1, '1']}}]",
+    "two ways to write é": '[{name: tent, label: "\\u00e9"}, {name: source, label: "e\\u0301"}]',
+}
+
+
+@pytest.mark.parametrize("methods", LABELS.values(), ids=LABELS)
+def test_labels_that_clash_once_grids_are_expanded_are_refused(make: Plans, methods: str) -> None:
+    with pytest.raises(UsageError, match="two rows have the label"):
+        make(("[source, tent]", methods))
+
+
+def test_a_label_with_a_grids_values_can_be_too_long(make: Plans) -> None:
+    with pytest.raises(UsageError, match="is longer than 300 characters"):
+        make(("[source, tent]", "[{name: mgg, grid: {checkpoint: [" + "x" * 400 + "]}}]"))
+
+
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [("methods=[{name: tent, grid: {lr: %s, momentum: %s, steps: %s}}]" % ((list(range(1000)),) * 3), "1,000,000,000"),
+     (f"seeds={list(range(5001))}", "10,002"), (f"batch_size={list(range(1, 5002))}", "10,002"),
+     (f"protocol.adapt_images={list(range(40, 400_000, 40))}", "19,998")],
+    ids=["grid", "seeds", "batch_size", "protocol"],
+)  # fmt: skip
+def test_more_trials_than_10_000_are_counted_not_made(make: Plans, change: str, count: str) -> None:
+    with pytest.raises(UsageError, match=r"at least [0-9,]+ trials, more than 10,000") as caught:
+        make(sets=(change,))
+    assert count in caught.value.problems[0].message
+    assert "--yes" in caught.value.problems[0].hint
+
+
+def test_the_number_of_trials_is_limited_where_shifts_make_it(suite_file: Callable[..., pathlib.Path]) -> None:
+    loaded = suite.load(str(suite_file()))
+    assert len(plan.make(loaded, most=4).trials) == 4
+    assert len(plan.make(loaded, most=None).trials) == 4
+    with pytest.raises(UsageError, match="the suite has more than 3 trials"):
+        plan.make(loaded, most=3)
 
 
 def test_no_absolute_path_is_in_a_key(suite_file: Callable[..., pathlib.Path], digit_folder: pathlib.Path) -> None:

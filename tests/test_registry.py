@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 from conftest import Outcome, clean_environment
 
 from tta_bench.errors import UsageError
-from tta_bench.registry import KINDS, Registry, plugin_entries
+from tta_bench.registry import KINDS, MODELS, Registry, plugin_entries
 
 PLUGIN = """\
 from tta_bench.adapter import Adapter
@@ -104,6 +105,10 @@ def test_a_plugin_file_cannot_take_a_built_ins_name(plugin: pathlib.Path) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [("x = 1\n", "defines no plugin"), (PLUGIN.replace('    name = "mine"\n', ""), "class Mine has no 'name'"),
+     (PLUGIN.replace('"mine"', "3"), "the name of class Mine, 3, is not a word"),
+     (PLUGIN.replace('"mine"', '"../mine"'), "the name of class Mine, '../mine', is not a word"),
+     (PLUGIN + "    Config = None\n", "the Config of method Mine does not inherit"),
+     (PLUGIN + "    class Config(Adapter.Config):\n        x: object = object()\n", "the default of 'x' in the Config of method Mine is no JSON"),
      ("import not_there\n", "cannot be imported: ModuleNotFoundError"), ("1/0\n", "ZeroDivisionError")],
 )  # fmt: skip
 def test_bad_plugin_files_say_what_to_mend(tmp_path: pathlib.Path, text: str, message: str) -> None:
@@ -112,3 +117,43 @@ def test_bad_plugin_files_say_what_to_mend(tmp_path: pathlib.Path, text: str, me
     with pytest.raises(UsageError, match=message) as caught:
         plugin_entries(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_base_class_needs_no_name(plugin: pathlib.Path) -> None:
+    base = PLUGIN.replace("class Mine", "class Base").replace('    name = "mine"\n', "")
+    plugin.write_text(base + '\nclass Mine(Base):\n    name = "mine"\n\nclass Other(Mine):\n    name = "other"\n')
+    assert [entry.name for entry in plugin_entries(plugin)] == ["mine", "other"]
+
+
+FACTORY = """\
+from tta_bench.models import ModelConfig, Network
+
+def made(title):
+    class Made(Network):
+        name = title
+        class Config(ModelConfig):
+            kind: str = title
+            width: int = 3
+        def build(self):
+            raise NotImplementedError
+        def normalisation(self, net):
+            return (0,), (1,)
+    return Made
+
+One, Two = made("one"), made("two")
+"""
+
+
+def test_a_class_that_a_function_makes_is_sent_to_other_processes(plugin: pathlib.Path) -> None:
+    plugin.write_text(FACTORY)
+    registry = Registry(plugins=[plugin])
+    for name in ("one", "two"):
+        cls = registry.load(name, MODELS)
+        network = pickle.loads(pickle.dumps(cls(cls.Config(name="m", width=5))))
+        assert (network.name, network.config.width, network.config.kind) == (name, 5, name)
+
+
+@pytest.mark.parametrize("name", ["a\0b.py", "x" * 5000 + ".py", "nowhere.py"])
+def test_a_plugin_file_that_cannot_be_is_no_file(name: str) -> None:
+    with pytest.raises(UsageError, match="no such plugin file"):
+        Registry(plugins=[pathlib.Path(name)])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import pathlib
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import DIGITS_SUITE, Outcome
+from conftest import DIGITS_SUITE, Outcome, clean_environment
 from PIL import Image
 
 from tta_bench import suite
@@ -54,6 +56,25 @@ BAD = {
     "two means": ("mean: [0.3, 0.3, 0.3]", "mean: [0.3, 0.3]", "models.0.mean: item 3 of the list is missing", ""),
     "unknown architecture": ("architecture: resnet18", "architecture: resnet188", "Unknown model (resnet188)", "options"),
     "unknown option": ("layers: [1, 1, 1, 1]", "layerz: [1, 1, 1, 1]", "unexpected keyword argument 'layerz'", "options"),
+    "a name that leaves results": ("name: small", 'name: ".."', "name: give at most 100 letters", "the run's folder, results/<name>"),
+    "a hidden name": ("name: small", "name: .small", "name: give at most 100 letters", ""),
+    "a long name": ("name: small", f"name: {'x' * 101}", "name: give at most 100 letters", ""),
+    "blank label": ("[source, tent]", "[{name: tent, label: ' '}]", "label: the label is empty, or begins or ends with a space", ""),
+    "empty label": ("[source, tent]", "[{name: tent, label: ''}]", "label: the label is empty", ""),
+    "long label": ("[source, tent]", f"[{{name: tent, label: {'x' * 300}}}]", "label: the label is longer than 100 characters", ""),
+    "invisible label": ("[source, tent]", '[{name: tent, label: "a\\u202eb"}]', "cannot be shown, U+202E", ""),
+    "steps below 1": ("[source, tent]", "[{name: tent, config: {steps: 0}}]", "steps: Input should be greater than or equal to 1", ""),
+    "infinite lr": ("[source, tent]", "[{name: tent, config: {lr: .inf}}]", "a number must be finite", ""),
+    "infinite lr as text": ("[source, tent]", "[{name: tent, config: {lr: 'inf'}}]", "lr: Input should be a finite number", ""),
+    "std 0": ("std: [0.36", "std: [0.0", "is not within (0, 1]", ""),
+    "mean 2": ("mean: [0.3", "mean: [2.0", "is not within [0, 1]", ""),
+    "stem of a ViT": ("architecture: resnet18\n    options: {num_classes: 10, layers: [1, 1, 1, 1], channels: [16, 32, 64, 128]}",
+                      "architecture: vit_tiny_patch16_224\n    options: {num_classes: 10, img_size: 32, patch_size: 8, depth: 1}", "stem: cifar is for ResNets", "leave stem out"),
+    "an empty package": ("package:tta_bench.data.kinds/weights/digits_resnet_bn.safetensors", "package:", "the package '' with the weights", "package:NAME/FILE"),
+    "a module for a package": ("package:tta_bench.data.kinds/weights/", "package:os.path/", "the package 'os.path' with the weights", ""),
+    "a home of nobody": (DIGITS, FOLDER.format(root="~nobody-at-all/x"), "no such folder: ~nobody-at-all/x", ""),
+    "a long path": (DIGITS, FOLDER.format(root="x" * 5000), "no such folder: xxx", ""),
+    "visits without end": ("batch_size: 40", "batch_size: 40\nprotocol: {kind: recurring, visits: 1000000000}", "visits: Input should be less than or equal to 32767", ""),
     "architecture without mean": ("    mean: [0.3, 0.3, 0.3]\n", "", "architecture: requires weights:, mean: and std:", ""),
 }  # fmt: skip
 
@@ -193,6 +214,34 @@ def test_clean_ignores_severities(suite_file: SuiteFile) -> None:
     assert loaded.suite.shifts() == (CLEAN, Shift("contrast", 3), Shift("contrast", 5))
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_suite_in_another_encoding_is_one_message(suite_file: SuiteFile, run_cli: Cli, encoding: str) -> None:
+    file = suite_file()
+    file.write_text(f"{file.read_text()}# gr\xfc\xdfe\n", encoding=encoding)
+    outcome = run_cli("run", file)
+    assert outcome.code == 2
+    assert f"{file}: not UTF-8 text" in outcome.err
+    assert "save the file as UTF-8" in outcome.err
+
+
+def test_a_suite_is_utf_8_whatever_the_locale(suite_file: SuiteFile, tmp_path: pathlib.Path) -> None:
+    file = suite_file(("[source, tent]", "[{name: source, label: größe}]"))
+    environment = clean_environment(PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", LC_ALL="C")
+    program = "import sys; from tta_bench import suite; print(ascii(suite.load(sys.argv[1]).suite.methods[0].label))"
+    process = subprocess.run(
+        [sys.executable, "-c", program, str(file)], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert process.stdout == "'gr\\xf6\\xdfe'\n", process.stderr
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "~nobody-at-all/x", ""])
+def test_a_suite_that_cannot_be_is_no_suite(run_cli: Cli, name: str) -> None:
+    outcome = run_cli("run", name)
+    assert outcome.code == 2
+    assert outcome.err.startswith("no such suite: ")
+    assert len(outcome.err) < 3200
+
+
 def test_every_shipped_suite_is_valid(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     variants = ("IMAGENET_R", "IMAGENET_A", "IMAGENET_SKETCH", "IMAGENET_V2")
     for name in ("IMAGENET_C", "IMAGENET_C_5000", "IMAGENET_VAL", *variants, "CIFAR10", "CIFAR10_MODELS", "CIFAR10_C",
@@ -229,6 +278,33 @@ def test_a_problem_of_a_set_pair_names_the_pair(
     assert problem.where == f"--set {pair}"
     assert problem.message.startswith(message)
     assert not problem.source
+
+
+def test_a_problem_with_the_data_of_a_set_pair_names_the_pair(
+    suite_file: Callable[..., pathlib.Path], run_cli: Cli
+) -> None:
+    file = suite_file((DIGITS, FOLDER.format(root=suite_file().parent)))
+    outcome = run_cli("run", file, "--set", "data.root=/nowhere")
+    assert (outcome.code, outcome.err) == (
+        2, "--set data.root=/nowhere: data.root: no such folder: /nowhere\n1 problem; nothing was run\n"
+    )  # fmt: skip
+
+
+def test_a_problem_around_a_set_pair_mentions_the_pair(suite_file: Callable[..., pathlib.Path]) -> None:
+    with pytest.raises(UsageError) as caught:
+        suite.load(str(suite_file()), sets=["data.kind=folder"])
+    [problem] = [p for p in caught.value.problems if "'root'" in p.message]
+    assert problem.where.endswith("small.yaml:2:1")
+    assert problem.hint == "--set data.kind=folder is part of it"
+
+
+@pytest.mark.parametrize(
+    "pair", ["methods.99999999999999999999.label=x", "methods.².label=x", "a" + ".a" * 60 + "=1", "seeds=[" + "9" * 5000 + "]", "="]
+)  # fmt: skip
+def test_an_odd_key_of_a_set_pair_is_a_problem_of_the_pair(suite_file: Callable[..., pathlib.Path], pair: str) -> None:
+    with pytest.raises(UsageError, match=r"^--set") as caught:
+        suite.load(str(suite_file()), sets=[pair])
+    assert len(str(caught.value)) < 3200
 
 
 def test_a_problem_beside_a_set_pair_still_names_its_line(suite_file: Callable[..., pathlib.Path]) -> None:

@@ -15,7 +15,6 @@ import abc
 import dataclasses
 import functools
 import importlib.metadata
-import importlib.resources
 import operator
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +26,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from torch import Tensor
 
 from tta_bench.code import file_sha256
-from tta_bench.models import PACKAGE_SCHEME, SourceModel
+from tta_bench.files import located
+from tta_bench.models import SourceModel
 from tta_bench.registry import PluginEntry
 from tta_bench.snapshot import Snapshot, Untouched
 
@@ -49,14 +49,11 @@ def locate_file(path: str) -> pathlib.Path:
     Raises:
         ValueError: there is no such file.
     """
-    file = pathlib.Path(path).expanduser()
-    if path.startswith(PACKAGE_SCHEME):
-        package, _, inside = path.removeprefix(PACKAGE_SCHEME).partition("/")
-        try:
-            file = pathlib.Path(str(importlib.resources.files(package) / inside))
-        except ModuleNotFoundError as error:
-            raise ValueError(f"no such package: {package}") from error
-    if not file.is_file():
+    try:
+        file = located(path)
+    except ModuleNotFoundError as error:
+        raise ValueError(str(error)) from error
+    if file is None:
         raise ValueError(f"no such file: {path}")
     return file
 
@@ -83,9 +80,10 @@ def is_file(annotation: Any, metadata: Iterable[Any] = ()) -> bool:
 
 
 class Config(BaseModel):
-    """Base of every method's hyperparameters. Unknown fields are refused; instances are immutable."""
+    """Base of every method's hyperparameters. Unknown fields are refused, as are numbers that are not finite; instances
+    are immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def files(self) -> dict[str, str]:
         """The path of each field declared as :data:`FilePath` that is set, by field name."""

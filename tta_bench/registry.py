@@ -11,8 +11,10 @@ import atexit
 import contextlib
 import functools
 import importlib.util
+import json
 import operator
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -23,11 +25,15 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
 from tta_bench.code import closure_sha256, file_sha256, package_closure, plugin_closure, siblings
 from tta_bench.errors import Problem, UsageError, near_miss, text_of
+from tta_bench.files import is_file, resolved
 
 SLOW_IMPORT_S = 30  # a notice names a plugin whose import takes longer
 _PREFIX = "tta_bench_plugin_"  # of the module names of plugin files
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")  # of a plugin; files have it in their names
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,14 @@ class Portable:
             return reduced
         _, (cls, *arguments), *state = reduced
         file = pathlib.Path(str(sys.modules[module].__file__))
-        return (_revived, (file, _contents(file), cls.__qualname__, arguments), *state)
+        return (_revived, (file, _contents(file), _attribute(sys.modules[module], cls), arguments), *state)
+
+
+def _attribute(module: Any, cls: type) -> str:
+    """The dotted name by which ``module`` has a class or a plugin's Config, which a function may have made."""
+    named = {name: value for name, value in vars(module).items() if isinstance(value, type)}
+    named |= {f"{name}.Config": config for name, value in named.items() if (config := getattr(value, "Config", None))}
+    return next((name for name, value in named.items() if value is cls), cls.__qualname__)
 
 
 def _revived(file: pathlib.Path, contents: _Contents, name: str, arguments: list[Any]) -> Any:
@@ -201,7 +214,7 @@ def _plugin_module(file: pathlib.Path) -> Any:
     """
     import tta_bench.torchvision_repair  # noqa: F401  (the plugin may import timm next)
 
-    if not file.is_file():
+    if not is_file(file):
         raise UsageError(Problem("no such plugin file", where=str(file)))
     name = f"{_PREFIX}{file_sha256(file)[:16]}"
     spec = importlib.util.spec_from_file_location(name, file)
@@ -244,16 +257,28 @@ def _class_at(path: str) -> type:
 
 
 def _check_config(kind: PluginKind, cls: type, where: str) -> None:
-    """Check that a plugin's Config inherits from its kind's.
+    """Check that a plugin's Config inherits from its kind's, and that its defaults can be stored.
 
     Raises:
-        UsageError: it does not.
+        UsageError: it does not, or they cannot.
     """
     config = getattr(cls, "Config", None)
     if not (isinstance(config, type) and issubclass(config, _class_at(kind.config))):
         base = kind.config.replace(":", ".")
         message = f"the Config of {kind.noun} {cls.__name__} does not inherit from {base}"
         raise UsageError(Problem(message, where, hint=f"write: class Config({base.rpartition('.')[2]}): …"))
+    fields: Mapping[str, Any] = config.model_fields  # type: ignore[attr-defined]
+    for name, field in fields.items():
+        try:
+            json.dumps(
+                to_jsonable_python(None if field.is_required() else field.get_default(call_default_factory=True))
+            )
+        except (PydanticSerializationError, ValueError, TypeError) as error:
+            message = (
+                f"the default of {name!r} in the Config of {kind.noun} {cls.__name__} is no JSON: {text_of(error)}"
+            )
+            hint = "a hyperparameter is a number, a text, a bool, None, or a list or mapping of them"
+            raise UsageError(Problem(message, where, hint=hint)) from error
 
 
 @contextlib.contextmanager
@@ -289,7 +314,7 @@ def plugin_entries(file: pathlib.Path) -> list[PluginEntry]:
     Raises:
         UsageError: the file cannot be imported, defines no plugin, or one without ``name`` or ``Config``.
     """
-    file = file.resolve()
+    file = resolved(file)
     module = _plugin_module(file)
     classes = {
         value: name  # a class may have another name than the variable, such as one that wrap() made
@@ -301,11 +326,16 @@ def plugin_entries(file: pathlib.Path) -> list[PluginEntry]:
     if not plugins:
         bases = ", ".join(kind.base.replace(":", ".") for kind in KINDS)
         raise UsageError(Problem("the file defines no plugin", str(file), hint=f"subclass one of {bases}"))
+    parents: set[type] = {parent for _, cls in plugins for parent in cls.__mro__[1:]}
+    plugins = [(kind, cls) for kind, cls in plugins if getattr(cls, "name", "") or cls not in parents]
     for kind, cls in plugins:
-        for attribute, example in (("name", f"name = {cls.__name__.lower()!r}"), ("Config", "class Config(…): …")):
-            if not getattr(cls, attribute, None):
-                message = f"class {cls.__name__} has no {attribute!r} attribute"
-                raise UsageError(Problem(message, str(file), hint=f"write: {example}"))
+        name: Any = getattr(cls, "name", "")
+        example = f"write: name = {cls.__name__.lower()!r}"
+        if not name:
+            raise UsageError(Problem(f"class {cls.__name__} has no 'name' attribute", str(file), hint=example))
+        if not (isinstance(name, str) and _NAME.fullmatch(name)):
+            message = f"the name of class {cls.__name__}, {name!r}, is not a word of letters, digits, _ . + and -"
+            raise UsageError(Problem(message, str(file), hint=example))
         _check_config(kind, cls, str(file))
     return [PluginEntry(cls.name, f"file {file.name}", classes[cls], file, kind) for kind, cls in plugins]  # type: ignore[attr-defined]
 
@@ -325,7 +355,7 @@ class Registry:
                 dist = point.dist
                 origin = f"{dist.name} {dist.version}" if dist else "unknown distribution"
                 self._add(PluginEntry(point.name, origin, point.value, kind=kind))
-        for file in dict.fromkeys(pathlib.Path(p).resolve() for p in plugins):
+        for file in dict.fromkeys(resolved(pathlib.Path(p)) for p in plugins):
             for entry in plugin_entries(file):
                 self._add(entry)
 

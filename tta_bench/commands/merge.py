@@ -83,10 +83,10 @@ def _planned(name: str, runs: Sequence[InputRun]) -> InputRun:
     limit = None if first["all_images"] else max(trial["images"] for trial in first["trials"])
     folders = [run.path for run in runs]
     accuracies = preparations.recorded_accuracies(accuracy_jobs(loaded, limit, Digests()), folders)
-    plan = planning.make(loaded, limit, prepared=prepared, accuracies=accuracies)
+    plan = planning.make(loaded, limit, prepared=prepared, accuracies=accuracies, most=None)
     if calibrations := calibration.calibrations(plan, loaded.suite.shifts()[0], Digests()):
         costs = preparations.recorded_costs(calibrations, RunOptions(name), folders)
-        plan = planning.make(loaded, limit, prepared=prepared, costs=costs, accuracies=accuracies)
+        plan = planning.make(loaded, limit, prepared=prepared, costs=costs, accuracies=accuracies, most=None)
     content = records.plan_content(plan)
     return InputRun(f"--suite {name}", pathlib.Path(name), json.loads(json.dumps(content)), {})
 

@@ -17,6 +17,7 @@ from tta_bench.data.base import Found
 from tta_bench.data.cache import CacheEntry, ImageCache
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, Stopped, UsageError
+from tta_bench.files import obstacle_to_writing
 from tta_bench.run.faults import Fault
 from tta_bench.run.runner import TrialResult
 from tta_bench.schedule import preflight, scheduler
@@ -65,10 +66,14 @@ def run(options: RunOptions, resume: str) -> int:
     loaded = suite.load(options.suite, sets=options.sets, plugins=options.plugins)
     options = options.resolved(loaded.suite.cache)
     out = _output_folder(options, loaded.suite.name)
+    planning.check_size(loaded, _most_trials(options))
+    if obstacle := obstacle_to_writing(out):
+        hint = "choose another folder with --out DIR"
+        raise UsageError(Problem(f"the run's folder cannot be written: {obstacle}", str(out), hint=hint))
     records.check_version(out)
     try:
         with Interrupts() as interrupts, scheduler.ray_connection(options) as connect:
-            if options.executor == "ray" and not options.dry_run and not out.exists():
+            if options.executor == "ray" and (options.address if options.dry_run else not out.exists()):
                 connect()  # while the fork server imports what planning needs
             code = _run_suite(options, loaded, out, console, interrupts, connect)
     except KeyboardInterrupt:
@@ -94,7 +99,8 @@ def _run_suite(
     accuracies = preparations.measure_accuracies(loaded, digests, options, out, say)
     if accuracies is None:
         return 0
-    make_plan = functools.partial(planning.make, loaded, options.limit, only, digests, artefacts, accuracies=accuracies)
+    make_plan = functools.partial(planning.make, loaded, options.limit, only, digests, artefacts, accuracies=accuracies,
+                                  most=_most_trials(options))  # fmt: skip
     plan = make_plan()
     if calibrations := calibration.calibrations(plan, loaded.suite.shifts()[0], digests):
         costs = preparations.measure_costs(calibrations, only.select(plan.trials), options, out, say)
@@ -104,6 +110,9 @@ def _run_suite(
     cache = options.image_cache()
     state = _resume_state(out, plan, selected, options.retry_failed)
     missing = cache.to_build(plan.cache_entries(state.pending))
+    if cache.root and missing and (obstacle := obstacle_to_writing(cache.root)):
+        hint = "choose another with --cache DIR, or --cache off to decode images on every use"
+        raise UsageError(Problem(f"the image cache cannot be written: {obstacle}", str(cache.root), hint=hint))
     if problem := preflight.cache_space_problem(cache, missing):
         raise UsageError(problem)
     for damage in state.damaged:
@@ -141,10 +150,19 @@ def _check(options: RunOptions) -> None:
         for name in ("address", "workers"):
             if getattr(options, name) is not None:
                 raise UsageError(Problem(f"--{name} needs --executor ray", hint="omit it, or use --executor ray"))
+    if options.gpus_per_trial > 1 and options.gpus_per_trial % 1:
+        hint = "give a fraction of one, or a whole number"
+        raise UsageError(
+            Problem(f"--gpus-per-trial {options.gpus_per_trial:g}: no part of a second GPU can be had", hint=hint)
+        )
     if options.address is not None:
         from tta_bench.schedule.cluster import check_address
 
         check_address(options.address)
+
+
+def _most_trials(options: RunOptions) -> int | None:
+    return None if options.yes else planning.MOST_TRIALS
 
 
 def _output_folder(options: RunOptions, name: str) -> pathlib.Path:

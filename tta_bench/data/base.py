@@ -20,18 +20,19 @@ from tta_bench.data.decoding import opened, rgb
 from tta_bench.data.digests import Digests
 from tta_bench.data.listing import counted, order_remark
 from tta_bench.errors import Problem, UsageError
+from tta_bench.files import is_file, is_folder
 from tta_bench.registry import Portable
 from tta_bench.streams import CLEAN, Shift
 
 
 def _existing_folder(path: str) -> str:
-    if path and not pathlib.Path(path).expanduser().is_dir():  # empty: an unset variable, reported separately
+    if path and not is_folder(path):  # empty: an unset variable, reported separately
         raise ValueError(f"no such folder: {path}")
     return path
 
 
 def _existing_file(path: str) -> str:
-    if path and not pathlib.Path(path).expanduser().is_file():
+    if path and not is_file(path):
         raise ValueError(f"no such file: {path}")
     return path
 

@@ -150,8 +150,11 @@ def build_network(spec: ModelSpec, *, pretrained: bool = False) -> nn.Module:
             Problem(f"{action}: {type(error).__name__}: {error}", f"model {spec.name!r}", hint=hint)
         ) from error
     if spec.stem == "cifar":
-        first = net.conv1
-        net.conv1 = nn.Conv2d(3, first.out_channels, 3, stride=1, padding=1, bias=False)  # type: ignore[union-attr,arg-type]
+        first = getattr(net, "conv1", None)
+        if not (isinstance(first, nn.Conv2d) and hasattr(net, "maxpool")):
+            message = f"stem: cifar is for ResNets whose first layer is one convolution; {spec.tag} has another"
+            raise UsageError(Problem(message, f"model {spec.name!r}", hint="leave stem out"))
+        net.conv1 = nn.Conv2d(3, first.out_channels, 3, stride=1, padding=1, bias=False)
         net.maxpool = nn.Identity()
     return net.eval()
 

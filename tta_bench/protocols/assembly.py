@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tta_bench.protocols.base import Batches, Part, Protocol, Source, refusal
 from tta_bench.protocols.checks import check_parts, check_source
-from tta_bench.protocols.config import MEASURE, AdaptRule, ProtocolConfig, ResetEvery
+from tta_bench.protocols.config import LONGEST, MEASURE, AdaptRule, ProtocolConfig, ResetEvery
 from tta_bench.registry import PROTOCOLS, attributed
 from tta_bench.streams import Segment, Stream
 
@@ -87,7 +87,7 @@ def _parts(protocol: Protocol, source: Source) -> Iterator[tuple[Part, str]]:
         probe=None if probe is None else source.labels[probe],
     )
     with attributed(PROTOCOLS, kind, type(protocol), "make its stream"):
-        parts = list(protocol.parts(own))
+        parts = list(_bounded(protocol.parts(own)))
     check_parts(protocol, parts, own)
     for visit, part in enumerate(parts):
         yield part if part.compounds else replace(part, shift=np.array(order)[part.shift]), "stream"
@@ -96,6 +96,22 @@ def _parts(protocol: Protocol, source: Source) -> Iterator[tuple[Part, str]]:
                 replace(source, shifts=(source.shifts[probe],), labels=[source.labels[probe]]), visit
             )
             yield replace(shown, shift=np.full(len(shown.image), probe)), _PROBE
+
+
+def _bounded(parts: Iterable[Part]) -> Iterator[Part]:
+    """The parts, up to as many images as a stream may have.
+
+    Raises:
+        UsageError: there are more.
+    """
+    images = 0
+    for part in parts:
+        images += len(part.image)
+        if images > LONGEST:
+            raise refusal(
+                "kind", f"the stream has more than {LONGEST:,} images", "use fewer images, or repeat them less"
+            )
+        yield part
 
 
 def _shift_order(config: ProtocolConfig, source: Source) -> tuple[list[int], int | None]:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from tta_bench.errors import Problem, UsageError
+from tta_bench.files import expanded, is_file
 from tta_bench.protocols.config import ProtocolConfig, ResetEvery
 from tta_bench.streams import Shift, derived_seed
 
@@ -31,8 +32,8 @@ def loaded(key: str, path: str) -> Any:
     Raises:
         UsageError: there is no such file, or NumPy cannot read it.
     """
-    file = pathlib.Path(path).expanduser()
-    if not file.is_file():
+    file = expanded(path)
+    if not is_file(file):
         raise refusal(key, f"no such file: {path}", f"relative paths start at {pathlib.Path.cwd()}")
     try:
         content = np.load(file, allow_pickle=False)

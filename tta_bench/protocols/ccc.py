@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from tta_bench.protocols.base import Part, Protocol, Source, loaded, refusal
-from tta_bench.protocols.config import MEASURE, ONE_OR_MORE, Conflict, ProtocolConfig
+from tta_bench.protocols.config import LONGEST, MEASURE, ONE_OR_MORE, Conflict, ProtocolConfig
 from tta_bench.streams import CLEAN, Shift
 
 _NOISES = ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur",
@@ -61,7 +61,7 @@ class Ccc(Protocol):
 
         baseline: Annotated[tuple[Annotated[float, Field(ge=0, le=100)], ...], *ONE_OR_MORE]
         speed: Annotated[tuple[Annotated[int, Field(ge=1)], ...], *ONE_OR_MORE]
-        images: Annotated[int, Field(ge=1)] = 7500000
+        images: Annotated[int, Field(ge=1, le=LONGEST)] = 7500000
         accuracy: Annotated[Any, BeforeValidator(_matrices)]
         calibration: str | None = None
         calibration_images: Annotated[int, Field(ge=1)] = 500

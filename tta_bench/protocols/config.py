@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -43,7 +45,7 @@ def _listed(value: Any) -> Any:
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    twice = [value for i, value in enumerate(values) if value in values[:i]]
+    twice = [value for value, count in Counter(values).items() if count > 1]
     if twice:
         raise PydanticCustomError("twice", "{value} is listed twice", {"value": repr(twice[0])})
     return values
@@ -57,6 +59,7 @@ def _count(value: Any) -> int | None:
     return value
 
 
+LONGEST = 100_000_000  # images of a stream: 1.6 GB of indices
 ONE_OR_MORE = (BeforeValidator(_listed), Field(min_length=1), AfterValidator(_distinct), _Varied())
 _VARIED_RULE = (Field(min_length=1), AfterValidator(_distinct), _Varied())
 _Positive = Annotated[int, Field(ge=1)]
@@ -240,6 +243,10 @@ class ProtocolConfig(Portable, BaseModel):
     def axes(self) -> dict[str, tuple[Any, ...]]:
         """The fields of which there are several values, with them."""
         return {name: values for name in self.varied() if len(values := getattr(self, name)) > 1}
+
+    def combinations(self) -> int:
+        """How many Configs :meth:`singles` has."""
+        return math.prod(len(getattr(self, name)) for name in self.varied())
 
     def singles(self) -> Iterator[ProtocolConfig]:
         """A Config for each combination of single values."""

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from tta_bench.protocols.base import Part, Protocol, Source, loaded, refusal
-from tta_bench.protocols.config import ONE_OR_MORE, Conflict, ProtocolConfig
+from tta_bench.protocols.config import LONGEST, ONE_OR_MORE, Conflict, ProtocolConfig
 
 _DRAWS_SEED = 2022
 _RATIOS = (1, 1000, 2000, 3000, 4000, 5000, 500000)  # for which the authors shuffled class orders one after another
@@ -47,7 +47,7 @@ class LabelShift(Protocol):
 
         variants = ("sar",)
         imbalance_ratio: Annotated[tuple[Annotated[float, Field(ge=1)], ...], *ONE_OR_MORE] = (500000.0,)
-        samples: Annotated[int, Field(ge=1)] = 100000
+        samples: Annotated[int, Field(ge=1, le=LONGEST)] = 100000
         class_order: str | None = None
 
         def conflicts(self) -> Iterator[Conflict]:

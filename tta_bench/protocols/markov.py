@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from tta_bench.protocols.base import Part, Protocol, Source, refusal
-from tta_bench.protocols.config import ProtocolConfig
+from tta_bench.protocols.config import LONGEST, ProtocolConfig
 from tta_bench.protocols.published.rotta import without_last_single
 
 _Correlation = Annotated[float, Field(ge=0, le=1)]
@@ -51,7 +51,7 @@ class Markov(Protocol):
         domain_imbalance: _Imbalance
         class_correlation: _Correlation
         class_imbalance: _Imbalance
-        state_samples: Annotated[int, Field(ge=1)]
+        state_samples: Annotated[int, Field(ge=1, le=LONGEST)]
 
     def parts(self, source: Source) -> Iterator[Part]:
         if len(source.shifts) < 2 or source.classes < 2:

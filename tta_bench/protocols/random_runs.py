@@ -44,7 +44,7 @@ class RandomRuns(Protocol):
 
         variants = ("dpcore",)
         delta: Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], *ONE_OR_MORE] = (1.0,)
-        slots: Annotated[int, Field(ge=1)] = 3
+        slots: Annotated[int, Field(ge=1, le=1_000_000)] = 3
         distribution: Literal["dirichlet", "multinomial"] = "dirichlet"
 
         def conflicts(self) -> Iterator[Conflict]:

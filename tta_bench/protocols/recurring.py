@@ -39,7 +39,7 @@ class Recurring(Ordered):
 
         variants = ("petta",)
         deltas = {"petta": "needed"}
-        visits: Annotated[int, Field(ge=1)] = 20
+        visits: Annotated[int, Field(ge=1, le=32_767)] = 20  # their numbers are int16
 
     def outlines(self, source: Source) -> list[Outline]:
         return [outline for visit in range(self.config.visits) for outline in each_shift(source, visit)]

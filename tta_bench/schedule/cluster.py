@@ -85,7 +85,7 @@ def check_address(address: str) -> None:
         return
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:  # the last: a port above 65,535
         hint = "use auto, or HOST:PORT as printed by 'ray start --head'"
         raise UsageError(Problem(f"no Ray cluster answers: {error}", f"--address {address}", hint=hint)) from error
 

@@ -32,6 +32,7 @@ class RunOptions:
         limit: size of the seeded subset of images, or None.
         dry_run: only check and print the plan.
         plugins: plugin files.
+        yes: also a plan of very many trials.
     """
 
     suite: str
@@ -50,6 +51,7 @@ class RunOptions:
     limit: int | None = None
     dry_run: bool = False
     plugins: Sequence[str] = ()
+    yes: bool = False
 
     @property
     def threads(self) -> int:

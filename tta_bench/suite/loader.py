@@ -14,8 +14,9 @@ import pydantic
 from pydantic import BaseModel
 
 from tta_bench.errors import Problem, UsageError, near_miss
+from tta_bench.files import expanded, is_file
 from tta_bench.registry import DATASETS, MODELS, PROTOCOLS, PluginKind, Registry, plugin_entries
-from tta_bench.suite.document import Document, KeyPath, parse
+from tta_bench.suite.document import Document, KeyPath, parse, read_text
 from tta_bench.suite.parts import config_class, known_shifts, read
 from tta_bench.suite.schema import OVERRIDES, Evaluation, Suite, named
 
@@ -64,9 +65,8 @@ def find(name: str) -> pathlib.Path:
     Raises:
         UsageError: there is no such file or suite.
     """
-    path = pathlib.Path(name)
-    if path.is_file():
-        return path
+    if is_file(name):
+        return expanded(name)
     if name in shipped():
         return pathlib.Path(str(importlib.resources.files("tta_bench.suites") / f"{name}.yaml"))
     raise UsageError(
@@ -93,7 +93,7 @@ def load(
         UsageError: with all problems.
     """
     path = find(name)
-    document = parse(path.read_text(), str(path), environment)
+    document = parse(read_text(path), str(path), environment)
     if not isinstance(document.data, dict):
         raise UsageError(Problem("a suite must be a mapping", str(path), hint="see suites/digits_c.yaml"))
     for pair in sets:
@@ -272,11 +272,15 @@ def _method_problems(document: Document, registry: Registry) -> Iterator[Problem
     models = document.data.get("models")
     if not isinstance(entries, list) or not isinstance(models, list):
         return
-    model_names = [m.get("name") for m in models if isinstance(m, dict)]
-    for i, name in enumerate(model_names):
-        if name is not None and name in model_names[:i]:
+    model_names: dict[str, None] = {}
+    for i, model in enumerate(models):
+        name = model.get("name") if isinstance(model, dict) else None
+        if not isinstance(name, str):
+            continue
+        if name in model_names:
             yield document.problem(("models", i, "name"), f"two models have the name {name!r}")
-    labels: list[str] = []
+        model_names[name] = None
+    labels = set[str]()
     for i, entry in enumerate(entries):
         entry = named(entry)
         name = entry.get("name") if isinstance(entry, dict) else None
@@ -287,7 +291,7 @@ def _method_problems(document: Document, registry: Registry) -> Iterator[Problem
             yield document.problem(
                 ("methods", i), f"two methods have the label {label!r}", "give one a different label:"
             )
-        labels.append(label)
+        labels.add(label)
         key: KeyPath = ("methods", i, "name") if isinstance(entries[i], dict) else ("methods", i)
         try:
             registry.entry(name)
@@ -296,7 +300,7 @@ def _method_problems(document: Document, registry: Registry) -> Iterator[Problem
         per_model = entry.get("per_model")
         for model in per_model if isinstance(per_model, dict) else ():
             if model not in model_names:
-                hint = near_miss(model, [str(n) for n in model_names])
+                hint = near_miss(model, model_names)
                 yield document.problem(
                     ("methods", i, "per_model", model), f"unknown model {model!r}", hint, at_key=True
                 )

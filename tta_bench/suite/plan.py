@@ -36,10 +36,12 @@ from tta_bench.suite import LoadedSuite, Suite
 from tta_bench.suite.cost_ratios import NOT_MEASURED, CostRatio, CostRow
 from tta_bench.suite.keys import Keys
 from tta_bench.suite.prepare import Accuracies, Request
-from tta_bench.suite.resolve import ResolvedMethod, resolve
+from tta_bench.suite.resolve import ResolvedMethod, resolve, rows_problem
 from tta_bench.suite.schema import Evaluation
 from tta_bench.suite.select import Filter
 from tta_bench.suite.sources import OpenedModel, open_datasets, open_models, request_of
+
+MOST_TRIALS = 10_000  # of a plan without --yes; benchmarks/driver.py measures a run of as many
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,7 @@ def make(
     prepared: Mapping[Request, pathlib.Path] | None = None,
     costs: Mapping[CostRow, CostRatio] | None = None,
     accuracies: Accuracies = MappingProxyType({}),
+    most: int | None = MOST_TRIALS,
 ) -> Plan:
     """Plan a suite.
 
@@ -222,10 +225,12 @@ def make(
         prepared: files made by preparations.
         costs: measured cost ratios; trials that need another one have an obstacle.
         accuracies: measured accuracy matrices.
+        most: the largest number of trials; None for any.
 
     Raises:
-        UsageError: with all problems of models, data and hyperparameters.
+        UsageError: with all problems of models, data and hyperparameters; or there are more trials.
     """
+    check_size(loaded, most)
     suite, problems = loaded.suite, list[Problem]()
     models = open_models(loaded, problems)
     datasets = open_datasets(loaded, models, problems)
@@ -247,10 +252,19 @@ def make(
         suite.per_image,
     )
     cells = _Cells(loaded, materials, limit, digests, accuracies)
-    trials = tuple(_trials(models, materials, configs, cells, costs or {}))
+    trials = tuple(itertools.islice(_trials(models, materials, configs, cells, costs or {}), most and most + 1))
+    if most is not None and len(trials) > most:
+        hint = "plan a part of the suite, with --set, or confirm with --yes"
+        raise UsageError(Problem(f"the suite has more than {most:,} trials", loaded.document.name, hint=hint))
     if cells.problems:
         raise UsageError(cells.problems)
     return Plan(suite.name, materials, trials, suite.axes())
+
+
+def check_size(loaded: LoadedSuite, most: int | None) -> None:
+    """Refuse a suite with more than ``most`` trials before anything is made of its rows; None: any number."""
+    if problem := rows_problem(loaded, most):
+        raise UsageError(problem)
 
 
 def _contents(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import pathlib
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from tta_bench.models import ModelConfig
 from tta_bench.registry import PluginEntry, code_sha256
 from tta_bench.suite import LoadedSuite, MethodEntry, config_problems
 from tta_bench.suite.prepare import Request, request_of
-from tta_bench.suite.schema import Evaluation
+from tta_bench.suite.schema import LONGEST_LABEL, Evaluation, label_fault
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def resolve(
                 for size in evaluation.batch_size:
                     row = _row(loaded, index, cls, label, chosen, model, evaluation, size, code, prepared, refused)
                     rows += [row] if row else []
-    problems += _unknown_presets(loaded)
+    problems += [*_odd_labels(loaded), *_unknown_presets(loaded)]
     unique = list(dict.fromkeys(problems))  # a field's problem is the same with every model
     problems[:] = unique
     return rows
@@ -124,6 +125,37 @@ def _config_problems(
     elif any(name in own for name in fields):
         where = ("per_model", model)
     return config_problems(loaded.document, cls.Config, error, ("methods", index, *where))
+
+
+def rows_problem(loaded: LoadedSuite, most: int | None) -> Problem | None:
+    """The problem that the suite has more than ``most`` rows, which are counted, not made: methods and their grids, times
+    everything else that is varied beside shifts. None as ``most``: any number.
+    """
+    suite = loaded.suite
+    each = sum(
+        len(e.batch_size) * len(e.seeds) * len(e.precision) * e.protocol.combinations() for e in suite.evaluations()
+    )
+    rows = [len(suite.models) * each * method.rows() for method in suite.methods]
+    if most is None or sum(rows) <= most:
+        return None
+    largest = rows.index(max(rows))
+    path = ("methods", largest, *(("grid",) if suite.methods[largest].grid else ()))
+    return loaded.document.problem(path, f"the suite has at least {sum(rows):,} trials, more than {most:,}",
+                                   "shorten the grid or a list of the suite, or confirm with --yes")  # fmt: skip
+
+
+def _odd_labels(loaded: LoadedSuite) -> Iterator[Problem]:
+    """Labels of grids that cannot be shown, or that two rows have."""
+    known = set[str]()
+    for index, method in enumerate(loaded.suite.methods):
+        path = ("methods", index, *(("grid",) if method.grid else ()))
+        for label, _ in method.variants():
+            same = unicodedata.normalize("NFC", label)  # two that look the same are one
+            if fault := label_fault(label, 3 * LONGEST_LABEL):
+                yield loaded.document.problem(path, f"the label {label!r} {fault}", "give the method a label:")
+            elif same in known:
+                yield loaded.document.problem(path, f"two rows have the label {label!r}", "give one a different label:")
+            known.add(same)
 
 
 def _unknown_presets(loaded: LoadedSuite) -> Iterator[Problem]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -30,6 +33,9 @@ from tta_bench.registry import DATASETS, MODELS, PROTOCOLS
 from tta_bench.streams import Shift
 from tta_bench.suite.parts import by_plugin, config_class, registry_of, shifts_of
 
+LONGEST_LABEL = 100  # characters; with the values of a grid behind it, three times as many
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
 
 def _corruption(name: str, info: ValidationInfo) -> str:
     known = shifts_of(info)
@@ -46,13 +52,39 @@ def _precision(name: str) -> str:
     return name
 
 
+def _run_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise PydanticCustomError(
+            "name", "give at most 100 letters, digits, _ . and -, beginning with a letter, digit or _",
+            {"hint": "the run's folder, results/<name>, is called by it"},
+        )  # fmt: skip
+    return name
+
+
+def label_fault(label: str, most: int) -> str | None:
+    """What is wrong with a row's label, which tables, figures and commands have to show; None: nothing."""
+    if not label or label != label.strip():
+        return "is empty, or begins or ends with a space"
+    if len(label) > most:
+        return f"is longer than {most} characters"
+    if odd := next((char for char in label if not char.isprintable()), None):
+        return f"has a character that cannot be shown, U+{ord(odd):04X}"
+    return None
+
+
+def _label(label: str) -> str:
+    if fault := label_fault(label, LONGEST_LABEL):
+        raise PydanticCustomError("label", "the label {fault}", {"fault": fault})
+    return label
+
+
 def named(value: Any) -> Any:
     """A method given by its name alone as a mapping."""
     return {"name": value} if isinstance(value, str) else value
 
 
 def _distinct(values: list[Any]) -> list[Any]:
-    repeated = [value for i, value in enumerate(values) if value in values[:i]]
+    repeated = [value for value, count in Counter(values).items() if count > 1]
     if repeated:
         raise PydanticCustomError("repeated", "{value} is listed twice", {"value": repr(repeated[0])})
     return values
@@ -78,11 +110,15 @@ class MethodEntry(Part):
     """
 
     name: str
-    label: str | None = None
+    label: Annotated[str, AfterValidator(_label)] | None = None
     config: dict[str, Any] = {}
     per_model: dict[str, dict[str, Any]] = {}
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     papers: list[str] = []
+
+    def rows(self) -> int:
+        """Number of rows of the grid."""
+        return math.prod(len(values) for values in self.grid.values())
 
     def variants(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(label, fields from the grid) of each row."""
@@ -184,7 +220,7 @@ class Evaluation:
 class Suite(Part):
     """One benchmark. The shipped suites explain every key."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    name: Annotated[str, AfterValidator(_run_name)]
     plugins: list[str] = []
     data: Annotated[SerializeAsAny[DataConfig], by_plugin(DATASETS)]
     models: Annotated[list[Annotated[SerializeAsAny[ModelConfig], by_plugin(MODELS, "timm")]], Field(min_length=1)]

@@ -19,8 +19,8 @@ Values = Mapping[str, set[str]]  # of a trial: field to the values that match it
 class Filter:
     """The trials that match any of the ``--only`` expressions; all trials where there are none.
 
-    An expression is ``field=value|value,field=value``; a value may hold commas: ``adapt=first 512, classes 5``. Clean
-    images have no severity and match any; a trial whose protocol lacks a parameter matches none.
+    An expression is ``field=value|value,field=value``, with each field once; a value may hold commas: ``adapt=first 512,
+    classes 5``. Clean images have no severity and match any; a trial whose protocol lacks a parameter matches none.
 
     Args:
         only: the expressions.
@@ -30,7 +30,7 @@ class Filter:
     """
 
     def __init__(self, only: Iterable[str] = ()):
-        self._expressions = {text: dict(_condition(text, part) for part in _AND.split(text)) for text in only}
+        self._expressions = {text: _conditions(text) for text in only}
 
     def allows(self, label: str, method: str, model: str) -> bool:
         """Whether trials of this row can match; used before planning."""
@@ -81,6 +81,16 @@ def _of_trial(trial: Trial) -> Values:
 def _spelled(value: str) -> str:
     """A value without the spaces after its commas, which are left out as easily as not."""
     return value.replace(", ", ",")
+
+
+def _conditions(text: str) -> dict[str, set[str]]:
+    conditions: dict[str, set[str]] = {}
+    for name, wanted in (_condition(text, part) for part in _AND.split(text)):
+        if name in conditions:
+            both = f"{name}={'|'.join(sorted(conditions[name] | wanted))}"
+            raise UsageError(Problem(f"--only {text}: {name!r} is given twice", hint=f"either value: {both}"))
+        conditions[name] = wanted
+    return conditions
 
 
 def _condition(text: str, condition: str) -> tuple[str, set[str]]:
