@@ -211,6 +211,7 @@ def _summary(
         f"  {scheduler.describe(options, len(pending))}",
         f"  results in {out}",
         *(f"  {line}" for line in _found_lines(plan)),
+        *(f"  {model.remark}" for model in plan.materials.models.values() if model.remark),
         *_missing_presets(selected),
     ]
     if cache.root is None:
