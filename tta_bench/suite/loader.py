@@ -93,7 +93,7 @@ def load(
         UsageError: with all problems.
     """
     path = find(name)
-    document = parse(path.read_text(), str(path), environment)
+    document = parse(path.read_text(encoding="utf-8"), str(path), environment)
     if not isinstance(document.data, dict):
         raise UsageError(Problem("a suite must be a mapping", str(path), hint="see suites/digits_c.yaml"))
     for pair in sets:
