@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from training import as_tensor, lr_factor, make_optimizer, write_weights
 
 from tta_bench.data.kinds.digits import load_split
-from tta_bench.models import SourceModel, load_weights, read_state
+from tta_bench.models import SourceModel, load_weights
 from tta_bench.networks.from_timm import ModelSpec, build_network
+from tta_bench.networks.state_files import read_state
 
 WEIGHTS = pathlib.Path(__file__).resolve().parent.parent / "tta_bench" / "data" / "kinds" / "weights"
 MEAN = (0.3, 0.3, 0.3)  # of the training digits, rounded; a suite repeats both

@@ -16,7 +16,7 @@ from conftest import clean_environment
 from networks import SPECS, small_model
 
 from tta_bench.errors import UsageError
-from tta_bench.models import read_state, state_sha256
+from tta_bench.models import state_sha256
 from tta_bench.networks.from_timm import ModelSpec, build_network, check_timm_name, load, needed_image_size
 
 X = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -60,12 +60,6 @@ def test_half_precision_weights_are_used_in_float32(tmp_path: pathlib.Path) -> N
     state = {k: v.half() if v.is_floating_point() else v for k, v in build_network(SPECS["layer"]).state_dict().items()}
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
     assert load(spec_with(tmp_path / "w.safetensors", "layer"))(X).dtype == torch.float32
-
-
-def test_a_pickle_with_code_is_refused(tmp_path: pathlib.Path) -> None:
-    torch.save({"x": pathlib.PurePosixPath("/")}, tmp_path / "evil.pth")
-    with pytest.raises(UsageError, match=r"evil.pth: cannot read weights"):
-        read_state(tmp_path / "evil.pth")
 
 
 @pytest.mark.parametrize("kind", list(SPECS))

@@ -18,8 +18,9 @@ from tta_bench.methods.iabn import InstanceAwareBN, use_instance_aware_statistic
 from tta_bench.methods.note import Note
 from tta_bench.methods.reservoir import Reservoir
 from tta_bench.methods.shot import Shot
-from tta_bench.models import SourceModel, load_weights, locate_weights, read_state
+from tta_bench.models import SourceModel, load_weights, locate_weights
 from tta_bench.networks.from_timm import ModelSpec, build_network
+from tta_bench.networks.state_files import read_state
 from tta_bench.registry import Registry
 from tta_bench.run.loading import to_tensor
 from tta_bench.run.meters import PassCounter, StepCounter

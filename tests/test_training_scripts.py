@@ -24,8 +24,9 @@ from safetensors import safe_open
 from tta_bench.data.kinds.cifar_c import read_archive
 from tta_bench.data.kinds.digits import load_split
 from tta_bench.errors import UsageError
-from tta_bench.models import load_weights, read_state
+from tta_bench.models import load_weights
 from tta_bench.networks.from_timm import ModelSpec, build_network, load
+from tta_bench.networks.state_files import read_state
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ARCHIVE = "cifar-10-binary.tar.gz"

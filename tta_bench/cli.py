@@ -1,7 +1,8 @@
 """The command line: arguments, messages, exit codes; no logic. torch, Ray and pandas are imported inside commands.
 
 Exit codes: 0 all trials ok or skipped; 1 a bug; 2 invalid usage or configuration, nothing was run; 3 some trials failed
-(or, after a merge, are missing), a run stopped early, or a report's numbers differ from those of --check; 130 interrupted.
+(or, after a merge, are missing), a run stopped early, or a report's numbers differ from those of --check; 130 interrupted;
+141 the reader of the output closed it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import click
 
-from tta_bench import __version__
+from tta_bench import __version__, console
 from tta_bench.errors import UsageError
 
 MAX_TIMEOUT_S = 1e8  # three years; the system's timers overflow at 9e9
@@ -210,18 +211,34 @@ def check(name: str, plugins: tuple[str, ...], values: tuple[str, ...]) -> None:
 
 def main() -> None:
     """Entry point; invalid input gives a message and exit code 2."""
+    console.prepare()
+    try:
+        _call()
+    except BrokenPipeError:
+        sys.exit(console.leave_closed())
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # click and rich make it a code of their own
+            sys.exit(console.leave_closed())
+        raise
+
+
+def _call() -> None:
     try:
         cli(standalone_mode=False)
-    except click.exceptions.Abort:
+    except click.exceptions.Abort as abort:
+        if isinstance(abort.__cause__, EOFError):  # click takes it for Ctrl-D; nothing here asks for input
+            raise abort.__cause__ from None
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        error.show(file=sys.stderr)
         sys.exit(2)
     except UsageError as error:
-        click.echo(str(error), err=True)
+        click.echo(str(error), file=sys.stderr)
         count = len(error.problems)
-        click.echo(f"{count} problem{'s' if count > 1 else ''}; nothing was run", err=True)
+        click.echo(f"{count} problem{'s' if count > 1 else ''}; nothing was run", file=sys.stderr)
         sys.exit(2)
+    finally:
+        console.flush()
 
 
 if __name__ == "__main__":

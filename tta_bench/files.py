@@ -29,8 +29,8 @@ def write_atomically(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> N
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Write ``text`` as UTF-8, atomically."""
-    write_atomically(path, lambda stream: stream.write(text.encode()))
+    """Write ``text`` as UTF-8, atomically; bytes of file names that are no text are escaped."""
+    write_atomically(path, lambda stream: stream.write(text.encode(errors="backslashreplace")))
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

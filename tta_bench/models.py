@@ -319,6 +319,7 @@ class Network(Portable, Structure, abc.ABC):
     name: ClassVar[str] = ""
     Config: ClassVar[type[ModelConfig]] = ModelConfig
     suite_keys: ClassVar[Sequence[str]] = ("kind",)  # problems with the network are shown at the first that is set
+    remark: str = ""  # on what :meth:`build` read, for the start of a run
 
     def __init__(self, config: ModelConfig):
         self.config: Any = config
@@ -425,35 +426,6 @@ def locate_weights(weights: str) -> pathlib.Path:
     return path
 
 
-def read_state(path: pathlib.Path) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors file or a pickled state dict (``weights_only=True``).
-
-    A dict nested under ``state_dict``, ``model`` or ``net`` is unwrapped, a ``module.`` prefix is dropped.
-
-    Raises:
-        UsageError: the file is not readable as either, or holds no tensors by name.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            import safetensors.torch
-
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors and torch raise many types for a damaged file
-        raise UsageError(Problem(f"cannot read weights: {type(error).__name__}: {error}", where=str(path))) from error
-    for key in ("state_dict", "model", "net"):
-        nested: Any = state.get(key) if isinstance(state, dict) else None
-        if isinstance(nested, dict):
-            state = nested
-    named = state.items() if isinstance(state, dict) else ()
-    tensors = {str(name).removeprefix("module."): value for name, value in named if isinstance(value, Tensor)}
-    if not tensors:
-        hint = "save the network's state_dict()"
-        raise UsageError(Problem("the file of weights holds no tensors by name", where=str(path), hint=hint))
-    return tensors
-
-
 def load_weights(
     net: nn.Module, state: Mapping[str, Tensor], where: str, *, in_order: bool = True, seems: str = ""
 ) -> None:
@@ -469,6 +441,16 @@ def load_weights(
     Raises:
         UsageError: names or shapes do not fit.
     """
+    state, misfits = fitted(net, state, in_order=in_order)
+    if misfits:
+        hint = "check the architecture, its options and the number of classes"
+        hint = f"the file seems to hold {seems}; {hint}" if seems else hint
+        raise UsageError(Problem(f"weights do not fit the model: {'; '.join(misfits)}", where, hint=hint))
+    net.load_state_dict({**net.state_dict(), **state})
+
+
+def fitted(net: nn.Module, state: Mapping[str, Tensor], *, in_order: bool) -> tuple[Mapping[str, Tensor], list[str]]:
+    """``state`` by the names of ``net``, and where it does not fit, a phrase each; see :func:`load_weights`."""
     own = net.state_dict()
     if in_order and not set(state) & set(own):
         state = _matched_in_order(own, state)
@@ -478,13 +460,8 @@ def load_weights(
         f"{k}: file {tuple(state[k].shape)}, model {tuple(own[k].shape)}"
         for k in own if k in state and state[k].shape != own[k].shape
     ]  # fmt: skip
-    if missing or unexpected or shapes:
-        parts = [f"{title} {_some(names)}" for title, names in
-                 (("missing", missing), ("unexpected", unexpected), ("different shapes", shapes)) if names]  # fmt: skip
-        hint = "check the architecture, its options and the number of classes"
-        hint = f"the file seems to hold {seems}; {hint}" if seems else hint
-        raise UsageError(Problem(f"weights do not fit the model: {'; '.join(parts)}", where, hint=hint))
-    net.load_state_dict({**{k: v for k, v in own.items() if k not in state}, **state})
+    kinds = (("missing", missing), ("unexpected", unexpected), ("different shapes", shapes))
+    return state, [f"{title} {_some(names)}" for title, names in kinds if names]
 
 
 def _some(names: Sequence[str]) -> str:

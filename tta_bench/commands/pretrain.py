@@ -14,7 +14,8 @@ from rich.console import Console
 from tta_bench import suite
 from tta_bench.adapter import Config
 from tta_bench.data.cache import ImageCache, default_root
-from tta_bench.errors import Problem, UsageError, near_miss
+from tta_bench.errors import Problem, UsageError, near_miss, text_of
+from tta_bench.files import obstacle_to_writing
 from tta_bench.preparation import CannotGoOn
 from tta_bench.pretraining import Pretraining
 from tta_bench.suite import plan
@@ -49,6 +50,7 @@ def run(options: PretrainOptions) -> int:
     if not hasattr(cls, "pretrain"):
         raise UsageError(Problem(f"method {options.name!r} has no pre-training", hint="run it without"))
     settings = _settings(cls.Pretraining, options.method_options)
+    device, cache, out = _device(options.device), _cache(options.cache), _folder(options.out, loaded.suite.name)
     sources = plan.sources(loaded)
     chosen = _chosen(options.models, sources)
     entry, data_seed = loaded.registry.entry(options.name), loaded.suite.data.seed
@@ -56,16 +58,45 @@ def run(options: PretrainOptions) -> int:
             for name in chosen}  # fmt: skip
     for job in jobs.values():
         job.source()
-    return max([_one(name, job, options, console) for name, job in jobs.items()])
+    return max([_one(name, job, out, cache, device, console) for name, job in jobs.items()])
 
 
-def _one(name: str, job: Pretraining, options: PretrainOptions, console: Console) -> int:
+def _device(name: str | None) -> torch.device:
+    """The device that ``--device`` names, on which something was computed; a GPU by default, if there is one."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.ones(1, device=device).add(1).item()
+    except Exception as error:  # each device has errors of its own
+        reason = (text_of(error).splitlines() or [type(error).__name__])[0][:200]
+        gpus = torch.cuda.device_count()
+        hint = f"--device cpu{', or cuda:0' if gpus else ''}; torch finds {gpus or 'no'} CUDA device{'s' * (gpus != 1)}"
+        raise UsageError(Problem(f"--device {name} cannot be used: {reason}", hint=hint)) from error
+    return device
+
+
+def _cache(folder: str | None) -> ImageCache:
+    root = None if folder == "off" else pathlib.Path(folder or default_root())
+    if root is not None and (obstacle := obstacle_to_writing(root.absolute())):
+        hint = "choose another with --cache DIR, or --cache off to decode images on every use"
+        raise UsageError(Problem(f"the image cache cannot be written: {obstacle}", str(root), hint=hint))
+    return ImageCache(root)
+
+
+def _folder(out: str | None, suite_name: str) -> pathlib.Path:
+    folder = pathlib.Path(out or pathlib.Path("checkpoints") / suite_name)
+    if obstacle := obstacle_to_writing(folder.absolute()):
+        hint = "choose another folder with --out DIR"
+        raise UsageError(Problem(f"checkpoints cannot be written: {obstacle}", str(folder), hint=hint))
+    return folder
+
+
+def _one(
+    name: str, job: Pretraining, folder: pathlib.Path, cache: ImageCache, device: torch.device, console: Console
+) -> int:
     def say(text: str) -> None:
         console.print(f"{name}: {text}", markup=False, soft_wrap=True)
 
-    cache = ImageCache(None) if options.cache == "off" else ImageCache(pathlib.Path(options.cache or default_root()))
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    out = pathlib.Path(options.out or pathlib.Path("checkpoints") / job.suite) / f"{job.name}.safetensors"
+    out = folder / f"{job.name}.safetensors"
     try:
         say(job.run(out, cache, device, say))
     except CannotGoOn as error:

@@ -110,9 +110,6 @@ def _run_suite(
     cache = options.image_cache()
     state = _resume_state(out, plan, selected, options.retry_failed)
     missing = cache.to_build(plan.cache_entries(state.pending))
-    if cache.root and missing and (obstacle := obstacle_to_writing(cache.root)):
-        hint = "choose another with --cache DIR, or --cache off to decode images on every use"
-        raise UsageError(Problem(f"the image cache cannot be written: {obstacle}", str(cache.root), hint=hint))
     if problem := preflight.cache_space_problem(cache, missing):
         raise UsageError(problem)
     for damage in state.damaged:
@@ -229,6 +226,7 @@ def _summary(
         f"  {scheduler.describe(options, len(pending))}",
         f"  results in {out}",
         *(f"  {line}" for line in _found_lines(plan)),
+        *(f"  {model.remark}" for model in plan.materials.models.values() if model.remark),
         *_missing_presets(selected),
     ]
     if cache.root is None:

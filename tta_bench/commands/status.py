@@ -84,7 +84,7 @@ def _ago(status: Mapping[str, Any]) -> str:
 def _locked(run: pathlib.Path) -> bool:
     """Whether a process on this machine holds the run's lock."""
     try:
-        with open(run / "lock") as stream:
+        with open(run / "lock", encoding="utf-8") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -95,6 +95,6 @@ def _locked(run: pathlib.Path) -> bool:
 
 def _read(path: pathlib.Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

@@ -159,7 +159,7 @@ class ImageCache:
         assert self.root is not None
         folder = self.root / entry.key
         try:
-            meta = json.loads((folder / "meta.json").read_text())
+            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
             pixels: np.ndarray = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError):  # absent, or cut short
             return None
@@ -184,7 +184,7 @@ class ImageCache:
         most = Counter[str]()
         for folder in [self.root / entry.key for entry in entries] if self.root else []:
             with contextlib.suppress(OSError, ValueError):  # arrays have no entry
-                most |= Counter(json.loads((folder / "meta.json").read_text()).get("converted", {}))
+                most |= Counter(json.loads((folder / "meta.json").read_text(encoding="utf-8")).get("converted", {}))
         return dict(most)
 
     # -- building entries --------------------------------------------------------------------------------------------
@@ -220,11 +220,8 @@ class ImageCache:
         if not entries:
             return
         assert self.root is not None
-        try:
+        with _writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            hint = "choose another with --cache DIR"
-            raise UsageError(Problem(f"cannot write the image cache: {error}", str(self.root), hint=hint)) from error
         with _pool(min(processes, sum(len(e.rows) for e in entries) // IMAGES_PER_PROCESS), entries) as pool:
             for number, entry in enumerate(entries):
                 self._build_one(entry, number, pool, progress)
@@ -237,10 +234,13 @@ class ImageCache:
         progress: Callable[[CacheEntry, int], None],
     ) -> None:
         assert self.root is not None
-        scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{entry.key}-", dir=self.root))
+        with _writing(self.root):
+            scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{entry.key}-", dir=self.root))
         try:
             file = scratch / "images.npy"
-            pixels = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=entry.shape)
+            with _writing(self.root):
+                pixels = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=entry.shape)
+                _reserve(file)
             starts, converted = range(0, len(entry.rows), CHUNK), Counter[str]()
             for images, conversions in _filled(file, entry, number, starts, pool):
                 converted += conversions
@@ -248,7 +248,8 @@ class ImageCache:
             pixels.flush()
             meta = {"format": FORMAT, "crc32": checksum(pixels), "shift": entry.shift.id, "images": len(entry.rows),
                     "converted": dict(converted)}  # fmt: skip
-            (scratch / "meta.json").write_text(json.dumps(meta))
+            with _writing(self.root):
+                (scratch / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
             self._publish(scratch, entry)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -262,6 +263,23 @@ class ImageCache:
         with contextlib.suppress(OSError):  # another process was faster; its entry has the same content
             scratch.chmod(0o755)
             scratch.rename(final)
+
+
+@contextlib.contextmanager
+def _writing(root: pathlib.Path) -> Iterator[None]:
+    """Say that the cache in ``root`` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        hint = "free some space, choose another folder with --cache DIR, or --cache off to decode images on every use"
+        message = f"the image cache cannot be written: {error.strerror or error}"
+        raise UsageError(Problem(message, str(root), hint=hint)) from error
+
+
+def _reserve(file: pathlib.Path) -> None:
+    """Take a file's space on the disk now: writing a mapped file on a full disk would end the process (SIGBUS)."""
+    with open(file, "r+b") as stream:
+        os.posix_fallocate(stream.fileno(), 0, os.fstat(stream.fileno()).st_size)
 
 
 def _filled(

@@ -21,7 +21,9 @@ def read_labels(labels: str) -> tuple[str, ...]:
     if labels == IMAGENET:
         return imagenet_labels()
     try:
-        names = tuple(line.strip() for line in pathlib.Path(labels).expanduser().read_text().splitlines())
+        names = tuple(
+            line.strip() for line in pathlib.Path(labels).expanduser().read_text(encoding="utf-8").splitlines()
+        )
     except (OSError, ValueError) as error:
         hint = f"write labels: {IMAGENET}, or a text file with the name of a class on each line"
         raise UsageError(Problem(f"the names of the classes cannot be read: {error}", labels, hint=hint)) from error
@@ -44,7 +46,7 @@ def imagenet_labels() -> tuple[str, ...]:
     folder = pathlib.Path(spec.origin).parent if spec and spec.origin else pathlib.Path("timm")
     file = folder / "data" / "_info" / "imagenet_synsets.txt"
     try:
-        return tuple(file.read_text().split())
+        return tuple(file.read_text(encoding="utf-8").split())
     except OSError as error:
         hint = "pip install 'timm>=1.0'"
         raise UsageError(Problem(f"timm's list of ImageNet's classes cannot be read: {error}", hint=hint)) from error

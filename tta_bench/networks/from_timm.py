@@ -23,6 +23,7 @@ class ModelSpec(ModelConfig):
         timm: full timm name with its tag, whose published weights and normalisation are used.
         architecture: timm architecture, for the user's own ``weights``; ``mean`` and ``std`` are then required.
         weights: None (timm's hub), a file, or ``package:<installed package>/<file inside it>``.
+        checkpoint_key: the key in the file under which the weights are, where several fit.
         options: additional keyword arguments of ``timm.create_model``.
         stem: "cifar": a 3×3 stride-1 first convolution and no max-pooling, as ResNets for 32×32 images have.
         mean, std: per-channel normalisation, where it differs from that of the weights' configuration.
@@ -33,6 +34,7 @@ class ModelSpec(ModelConfig):
     timm: str | None = None
     architecture: str | None = None
     weights: str | None = None
+    checkpoint_key: str | None = None
     options: dict[str, Any] = {}
     stem: Literal["cifar"] | None = None
     mean: tuple[float, float, float] | None = None
@@ -72,7 +74,7 @@ class Timm(Network):
             raise UsageError(Problem(error[0], hint=error[1]))
         net = build_network(spec, pretrained=spec.weights is None and spec.timm is not None)
         if spec.weights is not None:
-            load_file(net, spec, normalisation(spec, net), in_order=True)
+            self.remark = load_file(net, spec, normalisation(spec, net), in_order=True)
         return net
 
     def normalisation(self, net: nn.Module) -> tuple[Sequence[float], Sequence[float]]:

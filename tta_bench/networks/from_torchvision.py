@@ -36,6 +36,7 @@ class Torchvision(Network):
                 values where ``weights`` is not given.
             weights: a file, or ``package:<installed package>/<file inside it>``; without ``weights_enum``, ``mean`` and
                 ``std`` are required.
+            checkpoint_key: the key in the file under which the weights are, where several fit.
             options: additional keyword arguments of torchvision's function of that name, as ``num_classes``.
             mean, std: per-channel normalisation, where it differs from that of ``weights_enum``.
             image_size: required image size in pixels, where it differs from that of ``weights_enum``.
@@ -44,6 +45,7 @@ class Torchvision(Network):
         architecture: str
         weights_enum: str | None = None
         weights: str | None = None
+        checkpoint_key: str | None = None
         options: dict[str, Any] = {}
         mean: Channels | None = None
         std: Channels | None = None
@@ -76,7 +78,7 @@ class Torchvision(Network):
     def build(self) -> nn.Module:
         net = self._random().eval()
         if self.config.weights is not None:
-            load_file(net, self.config, self.normalisation(net), in_order=False, rename=own_name)
+            self.remark = load_file(net, self.config, self.normalisation(net), in_order=False, rename=own_name)
         else:
             state = {own_name(name): tensor for name, tensor in self._fetched().items()}
             load_weights(net, state, self._where, in_order=False)

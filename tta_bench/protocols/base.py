@@ -9,13 +9,14 @@ from __future__ import annotations
 import abc
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from tta_bench.errors import Problem, UsageError
+from tta_bench.errors import Problem, UsageError, text_of
 from tta_bench.files import expanded, is_file
 from tta_bench.protocols.config import ProtocolConfig, ResetEvery
 from tta_bench.streams import Shift, derived_seed
@@ -38,8 +39,9 @@ def loaded(key: str, path: str) -> Any:
     try:
         content = np.load(file, allow_pickle=False)
         return content if isinstance(content, np.ndarray) else dict(content)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise refusal(key, f"{path} cannot be read: {error}", "give an .npy or .npz that numpy.save wrote") from error
+    except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        reason = text_of(error) or type(error).__name__
+        raise refusal(key, f"{path} cannot be read: {reason}", "give an .npy or .npz that numpy.save wrote") from error
 
 
 @dataclass(frozen=True)

@@ -92,13 +92,13 @@ class Place:
 def load(name: str) -> suite.LoadedSuite:
     """A shipped suite, whether or not its variables are set: the current folder stands for each folder of its data."""
     folders = [key for key, value in _raw(name)["data"].items() if _VARIABLE.search(str(value))]
-    variables = dict.fromkeys(_VARIABLE.findall(suite.find(name).read_text()), "")
+    variables = dict.fromkeys(_VARIABLE.findall(suite.find(name).read_text(encoding="utf-8")), "")
     return suite.load(name, sets=[f"data.{key}=." for key in folders], environment=variables)
 
 
 def _raw(name: str) -> Mapping[str, Any]:
     """The suite's file, whose variables are not replaced."""
-    raw: Mapping[str, Any] = yaml.safe_load(suite.find(name).read_text())
+    raw: Mapping[str, Any] = yaml.safe_load(suite.find(name).read_text(encoding="utf-8"))
     return raw
 
 

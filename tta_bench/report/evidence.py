@@ -190,7 +190,7 @@ def _of_severity(shifts: pd.DataFrame, severities: Mapping[str, Sequence[float]]
 
 def _sessions(folder: pathlib.Path) -> list[dict[str, Any]]:
     try:
-        sessions: list[dict[str, Any]] = json.loads((folder / "run.json").read_text())["sessions"]
+        sessions: list[dict[str, Any]] = json.loads((folder / "run.json").read_text(encoding="utf-8"))["sessions"]
     except (OSError, ValueError, KeyError) as error:
         hint = "give a run's whole folder"
         raise UsageError(Problem(f"run.json cannot be read: {error}", str(folder), hint=hint)) from error

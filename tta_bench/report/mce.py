@@ -51,7 +51,7 @@ def mce_tables(tables: Sequence[ErrorTable]) -> list[MceTable]:
 
 def alexnet_errors() -> dict[str, float]:
     """AlexNet's error on ImageNet-C by corruption, per cent, its mean over the five severities."""
-    text = importlib.resources.files("tta_bench.reference").joinpath("alexnet_errors.csv").read_text()
+    text = importlib.resources.files("tta_bench.reference").joinpath("alexnet_errors.csv").read_text(encoding="utf-8")
     return {row["corruption"]: 100.0 * float(row["alexnet_error"]) for row in csv.DictReader(text.splitlines())}
 
 

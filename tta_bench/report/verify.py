@@ -39,7 +39,7 @@ def verify(runs: Sequence[Results]) -> tuple[list[str], int]:
 def _disagreements(
     run: pathlib.Path, trial: Mapping[str, Any], record: Mapping[str, Any], graded_after: int | None
 ) -> Iterator[str]:
-    asked = json.loads((run / "trials" / f"{trial['key']}.json").read_text())["asked"]
+    asked = json.loads((run / "trials" / f"{trial['key']}.json").read_text(encoding="utf-8"))["asked"]
     if digest(asked) != trial["key"]:
         yield "its key is not the digest of what was asked"
     if record["status"] != "ok":

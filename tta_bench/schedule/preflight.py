@@ -16,6 +16,7 @@ from tta_bench.data.base import CleanImages, Dataset, digest
 from tta_bench.data.cache import CacheEntry, ImageCache
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError
+from tta_bench.files import obstacle_to_writing
 from tta_bench.models import state_sha256
 from tta_bench.streams import Shift, StreamSpec
 from tta_bench.suite.plan import Materials, Trial, content_of, used_images
@@ -144,12 +145,14 @@ def prepare(needed: Requirements, cache: ImageCache) -> list[str]:
 
 
 def cache_space_problem(cache: ImageCache, missing: Sequence[CacheEntry]) -> Problem | None:
-    """The problem that the image cache does not fit on its disk, or None."""
-    if not missing:
+    """The problem that the image cache cannot be written, or does not fit on its disk; None where there is none."""
+    if not missing or cache.root is None:
         return None
+    hint = "choose another disk with --cache DIR, or --cache off to decode images on every use"
+    if obstacle := obstacle_to_writing(cache.root.absolute()):
+        return Problem(f"the image cache cannot be written: {obstacle}", str(cache.root), hint=hint)
     needed, free = cache.space(missing)
     if needed <= free:
         return None
     message = f"the image cache needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free"
-    hint = "choose another disk with --cache DIR, or --cache off to decode images on every use"
     return Problem(message, where=str(cache.root), hint=hint)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -14,6 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from tta_bench.console import own_stderr
 from tta_bench.data.cache import CacheEntry
 from tta_bench.run.faults import Fault
 from tta_bench.run.runner import TrialResult
@@ -27,7 +26,7 @@ _MAX_WORKERS_SHOWN = 16
 
 def own_console() -> Console:
     """A console on a duplicate of standard error, which stays usable while a trial's output is redirected to its log."""
-    return Console(file=os.fdopen(os.dup(sys.__stderr__.fileno() if sys.__stderr__ else 2), "w", encoding="utf-8"))
+    return Console(file=own_stderr())
 
 
 class ImageProgress:

@@ -136,7 +136,7 @@ class StatusFile:
             "workers": list(self._progress.workers) if state == "running" else [],
         }
         scratch = self._file.with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps(content))  # no fsync: it is replaced within a second
+        scratch.write_text(json.dumps(content), encoding="utf-8")  # no fsync: it is replaced within a second
         scratch.replace(self._file)
 
 

@@ -48,7 +48,7 @@ def open_run(name: str) -> InputRun:
     path = pathlib.Path(name)
     records.check_version(path)
     try:
-        plan, run = (json.loads((path / file).read_text()) for file in ("plan.json", "run.json"))
+        plan, run = (json.loads((path / file).read_text(encoding="utf-8")) for file in ("plan.json", "run.json"))
     except (OSError, ValueError) as error:
         hint = "give folders that 'tta-bench run' printed last, copied whole"
         raise UsageError(Problem(f"not a whole run: {error}", name, hint=hint)) from error

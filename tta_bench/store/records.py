@@ -229,7 +229,7 @@ def check_version(run: pathlib.Path) -> None:
     """
     for name in ("plan.json", "run.json"):
         try:
-            content = json.loads((run / name).read_text())
+            content = json.loads((run / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         version = content.get("schema_version") if isinstance(content, dict) else None

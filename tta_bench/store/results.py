@@ -187,7 +187,7 @@ def _write(results: Results, sources: str) -> None:
 def _read(run: pathlib.Path, plan: Mapping[str, Any], sources: str) -> Results | None:
     """The written tables, or None where they are of other trials, incomplete or edited."""
     try:
-        index = json.loads((run / INDEX).read_text())
+        index = json.loads((run / INDEX).read_text(encoding="utf-8"))
         contents = {name: (run / f"{name}.parquet").read_bytes() for name in schema.TABLES}
     except (OSError, ValueError):
         return None

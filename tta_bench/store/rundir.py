@@ -37,7 +37,7 @@ def locked(run: pathlib.Path) -> Iterator[None]:
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        stream = open(run / "lock", "a+")  # noqa: SIM115  (held until the process ends)
+        stream = open(run / "lock", "a+", encoding="utf-8")  # noqa: SIM115  (held until the process ends)
     except OSError as error:
         raise UsageError(
             Problem(f"cannot write the run's folder: {error}", str(run), hint="choose --out DIR")
@@ -67,7 +67,7 @@ def begin_session(run: pathlib.Path, suite: Mapping[str, Any], data: Mapping[str
     path = run / "run.json"
     content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "sessions": []}
     if path.exists():
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     content["sessions"].append({"session": len(content["sessions"]), **_provenance(), "suite": dict(suite),
                                 "data": dict(data)})  # fmt: skip
     write_json(path, content)
@@ -103,7 +103,13 @@ def _git_state() -> dict[str, Any] | None:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(
+                ["git", "-C", str(here), *arguments],
+                capture_output=True,
+                timeout=10,
+                encoding="utf-8",
+                errors="replace",
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

@@ -32,4 +32,4 @@ def write(run: pathlib.Path, trial: Trial, result: TrialResult) -> None:
     ]
     file = run / name(trial.key)
     file.parent.mkdir(exist_ok=True)
-    file.write_text("\n".join(lines))
+    file.write_text("\n".join(lines), encoding="utf-8")

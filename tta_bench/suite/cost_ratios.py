@@ -28,7 +28,7 @@ class CostRatio:
     @classmethod
     def read(cls, file: pathlib.Path) -> CostRatio:
         """From a calibration's file, which also says how the ratio was measured."""
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
 
 

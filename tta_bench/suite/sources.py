@@ -34,6 +34,7 @@ class OpenedModel:
         asked: its part of a trial's key.
         labels: the names of its classes, where they are known.
         mask_obstacle: why it takes no class mask, or empty.
+        remark: what the start of a run says of its weights, or empty.
     """
 
     network: Network
@@ -44,6 +45,7 @@ class OpenedModel:
     asked: Mapping[str, Any]
     labels: tuple[str, ...] | None = None
     mask_obstacle: str = ""
+    remark: str = ""
 
     @property
     def name(self) -> str:
@@ -97,8 +99,8 @@ def _build(connection: Connection, network: Network) -> None:
     size, geometry = network.image_size(model.net), network.geometry(model.net)
     parameters = sum(p.numel() for p in model.parameters())
     named = None if labels is None else tuple(labels)
-    obstacle = model.mask_obstacle()
-    connection.send(OpenedModel(network, model.num_classes, size, geometry, parameters, asked, named, obstacle))
+    connection.send(OpenedModel(network, model.num_classes, size, geometry, parameters, asked, named,
+                                model.mask_obstacle(), network.remark))  # fmt: skip
 
 
 def _received(loaded: LoadedSuite, build: _Build, problems: list[Problem]) -> dict[str, OpenedModel]:
@@ -112,6 +114,7 @@ def _received(loaded: LoadedSuite, build: _Build, problems: list[Problem]) -> di
     if isinstance(answer, list):
         problems += [_located(loaded, build, problem) for problem in answer]
         return {}
+    build.network.remark = answer.remark
     code = foreign_code(loaded.registry.entry(config.kind, MODELS))
     asked = {**answer.asked, **({"code_sha256": code} if code else {})}
     return {config.name: replace(answer, network=build.network, asked=asked)}

@@ -85,8 +85,8 @@ def _template() -> jinja2.Template:
         comment_start_string="<#", comment_end_string="#>", trim_blocks=True, lstrip_blocks=True, autoescape=False,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    source = importlib.resources.files("tta_bench.report.render").joinpath("templates", "table.tex.j2").read_text()
-    return environment.from_string(source)
+    template = importlib.resources.files("tta_bench.report.render").joinpath("templates", "table.tex.j2")
+    return environment.from_string(template.read_text(encoding="utf-8"))
 
 
 def _page(grid: Grid, number: int, pages: int, cited: Cited) -> dict[str, Any]:
