@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from runs import reseal
 
+from tta_bench.store import documents
+
 
 def edit_record(run: pathlib.Path, key: str, /, **values: Any) -> None:
     """Replace values in a trial's record."""
@@ -38,9 +40,10 @@ def flip_predictions(run: pathlib.Path, key: str, images: int) -> None:
 
 
 def replanned(run: pathlib.Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    content = json.loads((run / "plan.json").read_text())
+    """Change a run's plan."""
+    content = documents.plan(run)
     change(content)
-    (run / "plan.json").write_text(json.dumps(content))
+    documents.write(run / documents.PLAN, content)
 
 
 def planned(run: pathlib.Path) -> list[dict[str, Any]]:

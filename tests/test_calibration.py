@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import Outcome
-from merging import edit_record
+from merging import edit_record, replanned
 from runs import Cell, verdicts, write_run
 from torch import Tensor
 from trials import Plain, Runner
@@ -211,10 +211,14 @@ def gaps(**values: float) -> list[float]:
 
 
 def split(run: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """Replace the only row of the only trial by several."""
+    """Replace the only row of the only trial by several, in its plan, too."""
     [file] = (run / "trials").glob("*.json")
     [row] = json.loads(file.read_text())["shifts"]
-    edit_record(run, file.stem, shifts=[row | own for own in rows])
+    told = [row | own for own in rows]
+    edit_record(run, file.stem, shifts=told)
+    shifts = list({r["shift"]: [r["corruption"], r["severity"], r["shift"]] for r in told}.values())
+    cells = [[0, [name for *_, name in shifts].index(r["shift"]), r["visit"]] for r in told]
+    replanned(run, lambda plan: plan["trials"][0].update(shifts=shifts, cells=cells))
 
 
 def test_opposite_gaps_of_two_visits_cancel(tmp_path: pathlib.Path) -> None:
@@ -230,7 +234,8 @@ def test_opposite_gaps_of_two_visits_cancel(tmp_path: pathlib.Path) -> None:
 
 def test_compounds_are_pooled_over_their_segment(tmp_path: pathlib.Path) -> None:
     shift = ["fog+snow", 0, "fog-3+snow-2"]
-    run = write_run(tmp_path / "run", {("source", "m", "fog-5", 0): verdicts(20, 20)}, shifts=[shift])
+    run = write_run(tmp_path / "run", {("source", "m", "fog-5", 0): verdicts(20, 20)}, shifts=[shift],
+                    segments=[[shift[2], 0, "stream"]])  # fmt: skip
     rows = [{"images": 10, "nll": 1.0, "ece_pct": 20.0, "calibration_gaps": gaps(b3=2.0)},
             {"images": 30, "nll": 2.0, "ece_pct": 10.0, "calibration_gaps": gaps(b3=-3.0), "shift": "fog-4+snow-2"}]  # fmt: skip
     split(run, rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -106,6 +107,56 @@ def test_a_changed_suite_leaves_stale_trials_out(run_cli: Cli, suite_file: Suite
     outcome = local(run_cli, suite_file(("[source, tent]", "[{name: tent, config: {lr: 0.1}}]")), "--out", "out")
     assert "4 stale trial files ignored" in outcome.err
     assert set(results.load(pathlib.Path("out")).segments["label"]) == {"tent"}
+
+
+def test_trials_that_a_plan_leaves_out_are_told_before_anything_runs(run_cli: Cli, suite_file: SuiteFile) -> None:
+    local(run_cli, suite_file(), "--out", "out")
+    outcome = local(run_cli, suite_file(), "--set", "methods=[tent]", "--set", "seeds=[1]", "--out", "out", "--dry-run")
+    assert (
+        f"4 trials in {pathlib.Path('out').absolute()} are of another plan: tables will leave them out" in outcome.err
+    )
+    assert results.load(pathlib.Path("out")).counts == {"ok": 4}
+
+
+def folder_of(outcome: Outcome) -> str:
+    """The name of the folder that a run says it writes to, and what it says of it."""
+    [line] = [line for line in outcome.err.splitlines() if line.startswith("  results in ")]
+    assert outcome.code == 0, outcome.err
+    return line.rpartition("results/")[2]
+
+
+def test_overrides_and_plugin_files_have_a_folder_of_their_own(
+    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path
+) -> None:
+    """The rows of the suite as it is stay in its tables; the same command finds its folder again."""
+    (tmp_path / "flaky.py").write_text(FLAKY)
+    one = ("--set", "methods=[source]", "--plugin", "flaky.py")
+    assert local(run_cli, suite_file()).out.strip() == str(tmp_path / "results" / "small")
+    own = pathlib.Path(local(run_cli, suite_file(), *one).out.strip())
+    assert re.fullmatch(r"small-flaky-methods-[0-9a-f]{6}", own.name)
+    again = local(run_cli, suite_file(), *one, "--only", "method=source")
+    assert (again.out.strip(), "2 finished, 0 to run" in again.err) == (str(own), True)
+    assert [results.load(tmp_path / "results" / name).counts for name in ("small", own.name)] == [{"ok": 4}, {"ok": 2}]
+    assert f"newest run: results/{own.name}" in run_cli("report", "--format", "md").err
+
+
+@pytest.mark.parametrize(
+    ("options", "folder"),
+    [([], r"small"), (["--set", "cache=off"], r"small"), (["--set", "name=mine"], r"mine"),
+     (["--plugin", "flaky.py"], r"small-flaky-\w{6}"), (["--limit", "40", "--set", "seeds=[1]"], r"small-limit40-seeds-\w{6}"),
+     (["--set", "name=mine", "--set", "data.max_images=40"], r"mine-data.max_images-\w{6}")],
+)  # fmt: skip
+def test_the_folders_name_tells_what_was_changed(
+    run_cli: Cli, suite_file: SuiteFile, tmp_path: pathlib.Path, options: list[str], folder: str
+) -> None:
+    (tmp_path / "flaky.py").write_text(FLAKY)
+    told = ", the folder of these --set and --plugin" if "-" in folder else ""
+    assert re.fullmatch(folder + told, folder_of(local(run_cli, suite_file(), *options, "--dry-run")))
+
+
+def test_other_values_have_other_folders(run_cli: Cli, suite_file: SuiteFile) -> None:
+    folders = {folder_of(local(run_cli, suite_file(), "--set", f"seeds=[{n}]", "--dry-run")) for n in (1, 1, 2)}
+    assert len(folders) == 2
 
 
 def test_two_rows_that_ask_for_the_same_share_one_trial(run_cli: Cli, suite_file: SuiteFile) -> None:

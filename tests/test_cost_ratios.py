@@ -162,7 +162,7 @@ def test_a_damaged_ratio_is_named(
     outcome = run_cli("run", measured(), *COMMAND)
     assert outcome.code == 2
     assert f"{damaged.name}: the file is damaged" in outcome.err
-    assert "hint: delete it: it is measured again" in outcome.err
+    assert "hint: delete it: the ratio is measured again" in outcome.err
 
 
 def test_a_dry_run_says_what_will_be_measured_and_measures_nothing(

@@ -71,7 +71,8 @@ def cli() -> None:
               help="Time limit of a trial in seconds; a trial that exceeds it fails.")  # fmt: skip
 @click.option("--retries", type=click.IntRange(0), default=2, show_default=True, metavar="N",
               help="Maximum number of retries of a trial whose worker, node or files fail.")  # fmt: skip
-@click.option("--out", metavar="DIR", help="Folder of the run.  [default: results/<suite name>]")
+@click.option("--out", metavar="DIR", help="Folder of the run.  [default: results/<suite name>; with --set or --plugin "
+              "one beside it, of these options' own]")  # fmt: skip
 @cache_option
 @click.option("--retry-failed", is_flag=True, help="Also rerun trials that failed with an error of the method.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Use a seeded subset of N images.")

@@ -1,14 +1,21 @@
-"""Atomic writes, by which a file appears complete or not at all, and paths as users give them."""
+"""Atomic writes: a file appears complete or not at all. Checksums, arrays that are read whole, paths as users give them."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
+import io
 import json
 import os
 import pathlib
+import struct
 import tempfile
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
 from typing import IO, Any
+
+import numpy as np
 
 PACKAGE_SCHEME = "package:"
 
@@ -94,3 +101,31 @@ def obstacle_to_writing(folder: pathlib.Path) -> str | None:
             return None
     except (OSError, ValueError) as error:
         return getattr(error, "strerror", None) or str(error)
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a JSON file with its checksum."""
+    plain: dict[str, Any] = json.loads(json.dumps(content))  # as a reader will find it
+    return {**plain, "checksum": checksum_of(plain)}
+
+
+def checksum_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON file's content, in hexadecimal; its own ``checksum`` is left out."""
+    text = json.dumps({k: v for k, v in content.items() if k != "checksum"}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_arrays(content: bytes, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file's content, by name.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if (name := archive.testzip()) is not None:  # before NumPy believes a header's shape
+                raise ValueError(f"{name} does not match its checksum")
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files if wanted(name)}
+    except (OSError, EOFError, KeyError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"no archive of arrays: {error}") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import pathlib
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from tta_bench import preparation
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, UsageError
-from tta_bench.files import write_json
+from tta_bench.files import read_arrays, write_json
 from tta_bench.preparation import Preparation
 from tta_bench.run import calibration
 from tta_bench.run.accuracy import MeasuredAccuracy, measuring
@@ -86,7 +85,8 @@ def recorded_accuracies(jobs: Mapping[int, AccuracyJob], runs: Sequence[pathlib.
 
 def _accuracy_preparation(job: AccuracyJob) -> Preparation:
     def make(out: pathlib.Path, say: Say) -> str:
-        known = _matrices(out.parent.parent / out.name) | _matrices(out)
+        final = out.parent.parent / out.name
+        known = (_matrices(final) if preparation.is_intact(final) else {}) | _matrices(out)
         with measuring(own_server(), job.network, job.dataset, job.rows, available_cpus()) as measure:
             measured = MeasuredAccuracy(measure, job.dataset, out, say, known)
             job.follow(measured)
@@ -106,18 +106,13 @@ def _lacks(job: AccuracyJob, file: pathlib.Path) -> bool:
 
 
 def _matrices(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """The matrices in a file; none where there is no file."""
+    """The matrices in a file; none where there is no file, or it is damaged: then all are measured again."""
     if not file.is_file():
         return {}
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            return dict(stored)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UsageError(_damaged(file)) from error
-
-
-def _damaged(file: pathlib.Path) -> Problem:
-    return Problem("the file is damaged", str(file), hint="delete it: it is measured again")
+        return read_arrays(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
 
 
 def measure_costs(
@@ -128,8 +123,8 @@ def measure_costs(
     Under ``--dry-run`` those to measure are only listed.
     """
     preparations = {each.row: _cost_preparation(each, options) for each in calibrations}
-    needed = {trial.cost_row for trial in selected}
-    if pending := preparation.waiting([p for row, p in preparations.items() if row in needed], out):
+    needed = {preparations[trial.cost_row].file for trial in selected if trial.cost_row in preparations}
+    if pending := [p for p in preparation.waiting(list(preparations.values()), out) if p.file in needed]:
         if options.dry_run:
             say(f"cost ratios to measure before the first trial: {', '.join(p.name for p in pending)}")
         else:
@@ -147,10 +142,14 @@ def recorded_costs(
 
 
 def _cost_ratio(file: pathlib.Path) -> CostRatio:
+    """The ratio in a file. It would not be the same if it were measured again, so a damaged one is never replaced."""
     try:
+        if not preparation.is_intact(file):
+            raise ValueError("it does not match its checksum")
         return CostRatio.read(file)
-    except (ValueError, TypeError) as error:
-        raise UsageError(_damaged(file)) from error
+    except (OSError, ValueError) as error:
+        hint = "delete it: the ratio is measured again, and the trials that follow it are run again"
+        raise UsageError(Problem("the file is damaged", str(file), hint=hint)) from error
 
 
 def _finish(pending: Sequence[Preparation], out: pathlib.Path, say: Say) -> None:

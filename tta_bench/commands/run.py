@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ from rich.console import Console
 
 from tta_bench import suite
 from tta_bench.commands import preparations
-from tta_bench.data.base import Found
+from tta_bench.data.base import Found, digest
 from tta_bench.data.cache import CacheEntry, ImageCache
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, Stopped, UsageError
@@ -43,12 +45,14 @@ class ResumeState(NamedTuple):
         tally: of the finished trials.
         estimates: durations of trials.
         damaged: messages about damaged files, whose trials are pending again.
+        stale: number of trials in the folder that the plan does not have.
     """
 
     pending: list[Trial]
     tally: Tally
     estimates: Estimates
     damaged: list[str]
+    stale: int
 
 
 def run(options: RunOptions, resume: str) -> int:
@@ -71,6 +75,7 @@ def run(options: RunOptions, resume: str) -> int:
         hint = "choose another folder with --out DIR"
         raise UsageError(Problem(f"the run's folder cannot be written: {obstacle}", str(out), hint=hint))
     records.check_version(out)
+    rundir.check_kinds(out)
     try:
         with Interrupts() as interrupts, scheduler.ray_connection(options) as connect:
             if options.executor == "ray" and (options.address if options.dry_run else not out.exists()):
@@ -114,6 +119,11 @@ def _run_suite(
         raise UsageError(problem)
     for damage in state.damaged:
         _print(console, f"damaged, counted as not run: {damage}")
+    for damage in rundir.damaged(out):
+        _print(console, f"to be written anew: {damage}")
+    if state.stale:
+        _print(console, f"{state.stale} trials in {out} are of another plan: tables will leave them out; to keep theirs, "
+                        "choose another folder with --out DIR")  # fmt: skip
     _print(console, _summary(plan, selected, state.pending, cache, missing, options, out))
     if options.dry_run:
         if state.pending:
@@ -163,10 +173,29 @@ def _most_trials(options: RunOptions) -> int | None:
 
 
 def _output_folder(options: RunOptions, name: str) -> pathlib.Path:
+    """``results/<suite name>``; with ``--set`` or ``--plugin``, another for each set of these options.
+
+    What they change then takes no trial out of the tables of the suite as it is.
+    """
     if options.out:
         return pathlib.Path(options.out).absolute()
     suffix = f"-limit{options.limit}" if options.limit else ""
-    return (pathlib.Path("results") / f"{name}{suffix}").absolute()
+    return (pathlib.Path("results") / f"{name}{suffix}{_of_change(options)}").absolute()
+
+
+_NO_ROWS = ("name=", "cache=")  # overrides that change no row: the first is in the folder's name as it is
+_MAX_WORDS = 60  # characters
+
+
+def _of_change(options: RunOptions) -> str:
+    """``-my_method-methods-1a2b3c``: the plugin files and overridden keys, and a digest of both; or empty."""
+    sets = [pair for pair in options.sets if not pair.startswith(_NO_ROWS)]
+    files = [os.path.relpath(file) for file in options.plugins]
+    if not sets and not files:
+        return ""
+    words = [*(pathlib.Path(file).stem for file in files), *(pair.partition("=")[0] for pair in sets)]
+    plain = re.sub(r"[^A-Za-z0-9_.]+", "-", "-".join(words))[:_MAX_WORDS]
+    return f"-{plain}-{digest([files, sets])[:6]}"
 
 
 def _distinct(trials: Sequence[Trial]) -> list[Trial]:
@@ -207,14 +236,15 @@ def _resume_state(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retr
         if record["status"] == "ok":
             estimates.learn(trial, record["facts"]["trial_s"])
     pending = [trial for trial in _distinct(selected) if trial.key not in finished]
-    return ResumeState(pending, tally, estimates, list(damaged))
+    stale = records.recorded(out).difference(trial.key for trial in plan.trials)
+    return ResumeState(pending, tally, estimates, list(damaged), len(stale))
 
 
 def _summary(
     plan: Plan, selected: Sequence[Trial], pending: Sequence[Trial], cache: ImageCache, missing: Sequence[CacheEntry],
     options: RunOptions, out: pathlib.Path,
 ) -> str:  # fmt: skip
-    distinct = len(_distinct(selected))
+    distinct, own = len(_distinct(selected)), not options.out and _of_change(options)
     first = next(iter(plan.materials.datasets.values()))
     images = " or ".join(map(str, sorted({plan.materials.images_a_shift(trial) for trial in plan.trials})))
     methods, protocols = len({t.label for t in plan.trials}), len({t.setting.protocol_text for t in plan.trials})
@@ -224,7 +254,7 @@ def _summary(
         f"  {distinct} trials of {methods} methods × {len(plan.materials.models)} models{under}: "
         f"{distinct - len(pending)} finished, {len(pending)} to run",
         f"  {scheduler.describe(options, len(pending))}",
-        f"  results in {out}",
+        f"  results in {out}" + (", the folder of these --set and --plugin" if own else ""),
         *(f"  {line}" for line in _found_lines(plan)),
         *(f"  {model.remark}" for model in plan.materials.models.values() if model.remark),
         *_missing_presets(selected),
@@ -361,7 +391,8 @@ def _conclude(
         try:
             tables = results.write_tables(out)
         except UsageError as error:  # in a trial's files, not in the command: trials were run
-            raise Stopped(error.problems[0]) from error
+            _print(console, str(error))
+            return 3
     counts = ", ".join(f"{count} {status}" for status, count in tables.counts.items())
     stale = f"; {tables.stale} stale trial files ignored" if tables.stale else ""
     _print(console, f"{plan.name}: {counts}{stale}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import pathlib
 import socket
 import time
@@ -13,47 +12,50 @@ from typing import Any
 
 from rich.console import Console
 
-from tta_bench.errors import Problem, UsageError
+from tta_bench.errors import UsageError
 from tta_bench.schedule.status import STATUS_FILE, Tally, duration, row_of
 from tta_bench.setting import Setting
-from tta_bench.store import records
+from tta_bench.store import documents, records
 
-_SHOWN = 10  # failures
+_SHOWN = 10  # failures, damaged trials
 
 
 def show(run: pathlib.Path) -> None:
-    """Print a run's state, counts, workers, errors so far and failures.
+    """Print a run's state, counts, workers, errors so far, failures and damaged files.
 
     Raises:
-        UsageError: the folder is not a run.
+        UsageError: the folder is not a run, or its plan is damaged.
     """
-    plan = _read(run / "plan.json")
-    if plan is None:
-        raise UsageError(Problem("not a run", str(run), hint="give the folder that 'tta-bench run' works in"))
     records.check_version(run)
+    plan = documents.plan(run)
     protocols = [Setting.of(trial["setting_values"]).protocol_text for trial in plan["trials"]]
     rows = [(t["label"], row_of(protocol, t.get("families", ())), t["model"])
             for t, protocol in zip(plan["trials"], protocols, strict=True)]  # fmt: skip
     shifts = ([shift[0] for shift in trial["shifts"]] for trial in plan["trials"])
     tally = Tally((*row, names) for row, names in zip(rows, shifts, strict=True))
     failed: Counter[str] = Counter()
+    damaged: dict[str, None] = {}
     for trial, row in zip(plan["trials"], rows, strict=True):
-        if record := records.read_trial(run, trial["key"]).record:
+        stored = records.read_planned(run, trial)
+        if stored.damage:
+            damaged[stored.damage] = None
+        if record := stored.record:
             tally.add(*row, record["status"], record["shifts"])
-            failed[record["reason"]] += record["status"] == "failed"
-    _print(run, plan["suite"], tally, failed)
+            failed[record["reason"].partition("\n")[0]] += record["status"] == "failed"
+    _print(run, plan["suite"], tally, failed, list(damaged))
 
 
-def _print(run: pathlib.Path, suite: str, tally: Tally, failed: Mapping[str, int]) -> None:
+def _print(run: pathlib.Path, suite: str, tally: Tally, failed: Mapping[str, int], damaged: Sequence[str]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    status = _read(run / STATUS_FILE) or {}
-    console.print(f"{suite}: {_state(run, status)}", markup=False)
+    status = _status(run)
+    console.print(f"{suite}: {status if isinstance(status, str) else _state(run, status)}", markup=False)
     console.print(f"  {tally.counts()}", markup=False)
-    if status.get("state") == "running":
+    if not isinstance(status, str) and status["state"] == "running":
         console.print(f"  {status['session']}", markup=False)
         _lines(console, [f"  {line}" for line in status["workers"]], "workers")
     console.print(tally.table())
-    lines = [f"failed {count} times: {reason.splitlines()[0]}" for reason, count in failed.items() if count]
+    _lines(console, [f"damaged, counted as not run: {damage}" for damage in damaged], "damaged trials")
+    lines = [f"failed {count} times: {reason}" for reason, count in failed.items() if count]
     _lines(console, lines, "reasons")
     if lines:
         console.print(f"their logs are in {run / 'logs'}", markup=False)
@@ -67,8 +69,6 @@ def _lines(console: Console, lines: Sequence[str], noun: str) -> None:
 
 
 def _state(run: pathlib.Path, status: Mapping[str, Any]) -> str:
-    if not status:
-        return "has not run a trial yet"
     where = f"process {status['pid']} on {status['host']}"
     if status["state"] != "running":
         return f"{status['state']}, {_ago(status)} ago"
@@ -93,8 +93,11 @@ def _locked(run: pathlib.Path) -> bool:
     return False
 
 
-def _read(path: pathlib.Path) -> Any:
+def _status(run: pathlib.Path) -> Mapping[str, Any] | str:
+    """What the driver wrote last, or why it is not known."""
+    if not (run / STATUS_FILE).exists():
+        return "has not run a trial yet"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+        return documents.read(run / STATUS_FILE, documents.Status)
+    except UsageError as error:
+        return f"its state is not known: {error.problems[0].where} {error.problems[0].message}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from tta_bench.errors import Problem, UsageError
 from tta_bench.precision import Mode
 from tta_bench.report.table import CORRUPTIONS
 from tta_bench.setting import Setting
-from tta_bench.store import results
+from tta_bench.store import documents, results
 from tta_bench.store.results import Results
 
 _CELL_KEY = ["label", "model", "setting", "seed", "segment", "shift", "visit"]
@@ -83,7 +82,7 @@ class Evidence:
 
     def sessions(self) -> list[list[dict[str, Any]]]:
         """The sessions of each run, as in ``run.json``."""
-        return [_sessions(run.path) for run in self.runs]
+        return [documents.sessions(run.path) for run in self.runs]
 
 
 def gather(folders: Sequence[pathlib.Path], *, mix: bool = False) -> Evidence:
@@ -188,15 +187,6 @@ def _of_severity(shifts: pd.DataFrame, severities: Mapping[str, Sequence[float]]
     return [int(severity) if (one := only[setting]) is None else one for setting, severity in rows]
 
 
-def _sessions(folder: pathlib.Path) -> list[dict[str, Any]]:
-    try:
-        sessions: list[dict[str, Any]] = json.loads((folder / "run.json").read_text(encoding="utf-8"))["sessions"]
-    except (OSError, ValueError, KeyError) as error:
-        hint = "give a run's whole folder"
-        raise UsageError(Problem(f"run.json cannot be read: {error}", str(folder), hint=hint)) from error
-    return sessions
-
-
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -283,7 +273,7 @@ def modes(rows: pd.DataFrame) -> list[str]:
 def _used_sessions(run: Results, rows: pd.DataFrame) -> list[dict[str, Any]]:
     """The sessions that produced rows."""
     numbers = set(rows["session"].dropna().astype(int))
-    return [session for session in _sessions(run.path) if session["session"] in numbers]
+    return [session for session in documents.sessions(run.path) if session["session"] in numbers]
 
 
 def _listed(values: Iterable[str]) -> str:

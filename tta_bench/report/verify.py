@@ -26,7 +26,7 @@ def verify(runs: Sequence[Results]) -> tuple[list[str], int]:
     for run in runs:
         planned = [int(t["adapt_images"]) for t in run.plan["trials"] if t["adapt_images"] is not None]
         for trial in {t["key"]: t for t in run.plan["trials"]}.values():
-            stored = records.read_trial(run.path, trial["key"])  # tables written before a disk's error still have it
+            stored = records.read_planned(run.path, trial)  # tables written before a disk's error still have it
             record = stored.record
             lines += [stored.damage] if stored.damage else []
             if record is not None:

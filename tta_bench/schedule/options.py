@@ -26,7 +26,7 @@ class RunOptions:
         gpus_per_trial: fraction of a GPU per trial, on machines with GPUs.
         timeout: seconds after which a trial's process is killed, or None.
         retries: further attempts at a trial after an infrastructure fault (Ray).
-        out: the run's folder; None for ``results/<suite name>``.
+        out: the run's folder; None for ``results/<suite name>``, or one beside it with ``sets`` and ``plugins``.
         cache: folder of the image cache, "off", or None for each machine's default.
         retry_failed: rerun trials that failed with an error of the method.
         limit: size of the seeded subset of images, or None.

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from tta_bench.files import sealed
+
 if TYPE_CHECKING:
     from tta_bench.schedule.progress import TrialProgress
 
@@ -72,9 +74,8 @@ class Tally:
     def add(self, label: str, protocol: str, model: str, status: str, shifts: Iterable[Mapping[str, Any]]) -> None:
         """Count a trial; ``shifts`` are its rows of the table of that name."""
         self.statuses[status] += 1
-        corrupted = [row for row in shifts if row["corruption"] != "clean"]
-        images = sum(row["images"] for row in corrupted)
-        if status == "ok" and images:
+        corrupted = [row for row in shifts if row["corruption"] != "clean"] if status == "ok" else []
+        if images := sum(row["images"] for row in corrupted):
             error = sum(row["images"] * row["error_pct"] for row in corrupted) / images
             self._cells[label, protocol, model].errors.append(error)
 
@@ -136,7 +137,7 @@ class StatusFile:
             "workers": list(self._progress.workers) if state == "running" else [],
         }
         scratch = self._file.with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps(content), encoding="utf-8")  # no fsync: it is replaced within a second
+        scratch.write_text(json.dumps(sealed(content)), encoding="utf-8")  # no fsync: it is replaced within a second
         scratch.replace(self._file)
 
 

@@ -6,7 +6,6 @@ killed leaves no folder that passes for a run.
 
 from __future__ import annotations
 
-import json
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from tta_bench import preparation
 from tta_bench.errors import Problem, UsageError
 from tta_bench.files import write_json
 from tta_bench.precision import Mode
-from tta_bench.store import records, results, runlog
+from tta_bench.store import documents, records, results, runlog
 
 SHOWN = 5  # of a list of trials
 
@@ -47,12 +46,8 @@ def open_run(name: str) -> InputRun:
     """
     path = pathlib.Path(name)
     records.check_version(path)
-    try:
-        plan, run = (json.loads((path / file).read_text(encoding="utf-8")) for file in ("plan.json", "run.json"))
-    except (OSError, ValueError) as error:
-        hint = "give folders that 'tta-bench run' printed last, copied whole"
-        raise UsageError(Problem(f"not a whole run: {error}", name, hint=hint)) from error
-    return InputRun(name, path, plan, {session["session"]: session for session in run["sessions"]})
+    plan, sessions = documents.plan(path), documents.sessions(path)
+    return InputRun(name, path, plan, {session["session"]: session for session in sessions})
 
 
 # -- what runs must agree in -------------------------------------------------------------------------------------------
@@ -131,18 +126,19 @@ def merge_plans(runs: Sequence[InputRun]) -> dict[str, Any]:
 def choose_sources(
     runs: Sequence[InputRun], trials: Sequence[Mapping[str, Any]], keep: InputRun | None
 ) -> tuple[dict[str, Source], list[str]]:
-    """(where each trial's record is copied from, by key; what is wrong with records that do not count).
+    """(where each trial's record is copied from, by key; what is wrong with files that do not count).
 
     A result that is ok goes before a failure, and a method's failure before one of the infrastructure.
 
     Raises:
         UsageError: two runs predict differently for a key, and neither is ``keep``.
     """
-    chosen, problems, damaged = dict[str, Source](), list[Problem](), list[str]()
+    chosen, problems = dict[str, Source](), list[Problem]()
+    damaged = [f"{file} is damaged" for run in runs for file in preparation.damaged(run.path)]
     for key, trial in {trial["key"]: trial for trial in trials}.items():
         sources = []
         for run in runs:
-            stored = records.read_trial(run.path, key)
+            stored = records.read_planned(run.path, trial)
             if stored.damage:
                 damaged.append(stored.damage)
             elif stored.record and stored.record["session"] not in run.sessions:
@@ -213,7 +209,11 @@ def write(
         write_json(target / "trials" / f"{key}.json", moved)
         if (run.path / runlog.name(key)).is_file():
             shutil.copyfile(run.path / runlog.name(key), target / runlog.name(key))
-    for file in (file for run in runs[::-1] for file in (run.path / preparation.FOLDER).glob("*.*")):
-        shutil.copyfile(file, target / preparation.FOLDER / file.name)
-    write_json(target / "run.json", {"schema_version": records.SCHEMA_VERSION, "sessions": sessions})
-    write_json(target / "plan.json", plan)
+    for run in runs[::-1]:
+        damaged = preparation.damaged(run.path)
+        for file in (run.path / preparation.FOLDER).glob("*.*"):
+            if not {file, file.with_suffix("")} & {*damaged}:
+                shutil.copyfile(file, target / preparation.FOLDER / file.name)
+    about = {"schema_version": records.SCHEMA_VERSION, "sessions": sessions}
+    documents.write(target / documents.RUN, about)
+    documents.write(target / documents.PLAN, plan)

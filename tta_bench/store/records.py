@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,8 @@ import numpy as np
 
 from tta_bench import NUMERICS_VERSION
 from tta_bench.errors import Problem, UsageError
-from tta_bench.files import write_atomically, write_json
-from tta_bench.store import schema
+from tta_bench.files import write_atomically
+from tta_bench.store import documents, schema
 from tta_bench.streams import StreamSpec
 
 if TYPE_CHECKING:  # a process that only reads needs no torch
@@ -106,7 +106,7 @@ def checksum(record: Mapping[str, Any], arrays: bytes) -> str:
 
 def write_plan(run: pathlib.Path, plan: Plan) -> None:
     """Write ``plan.json``: every cell of the tables, in order, with the key of the trial that fills it."""
-    write_json(run / "plan.json", plan_content(plan))
+    documents.write(run / documents.PLAN, plan_content(plan))
 
 
 def plan_content(plan: Plan) -> dict[str, Any]:
@@ -205,6 +205,8 @@ def read_trial(run: pathlib.Path, key: str) -> StoredTrial:
         record = json.loads(text)
         version = record["schema_version"]
     except (ValueError, TypeError, KeyError, RecursionError):
+        version = None
+    if type(version) is not int:
         return StoredTrial(damage=f"{path} is not a trial's record")
     if version != SCHEMA_VERSION:
         problem = other_version(version, path)
@@ -216,9 +218,39 @@ def read_trial(run: pathlib.Path, key: str) -> StoredTrial:
         return StoredTrial(damage=f"{run}/trials/{key}.npz: {error.strerror}")
     if record.get("key") != key or record.get("checksum") != checksum(record, arrays):
         return StoredTrial(damage=f"{path} or the .npz beside it does not match its checksum")
-    if wrong := [*schema.faults(record)]:
+    if wrong := [*schema.faults(record), *_half_characters(record)]:
         raise UsageError(schema_problem(wrong, path))
     return StoredTrial(record, arrays)
+
+
+def _half_characters(record: Mapping[str, Any]) -> Iterator[str]:
+    """A message where a text cannot be encoded, so that no table could hold it."""
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        yield "a text has half a character (a surrogate)"
+
+
+def read_planned(run: pathlib.Path, trial: Mapping[str, Any]) -> StoredTrial:
+    """Read a planned trial; one whose rows are not those of its plan is damaged.
+
+    Raises:
+        UsageError: as :func:`read_trial`.
+    """
+    stored = read_trial(run, trial["key"])
+    if stored.record is None or stored.record["status"] != "ok":
+        return stored
+    segments = [(row["position"], row["segment"], row["visit"], row["role"]) for row in stored.record["segments"]]
+    shifts = {(row["position"], row["shift"], row["visit"]) for row in stored.record["shifts"]}
+    cells = {(position, trial["shifts"][number][2], visit) for position, number, visit in trial["cells"]}
+    if segments != [(position, *place) for position, place in enumerate(trial["segments"])] or not shifts <= cells:
+        return StoredTrial(damage=f"{run}/trials/{trial['key']}.json: its rows are not those that plan.json has")
+    return stored
+
+
+def recorded(run: pathlib.Path) -> set[str]:
+    """The keys of the trials that a run's folder has a file of."""
+    return {path.stem for path in (run / "trials").glob("[!.]*.json")}
 
 
 def check_version(run: pathlib.Path) -> None:
@@ -227,13 +259,13 @@ def check_version(run: pathlib.Path) -> None:
     Raises:
         UsageError: its ``plan.json`` or ``run.json`` is of another version.
     """
-    for name in ("plan.json", "run.json"):
+    for name in (documents.PLAN, documents.RUN):
         try:
-            content = json.loads((run / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            content = json.loads((run / name).read_bytes())
+        except (OSError, ValueError, RecursionError):
             continue
         version = content.get("schema_version") if isinstance(content, dict) else None
-        if version is not None and version != SCHEMA_VERSION:
+        if type(version) is int and version != SCHEMA_VERSION:
             raise UsageError(other_version(version, run / name))
 
 
@@ -243,9 +275,9 @@ def schema_problem(faults: Sequence[str], path: str) -> Problem:
     return Problem(f"does not fit schema version {SCHEMA_VERSION}: {'; '.join(faults)}", path, hint=hint)
 
 
-def other_version(version: Any, path: str | pathlib.Path) -> Problem:
+def other_version(version: int, path: str | pathlib.Path) -> Problem:
     """The problem of a file that another schema version wrote."""
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    if version > SCHEMA_VERSION:
         what = f"written by a newer tta-bench (schema version {version}; this one reads {SCHEMA_VERSION})"
         return Problem(what, str(path), hint="update tta-bench, or choose another folder with --out DIR")
     what = f"written by an earlier tta-bench (schema version {version}; this one reads {SCHEMA_VERSION})"

@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tta_bench import __version__
+from tta_bench import __version__, files
 from tta_bench.errors import Problem, UsageError
-from tta_bench.files import write_atomically, write_json
-from tta_bench.store import records, schema, tables
-
-INDEX = "tables.json"  # which trials the written tables are of
+from tta_bench.files import write_atomically
+from tta_bench.store import documents, records, schema, tables
 
 
 def result_columns(table: pd.DataFrame) -> pd.DataFrame:
@@ -103,14 +101,9 @@ def write_tables(run: pathlib.Path) -> Results:
 
 def _load(run: pathlib.Path) -> tuple[Results, str | None]:
     """(the tables; the digest of what they were rebuilt from, None where the written ones are current)."""
-    try:
-        text = (run / "plan.json").read_bytes()
-        plan = json.loads(text)
-    except (OSError, ValueError) as error:
-        hint = "give the folder that 'tta-bench run' printed last"
-        raise UsageError(Problem(f"not a run: {error}", where=str(run), hint=hint)) from error
     records.check_version(run)
-    sources = _digest(run, text)
+    plan = documents.plan(run)
+    sources = _digest(run)
     written = _read(run, plan, sources)
     return (_rebuild(run, plan), sources) if written is None else (written, None)
 
@@ -129,8 +122,10 @@ def read_arrays(run: pathlib.Path, key: str, wanted: Callable[[str], bool]) -> d
 
 
 def _arrays(content: bytes, wanted: Callable[[str], bool], file: str) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files if wanted(name)}
+    try:
+        arrays = files.read_arrays(content, wanted)
+    except ValueError as error:
+        raise UsageError(records.schema_problem([str(error)], file)) from error
     if wrong := [*schema.array_faults(arrays, wanted)]:
         raise UsageError(records.schema_problem(wrong, file))
     return arrays
@@ -140,7 +135,7 @@ def _rebuild(run: pathlib.Path, plan: Mapping[str, Any]) -> Results:
     segments, shifts = list[dict[str, Any]](), list[dict[str, Any]]()
     ok, columns, damaged = list[Mapping[str, Any]](), list[dict[str, np.ndarray]](), dict[str, None]()
     for trial in plan["trials"]:
-        stored = records.read_trial(run, trial["key"])
+        stored = records.read_planned(run, trial)
         record = stored.record
         if stored.damage:
             damaged[stored.damage] = None
@@ -154,7 +149,7 @@ def _rebuild(run: pathlib.Path, plan: Mapping[str, Any]) -> Results:
         else:
             segments += [shared | row for row in tables.planned_segments(trial)]
             shifts += [shared | row for row in tables.planned_shifts(trial)]
-    stale = {path.stem for path in (run / "trials").glob("*.json")}.difference(t["key"] for t in plan["trials"])
+    stale = records.recorded(run).difference(trial["key"] for trial in plan["trials"])
     frames = tables.table(schema.SEGMENTS, segments), tables.table(schema.SHIFTS, shifts), tables.batches(ok, columns)
     return Results(run, plan, *frames, len(stale), tuple(damaged))
 
@@ -162,14 +157,15 @@ def _rebuild(run: pathlib.Path, plan: Mapping[str, Any]) -> Results:
 # -- the written tables ------------------------------------------------------------------------------------------------
 
 
-def _digest(run: pathlib.Path, plan: bytes) -> str:
+def _digest(run: pathlib.Path) -> str:
     """SHA-256 over the plan and the name, size and times of every trial's file: it changes when one of them does."""
-    files = []
+    found = []
     for path in sorted((run / "trials").glob("[!.]*")):  # not those being written
         status = path.stat()
-        files.append((path.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+        found.append((path.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     version = f"{__version__} {records.SCHEMA_VERSION}"
-    return hashlib.sha256(b"\0".join([version.encode(), plan, json.dumps(files).encode()])).hexdigest()
+    plan = (run / documents.PLAN).read_bytes()
+    return hashlib.sha256(b"\0".join([version.encode(), plan, json.dumps(found).encode()])).hexdigest()
 
 
 def _write(results: Results, sources: str) -> None:
@@ -181,15 +177,15 @@ def _write(results: Results, sources: str) -> None:
         write_atomically(results.path / f"{name}.parquet", lambda stream, content=content: stream.write(content))  # type: ignore[misc]
         write_atomically(results.path / f"{name}.csv", functools.partial(frame.to_csv, index=False))
     index = {"sources": sources, "tables": digests, "stale": results.stale, "damaged": results.damaged}
-    write_json(results.path / INDEX, index)
+    documents.write(results.path / documents.TABLES, index)
 
 
 def _read(run: pathlib.Path, plan: Mapping[str, Any], sources: str) -> Results | None:
     """The written tables, or None where they are of other trials, incomplete or edited."""
     try:
-        index = json.loads((run / INDEX).read_text(encoding="utf-8"))
+        index = documents.read(run / documents.TABLES, documents.Tables)
         contents = {name: (run / f"{name}.parquet").read_bytes() for name in schema.TABLES}
-    except (OSError, ValueError):
+    except (OSError, UsageError):
         return None
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     if (index["sources"], index["tables"]) != (sources, digests):

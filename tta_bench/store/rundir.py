@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime
 import fcntl
-import json
 import os
 import pathlib
 import platform
@@ -18,11 +19,10 @@ from multiprocessing.connection import Connection
 from types import MappingProxyType
 from typing import Any
 
-from tta_bench import __version__
+from tta_bench import __version__, preparation
 from tta_bench.errors import Problem, UsageError
-from tta_bench.files import write_json
 from tta_bench.run.server import own_server
-from tta_bench.store.records import SCHEMA_VERSION
+from tta_bench.store import documents, records, schema
 
 _PACKAGES = ("torch", "timm", "ray", "numpy", "scipy", "pandas", "pillow", "scikit-learn", "scikit-image", "numba",
              "safetensors", "imagecorruptions-imaug", "opencv-python", "opencv-python-headless")  # fmt: skip
@@ -56,22 +56,70 @@ def locked(run: pathlib.Path) -> Iterator[None]:
         yield
 
 
+def check_kinds(run: pathlib.Path) -> None:
+    """Refuse a folder with a folder where a run writes a file, or the reverse: neither is replaced.
+
+    Raises:
+        UsageError: with each of them.
+    """
+    files = [run / name for name in (documents.PLAN, documents.RUN, documents.TABLES, "status.json")]
+    files += [run / f"{name}.{suffix}" for name in schema.TABLES for suffix in ("parquet", "csv")]
+    files += [path for name in _FOLDERS for path in (run / name).glob("*.*")]
+    problems = [Problem("a folder where the run has a file", str(path)) for path in files if path.is_dir()]
+    problems += [Problem("a file where the run has a folder", str(run / name))
+                 for name in _FOLDERS if (run / name).is_file()]  # fmt: skip
+    if problems:
+        raise UsageError([dataclasses.replace(problem, hint="move it away") for problem in problems])
+
+
+_FOLDERS = ("trials", "logs", preparation.FOLDER)
+
+
+def damaged(run: pathlib.Path) -> Iterator[str]:
+    """A message for each of ``plan.json`` and ``run.json`` that is there and damaged."""
+    for name, read in ((documents.PLAN, documents.plan), (documents.RUN, documents.sessions)):
+        try:
+            if (run / name).exists():
+                read(run)
+        except UsageError as error:
+            yield f"{error.problems[0].where} {error.problems[0].message}"
+
+
 def begin_session(run: pathlib.Path, suite: Mapping[str, Any], data: Mapping[str, Any] = MappingProxyType({})) -> int:
     """Add a session to ``run.json``; returns its number.
+
+    A damaged file is kept as ``run.json.damaged``. Sessions that trials name and that it has lost are marked as unknown:
+    their numbers are not given again.
 
     Args:
         run: the run's folder.
         suite: the suite.
         data: what its data were found to be.
     """
-    path = run / "run.json"
-    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "sessions": []}
-    if path.exists():
-        content = json.loads(path.read_text(encoding="utf-8"))
-    content["sessions"].append({"session": len(content["sessions"]), **_provenance(), "suite": dict(suite),
-                                "data": dict(data)})  # fmt: skip
-    write_json(path, content)
-    return len(content["sessions"]) - 1
+    path = run / documents.RUN
+    try:
+        sessions = documents.sessions(run)
+    except UsageError:
+        sessions = [_UNKNOWN | {"session": number} for number in _recorded_sessions(run)]
+        with contextlib.suppress(FileNotFoundError):
+            path.replace(path.with_suffix(".json.damaged"))
+    number = 1 + max((session["session"] for session in sessions), default=-1)
+    own = {"session": number, **_provenance(), "suite": dict(suite), "data": dict(data)}
+    documents.write(path, {"schema_version": records.SCHEMA_VERSION, "sessions": [*sessions, own]})
+    return number
+
+
+_UNKNOWN = {"tta_bench": "unknown", "packages": dict.fromkeys(("torch", "timm"), "unknown")}
+
+
+def _recorded_sessions(run: pathlib.Path) -> list[int]:
+    """The sessions that a run's trials name."""
+    numbers = set()
+    for key in records.recorded(run):
+        with contextlib.suppress(UsageError):
+            if record := records.read_trial(run, key).record:
+                numbers.add(record["session"])
+    return sorted(numbers)
 
 
 def _provenance() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+from tta_bench.files import write_text
 from tta_bench.run.runner import TrialResult
 from tta_bench.suite.plan import Trial
 
@@ -32,4 +33,4 @@ def write(run: pathlib.Path, trial: Trial, result: TrialResult) -> None:
     ]
     file = run / name(trial.key)
     file.parent.mkdir(exist_ok=True)
-    file.write_text("\n".join(lines), encoding="utf-8")
+    write_text(file, "\n".join(lines))

@@ -185,7 +185,7 @@ class Shift(ShiftPlace):
         "negative log-likelihood: mean of −log of the label's probability, which counts as 1e-12 where it is less, nats",
         default=None,
     )
-    calibration_gaps: list | None = fact(
+    calibration_gaps: list[float] | None = fact(
         "result",
         "of each of the 15 bins, the sum of correctness minus probability: those of several rows add up to the gaps of "
         "their images together, whose ECE is 100 times the sum of absolute gaps over the number of images",
@@ -226,7 +226,7 @@ class Facts:
     needs_linear_head: bool = fact("origin", "it needs a linear classifier")
     needs_packages: str = fact("origin", "packages that it needs")
     attempts: int | None = fact("origin", "how often it was tried; each fault before is in its log", default=None)
-    faults: list | None = fact("origin", "what went wrong before, a text each", default=None, column=False)
+    faults: list[str] | None = fact("origin", "what went wrong before, a text each", default=None, column=False)
     failure: str | None = fact(
         "origin", "whose fault a failure was: method, memory, timeout or infrastructure", default=None, column=False
     )
@@ -442,9 +442,12 @@ def _faults(owner: type, facts: Any, where: str, whole: bool = True) -> Iterator
 def _fits(value: Any, kind: type, optional: bool) -> bool:
     if value is None:
         return optional
-    if kind is float:  # NumPy's is one, too
-        return isinstance(value, float) or type(value) is int
-    return type(value) is kind
+    if typing.get_origin(kind) is list:
+        [element] = typing.get_args(kind)
+        return type(value) is list and all(_fits(item, element, False) for item in value)
+    if type(value) is int:
+        return kind in (int, float) and -(2**63) <= value < 2**63
+    return isinstance(value, float) if kind is float else type(value) is kind  # NumPy's is a float, too
 
 
 def _shown(value: Any) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
-from dataclasses import dataclass, fields
+from typing import Annotated
+
+from pydantic import Field, FiniteFloat, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 CostRow = tuple[str, str, int, str]  # label, source model, batch size, mode
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"extra": "ignore"})
 class CostRatio:
     """Outcome of a calibration.
 
@@ -18,7 +20,7 @@ class CostRatio:
         status, reason, traceback, failure, log: as of a trial that failed or was skipped.
     """
 
-    ratio: float | None
+    ratio: Annotated[FiniteFloat, Field(gt=0)] | None
     status: str = "ok"
     reason: str = ""
     traceback: str = ""
@@ -27,9 +29,12 @@ class CostRatio:
 
     @classmethod
     def read(cls, file: pathlib.Path) -> CostRatio:
-        """From a calibration's file, which also says how the ratio was measured."""
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
+        """From a calibration's file, which also says how the ratio was measured.
+
+        Raises:
+            OSError, ValueError: the file cannot be read, or is damaged.
+        """
+        return TypeAdapter(cls).validate_json(file.read_bytes(), strict=True)
 
 
 NOT_MEASURED = CostRatio(None, "failed", "its cost ratio has not been measured", failure="infrastructure")

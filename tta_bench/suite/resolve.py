@@ -132,9 +132,7 @@ def rows_problem(loaded: LoadedSuite, most: int | None) -> Problem | None:
     everything else that is varied beside shifts. None as ``most``: any number.
     """
     suite = loaded.suite
-    each = sum(
-        len(e.batch_size) * len(e.seeds) * len(e.precision) * e.protocol.combinations() for e in suite.evaluations()
-    )
+    each = sum(len(e.batch_size) * len(e.seeds) * len(e.modes) * e.protocol.combinations() for e in suite.evaluations())
     rows = [len(suite.models) * each * method.rows() for method in suite.methods]
     if most is None or sum(rows) <= most:
         return None
