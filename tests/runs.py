@@ -68,7 +68,7 @@ def _planned(cell: Cell, size: int, changed: Mapping[str, Any]) -> dict[str, Any
         "segments": [[shift, 0, "stream"]], "cells": [[0, 0, 0]], "seed": seed, "batch_size": 10, "images": size, "precision": "float32", "data": f"of {shift}",
         "asked": {"method": {"config": {}}},
     }  # fmt: skip
-    trial |= {name: value for name, value in changed.items() if name in trial}
+    trial |= {name: value for name, value in changed.items() if name in (*trial, "num_classes")}
     trial |= _setting(trial)
     key = hashlib.sha256(json.dumps([*cell, sorted(map(str, changed.items()))]).encode()).hexdigest()
     return {"key": key, **trial}

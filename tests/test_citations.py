@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from conftest import Outcome
@@ -304,6 +305,15 @@ def test_the_setting_says_what_varies(tmp_path: pathlib.Path) -> None:
     ):
         assert part in text, f"{part}\n{text}"
     assert "never reset" not in text, "the suite resets every 1,000 batches"
+
+
+def test_the_setting_says_that_shifts_differ_in_size(tmp_path: pathlib.Path) -> None:
+    sizes = {"a": ("fog-5", 24), "b": ("snow-5", 30)}
+    runs = [
+        write_run(tmp_path / name, {("source", "m", shift, 0): np.ones(n, bool)}) for name, (shift, n) in sizes.items()
+    ]
+    said = plain(content.make(evidence.gather(runs, mix=True), ReportOptions()).setting)
+    assert "Streams draw on all images of each shift, 24 to 30 as shifts differ in size." in said
 
 
 def test_models_that_are_changed_or_from_files_say_so(tmp_path: pathlib.Path) -> None:

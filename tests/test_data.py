@@ -101,6 +101,11 @@ def test_fingerprints_do_not_depend_on_where_the_data_lie(tree: pathlib.Path, tm
     assert fingerprint(tree / "c") != before
 
 
+def test_digits_are_called_corrupted_and_images_of_a_benchmark_not_its_own(digit_folder: pathlib.Path) -> None:
+    assert opened("digits", [CLEAN]).note == "corrupted with the strengths of CIFAR-10-C"
+    assert opened("folder", [CLEAN], root=str(digit_folder)).note == "generated, not ImageNet-C"
+
+
 def test_a_generated_shift_is_identified_by_all_that_makes_it(digit_folder: pathlib.Path) -> None:
     def fingerprint(**options: object) -> object:
         part = {"root": str(digit_folder), "preprocess": "none", "strengths": "cifar", **options}

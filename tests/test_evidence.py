@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -13,7 +14,9 @@ from runs import reseal, verdicts, write_run
 import tta_bench
 from tta_bench.errors import UsageError
 from tta_bench.report.content import ReportOptions, make
+from tta_bench.report.cost import costs
 from tta_bench.report.evidence import gather, of_shifts
+from tta_bench.report.render.grids import cost_grid
 
 FOG = {("a", "m", "fog-5", 0): verdicts(10, 100)}
 SNOW = {("a", "m", "snow-5", 0): verdicts(10, 100)}
@@ -113,6 +116,32 @@ def test_sessions_of_other_machines_in_one_run_are_said(tmp_path: pathlib.Path) 
     first.write_text(json.dumps({**record, "environment": {**record["environment"], "device": "cuda"}}))
     reseal(first)
     assert "one mixes several values of device: cpu, cuda." in gather([run]).notes
+
+
+def notes_of(path: pathlib.Path, rows: dict[Any, Any], **options: Any) -> str:
+    return " ".join(make(gather([write_run(path, rows, **options)]), ReportOptions()).notes)
+
+
+@pytest.mark.parametrize(("error", "chance"), [(90, True), (86, True), (80, False)])
+def test_a_source_model_at_chance_on_clean_images_is_said(tmp_path: pathlib.Path, error: int, chance: bool) -> None:
+    rows = {("source", "m", "clean", 0): verdicts(error, 1000), ("source", "n", "clean", 0): verdicts(5, 1000)}
+    said = notes_of(tmp_path / "run", rows, num_classes=10)
+    assert (f"source on m is at chance on clean images: error {error}.0 %, of random answers 90.0 %" in said) == chance
+    assert "source on n" not in said
+
+
+def test_times_from_a_busy_host_or_a_shared_gpu_are_said(tmp_path: pathlib.Path) -> None:
+    rows = {**FOG, **SNOW}
+    quiet = notes_of(tmp_path / "quiet", rows, facts={"load_start": 0.2, "load_end": 1.1, "device_others_mib": 500.0})
+    assert "busy" not in quiet
+    assert "GPU" not in quiet
+    assert "shared" not in quiet
+    busy = notes_of(tmp_path / "busy", rows, facts={"load_start": 0.2, "load_end": 3.14, "device_others_mib": 9000.0})
+    assert "2 of 2 trials ran on a busy host, with up to 3.1 waiting or running processes for each CPU" in busy
+    assert "2 of 2 trials met other processes on their GPU, with up to 9,000 MiB of its memory" in busy
+    assert "2 of 2 trials shared their device" in notes_of(tmp_path / "shared", rows, facts={"device_share": 0.25})
+    [table] = costs(gather([tmp_path / "busy"]), "source")
+    assert "busy host" in " ".join(cost_grid(table, "cost-1").caption)
 
 
 def test_damaged_arrays_make_a_missing_cell_with_a_note(tmp_path: pathlib.Path) -> None:

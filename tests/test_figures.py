@@ -25,7 +25,8 @@ from runs import Cell, verdicts, write_run
 from tta_bench.report import content, figures, table
 from tta_bench.report.content import Content, ReportOptions
 from tta_bench.report.evidence import gather
-from tta_bench.report.figures import by_corruption, by_cost, by_severity, heatmap, online, ranks
+from tta_bench.report.figures import by_corruption, by_cost, by_severity, by_updates, heatmap, online, ranks
+from tta_bench.report.figures.limits import Range
 from tta_bench.report.figures.section import Drawing, Section, sections
 from tta_bench.report.figures.style import colours, house_style, styles
 from tta_bench.report.table import MethodErrors
@@ -423,14 +424,117 @@ def test_updates_are_of_the_same_trials(tmp_path: pathlib.Path) -> None:
     assert section.per_thousand("updates") == {("m", "tent"): 100.0}, "ten steps for 100 images"
 
 
+# -- many methods, and bad ones ----------------------------------------------------------------------------------------
+
+
+def test_a_bad_method_does_not_flatten_the_others() -> None:
+    errors = {"source": [40.0], "tent": [38.0], "mgg": [33.0], "sar": [99.0]}
+    limits = Range.of(errors, "source")
+    assert (limits.low, limits.high, limits.beyond) == (33.0, 40.0, {"sar": 99.0})
+    assert Range.of({**errors, "sar": [44.0]}, "source").beyond == {}, "it flattens nothing"
+    assert Range.of({"source": [99.0], "a": [5.0], "b": [5.0]}, "source").beyond == {}, "the baseline is always shown"
+    assert Range.of({"a": [99.0], "b": [5.0]}, "source").beyond == {}, "of two, none is the bad one"
+    many = {f"m{i}": [10.0 + i] for i in range(7)} | {"x": [90.0], "y": [90.0]}
+    assert Range.of(many, "m0").beyond == {"x": 90.0, "y": 90.0}, "a quarter"
+
+
+@pytest.mark.parametrize("kind", [by_corruption, by_severity, by_updates, by_cost])
+def test_an_axis_that_leaves_out_a_method_says_so(tmp_path: pathlib.Path, kind: Any) -> None:
+    labels = ["source", "a", "b", "bad"]
+    rows = cells(labels, ["m"], ["fog-3", "fog-5", "snow-5"], [0])
+    rows |= {place: verdicts(30, 100) for place in rows} | {k: verdicts(99, 100) for k in rows if k[0] == "bad"}
+    report = made(tmp_path, rows)
+    number = report.evidence.segments["label"].map({label: i for i, label in enumerate(labels)})
+    report.evidence.segments["updates"] = (100 * number).astype("Int64")
+    report.evidence.segments["step_ms_median"] = 5.0 + number
+    with house_style():
+        [drawing] = kind.draw(only(content.make(report.evidence, ReportOptions())))
+    axes = drawing.figure.axes[0]
+    assert axes.get_ylim()[1] < 50
+    assert "↑" in texts(drawing.figure)
+    assert "↑ higher than its end: bad (up to 99" in " ".join(drawing.text.notes)
+    assert max(axes.get_yticks()) < axes.get_ylim()[1]
+    assert axes.get_ylim()[0] >= 0
+
+
+def test_no_point_is_left_of_zero(tmp_path: pathlib.Path) -> None:
+    report = made(tmp_path, cells(["source", "a", "b", "c"], ["m"], ["fog-5"], [0]))
+    frame = report.evidence.segments
+    frame["updates"] = [100 if label == "c" else 0 for label in frame["label"]]
+    with house_style():
+        [drawing] = by_updates.draw(only(content.make(report.evidence, ReportOptions())))
+    assert min(marks(drawing.figure.axes[0])[""][:, 0]) == 0
+
+
+def test_colours_of_a_heat_map_are_for_its_panel(tmp_path: pathlib.Path) -> None:
+    rows = {(label, model, "fog-5", 0): verdicts(error, 1000) for (label, model), error in {
+        ("source", "m"): 50, ("a", "m"): 48, ("b", "m"): 50, ("bad", "m"): 99,
+        ("source", "n"): 50, ("a", "n"): 20, ("b", "n"): 30, ("bad", "n"): 35}.items()}  # fmt: skip
+    with house_style():
+        [drawing] = heatmap.draw(only(made(tmp_path, rows)))
+    scales = [axes.collections[0].get_clim()[1] for axes in drawing.figure.axes[:2]]
+    assert scales == pytest.approx([2, 30])
+    shown = [text for text in texts(drawing.figure) if text in ("0.0", "+0.0", "+49.0")]
+    assert sorted(set(shown)) == ["+49.0", "0.0"]
+    assert "Differences beyond a scale have its last colour" in drawing.text.notes
+
+
+def test_of_thirty_methods_bars_show_the_best_and_name_the_others(tmp_path: pathlib.Path) -> None:
+    labels = ["source", *(f"m{i:02}" for i in range(29))]
+    rows = {(label, "m", shift, 0): verdicts(60 if label == "source" else 10 + i, 100)
+            for i, label in enumerate(labels) for shift in ("fog-3", "fog-5")}  # fmt: skip
+    section = only(made(tmp_path, rows))
+    with house_style():
+        drawings = [next(kind.draw(section)) for kind in (by_corruption, by_severity, online)]
+        for drawing in drawings:
+            drawing.figure.draw_without_rendering()
+    for drawing in drawings:
+        shown = [text for text in texts(drawing.figure) if text in labels]
+        assert shown == labels[:21], "the baseline, though its error is the highest, and the best"
+        assert f"Left out here, 9 of 30 methods, with higher errors: {', '.join(labels[21:])}" in drawing.text.notes
+        check_text(drawing)
+
+
+def test_the_ticks_of_ranks_begin_with_the_best(tmp_path: pathlib.Path) -> None:
+    for count, ticks in ((3, [1, 2, 3]), (20, [1, 5, 10, 15, 20])):
+        rows = cells([f"m{i}" for i in range(count)], ["m"], SHIFTS, [0])
+        with house_style():
+            [drawing] = ranks.draw(only(made(tmp_path / str(count), rows)))
+        assert drawing.figure.axes[0].get_xticks().tolist() == ticks
+
+
+def test_averaging_is_said(tmp_path: pathlib.Path) -> None:
+    section = only(made(tmp_path, cells(["source", "tent"], ["m"], [*SHIFTS, "fog-3"], [0, 1])))
+    with house_style():
+        drawings = {drawing.text.name: drawing.text.notes[0] for drawing in figures.drawings(section.content)}
+    assert drawings["severity"] == drawings["online"] == "Means over 3 corruptions and 2 seeds"
+    assert drawings["errors"] == "Bars: means over 2 seeds; mean: over the 3 corruptions, without clean"
+
+
+@pytest.mark.filterwarnings("error")
+def test_letters_that_the_font_lacks_are_code_points(tmp_path: pathlib.Path) -> None:
+    labels = ["source", "拡張", "tent🔥", "طريقة"]
+    report = made(tmp_path, cells(labels, ["模型"], [*SHIFTS, "fog-3"], [0]), dataset="数据")
+    drawn = figures.draw(report, tmp_path, ["png"])
+    assert len(drawn) > 3
+    with house_style():
+        for drawing in figures.drawings(report):
+            shown = texts(drawing.figure)
+            assert "[U+6A21][U+578B]" in shown
+            assert {"طريقة", "[U+62E1][U+5F35]", "tent[U+1F525]"} <= set(shown), drawing.text.name
+            assert "拡張" not in "".join(shown)
+
+
 # -- style -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_method_has_one_style_whatever_comes_after_it() -> None:
     assert colours(["source", "a", "b"]).items() < colours(["source", "a", "b", "c"]).items()
     assert colours(["a", "b"])["a"] == colours(["a", "source", "b"])["a"], "the source model takes no colour"
-    many = styles(["source", *map(str, range(28))])
-    assert len(set(many.values())) == 29, "colours repeat, styles do not"
+    many = styles(["source", *map(str, range(70))])
+    assert len(set(many.values())) == 71, "colours repeat, styles do not"
+    looks = {str((s.point()["marker"], s.colour, s.bar.get("hatch"))) for s in many.values()}
+    assert len(looks) == 71
     assert len({style.colour for label, style in many.items() if label in ("source", *map(str, range(7)))}) == 8
 
 

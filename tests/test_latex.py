@@ -115,7 +115,8 @@ def test_all_together_in_a_paper(folder: pathlib.Path, tmp_path: pathlib.Path, h
     for path in paths:
         shutil.copy(path, tmp_path)
     names = [path.stem for path in paths]
-    body = "\n".join(rf"\input{{{name}}} See \ref{{tab:ttabench-{name}}}." for name in names)
+    labels = [re.search(r"\\label\{(.*?)\}", path.read_text())[1] for path in paths]  # type: ignore[index]
+    body = "\n".join(rf"\input{{{n}}} See \ref{{{label}}}." for n, label in zip(names, labels, strict=True))
     text = (
         head
         + "\\usepackage{booktabs}\\usepackage{graphicx}\n\\begin{document}\n"
@@ -169,6 +170,8 @@ def test_a_long_table_goes_on_a_second_page() -> None:
     grid = Grid("errors-x", "t", ("WARNING",), ["First.", "Second."], [], [Column("a", "A", "mean")], groups)
     text = latex.latex(grid)
     assert re.findall(r"\\label\{(.*)\}", text) == ["tab:ttabench-errors-x", "tab:ttabench-errors-x-2"]
+    own = latex.latex(grid, suite="imagenet-c")
+    assert re.findall(r"\\label\{(.*)\}", own)[0] == "tab:ttabench-imagenet-c-errors-x"
     assert "First. Part 2 of 2." in text
     assert text.count("WARNING") == 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 
 import pytest
@@ -19,7 +20,16 @@ from tta_bench.methods.source import Source
 from tta_bench.methods.tent import Tent
 from tta_bench.models import SourceModel
 from tta_bench.networks.from_timm import ModelSpec, build_network
+from tta_bench.run import meters
 from tta_bench.run.meters import PassCounter, StepCounter, Stopwatch
+
+
+def test_load_is_for_each_cpu_and_unknown_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "getloadavg", lambda: (6.0, 1.0, 1.0))
+    assert meters.load() == 1.5
+    monkeypatch.delattr(os, "getloadavg")
+    assert meters.load() is None
 
 
 class Teacher(Adapter):

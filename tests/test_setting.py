@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from runs import write_run
 from tta_bench import load_results, suite
 from tta_bench.report import content
 from tta_bench.report.content import ReportOptions
+from tta_bench.report.error_tables import names_of
 from tta_bench.report.evidence import gather
 from tta_bench.setting import Setting
 from tta_bench.suite import plan
@@ -171,3 +173,14 @@ def test_clean_images_of_a_stream_stand_with_its_severity_alone(suite_file: Call
     assert [t.setting.severities for t in made.trials if t.label == "source"] == [(3,), (5,)]
     made = plan.make(suite.load(str(file), sets=["protocol.kind=reset"]))
     assert [t.setting.severities for t in made.trials if t.label == "source"] == [(), (3,), (5,)]
+
+
+def test_titles_of_settings_that_differ_in_anything_differ() -> None:
+    base = Setting("D", "reset")
+    others = [replace(base, mask="none"), replace(base, precision="float64"), replace(base, batch_size=1),
+              replace(base, dataset="E"), replace(base, parameters=(("delta", "0.1"),))]  # fmt: skip
+    for other in others:
+        assert len({title for _, title in names_of([base, other]).values()}) == 2
+    titles = [title for _, title in names_of([base, *others]).values()]
+    assert len(set(titles)) == 6
+    assert [title for _, title in names_of([base, others[0]]).values()] == ["reset", "reset, class mask none"]

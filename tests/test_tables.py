@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import pathlib
 import re
@@ -25,7 +26,7 @@ from tta_bench.report.evidence import gather
 from tta_bench.report.figures import online
 from tta_bench.report.figures.section import sections
 from tta_bench.report.images import ImageErrors
-from tta_bench.store import records, results, schema
+from tta_bench.store import records, results, schema, tables
 from tta_bench.streams import CLEAN, Segment, Shift, Stream, StreamSpec, subset
 
 FAILING = """\
@@ -303,3 +304,13 @@ def test_a_fact_without_a_place_in_the_schema_fails_its_trial_instead(tmp_path: 
     [row] = results.load(run).segments.to_dict("records")
     assert row["status"] == "failed"
     assert row["reason"] == "the result cannot be recorded: unknown fact colour"
+
+
+def test_a_spreadsheet_computes_no_text_of_a_table() -> None:
+    texts = ["=1+1", "+x", "-cmd", "@sum", "\ttab", "plain", "-1.5", "+2e-3", "a=b", None]
+    frame = pd.DataFrame({"label": texts, "error_pct": [-1.5] * 10, "=head": 1})
+    read = pd.read_csv(io.StringIO(tables.csv_text(frame)), dtype={"label": object}, keep_default_na=False)
+    assert read.columns.tolist() == ["label", "error_pct", "'=head"]
+    assert read["label"].tolist() == ["'=1+1", "'+x", "'-cmd", "'@sum", "'\ttab", "plain", "-1.5", "+2e-3", "a=b", ""]
+    assert read["error_pct"].tolist() == [-1.5] * 10
+    assert frame["label"].tolist()[:-1] == texts[:-1], "the table itself is as it was"

@@ -15,7 +15,7 @@ from runs import verdicts, write_run
 from tta_bench.data.corrupt.corruptions import BENCHMARK
 from tta_bench.report import content, evidence
 from tta_bench.report.content import Content, ReportOptions
-from tta_bench.report.render import grids, terminal
+from tta_bench.report.render import data, grids, markdown, page, terminal
 
 WHOLE = ("clean", *BENCHMARK)
 
@@ -122,3 +122,28 @@ def test_columns_that_are_chosen_keep_their_cells(made: Content) -> None:
     chosen = grid.taking([3, 0])
     assert chosen.columns == [grid.columns[3], grid.columns[0]]
     assert [row.cells for row in chosen.rows] == [[row.cells[3], row.cells[0]] for row in grid.rows]
+
+
+def test_a_pipe_is_told_of_no_mark_that_it_does_not_show(made: Content) -> None:
+    for sentence in ("Bold: significantly lower", "Underlined:"):
+        assert sentence in shown(made, 300, colours=True)
+        assert sentence not in shown(made, 300)
+    assert "*: mean over fewer trials than planned; not tested." in shown(made, 300)
+    assert not re.search("bold|underlined", shown(made, 300), re.IGNORECASE)
+
+
+def test_the_text_of_a_failure_is_bounded_everywhere(tmp_path: pathlib.Path) -> None:
+    reason = "RuntimeError: " + "x" * 5000 + " the end"
+    cells = {("source", "m", "fog-5", 0): verdicts(10, 100), ("tent", "m", "fog-5", 0): "failed"}
+    model = {"tag": "m", "weights_sha256": "ab", "mean": [0.5] * 3, "std": [0.2] * 3}
+    report = content.make(evidence.gather([write_run(tmp_path / "run", cells, models={"m": model})]), ReportOptions())
+    gaps = [dataclasses.replace(report.gaps[0], reason=f"{number} {reason}") for number in range(30)]
+    rows = [dataclasses.replace(row, reason=reason) for row in report.tables[0].rows]
+    report = dataclasses.replace(report, gaps=gaps, tables=[dataclasses.replace(report.tables[0], rows=rows)])
+    [markdown_file] = markdown.write(report, tmp_path)
+    page_file = page.write(report, [], tmp_path / "index.html")
+    for text in (shown(report, 120), markdown_file.read_text(), page_file.read_text()):
+        assert "x" * 400 not in "".join(text.split())
+        assert "the end" in text
+    assert "10 more cells without a result, for 10 other reasons" in " ".join(shown(report, 120).split())
+    assert reason in data.frames(report)["gaps"]["reason"][0], "the data have all of it"

@@ -1,4 +1,4 @@
-"""Atomic writes: a file appears complete or not at all. Checksums, arrays that are read whole, paths as users give them."""
+"""Files written atomically, complete or not at all; checksums, arrays that are read whole, paths as users give them."""
 
 from __future__ import annotations
 

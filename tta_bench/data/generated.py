@@ -41,7 +41,9 @@ class Generated(Dataset):
         self.title = title
         self.ids, self.labels = clean.ids, clean.labels
         self.num_classes, self.side = clean.num_classes, clean.side
-        self.note = f"generated, not {'ImageNet-C' if strengths == 'imagenet' else 'CIFAR-10-C'}"
+        benchmark = "ImageNet-C" if strengths == "imagenet" else "CIFAR-10-C"
+        like = title.startswith(benchmark)  # else nobody takes them for the benchmark's
+        self.note = f"generated, not {benchmark}" if like else f"corrupted with the strengths of {benchmark}"
 
     def found(self) -> list[Found]:
         found = [*self.clean.found(), *(self.source.found() if self.source else [])]

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pandas as pd
 
+from tta_bench.report.error_tables import told_apart
 from tta_bench.report.table import Cell, ErrorTable, MethodErrors, TableSetting, identifier
 from tta_bench.setting import Setting, words
 
@@ -126,16 +127,7 @@ def _joined(tables: Mapping[str, ErrorTable], mixed: tuple[str, ...]) -> ErrorTa
 
 def _protocol_names(tables: Sequence[ErrorTable]) -> dict[Setting, str]:
     """Short unique column names: the kind, with parameters, batch size, precision and class mask where needed."""
-    bases = [table.setting.base for table in tables]
-    short = {base: base.protocol for base in bases}
-    details = (lambda b: b.told, lambda b: f"batch size {b.batch_size}", lambda b: b.mode.text, lambda b: b.mask_told)
-    for detail in details:
-        names = list(short.values())
-        short = {
-            b: f"{name}, {detail(b)}" if names.count(name) > 1 and detail(b) else name for b, name in short.items()
-        }
-    unique = len(set(short.values())) == len(short)
-    return short if unique else {base: base.text for base in short}
+    return told_apart({table.setting.base: table.setting.base.protocol for table in tables})
 
 
 def _ranks(table: ErrorTable) -> dict[tuple[str, str], float]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tta_bench.report import across, citing, views, wording
 from tta_bench.report.calibration import CalibrationTable, calibration_tables
+from tta_bench.report.cautions import cautions
 from tta_bench.report.cost import CostTable, costs
 from tta_bench.report.error_tables import curves, tables
 from tta_bench.report.evidence import Evidence
@@ -167,7 +168,7 @@ def make(evidence: Evidence, options: ReportOptions) -> Content:
         mce=mce_tables(error_tables),
         methods=list(_methods(evidence)),
         gaps=list(_gaps(evidence)),
-        notes=[*mixed, *evidence.notes, *_without(evidence, options.baseline), *_cautions(error_tables)],
+        notes=[*mixed, *evidence.notes, *cautions(evidence, error_tables, options.baseline)],
     )
 
 
@@ -188,16 +189,3 @@ def _gaps(evidence: Evidence) -> Iterator[Gap]:
         shifts, seeds = tuple(dict.fromkeys(part["shift"])), tuple(sorted({int(s) for s in part["seed"]}))
         log = str(logs.iloc[0]) if len(logs) else ""
         yield Gap(str(label), str(model), str(status), str(reason), shifts, seeds, len(part), log)
-
-
-def _without(evidence: Evidence, baseline: str) -> Iterator[str]:
-    if baseline not in evidence.labels:
-        yield f"No row has the label {baseline}: numbers relative to it are left out."
-
-
-def _cautions(error_tables: list[ErrorTable]) -> Iterator[str]:
-    if any(table.seeds == 1 for table in error_tables):
-        yield "One seed: how much errors vary with the order of the images is unknown and not part of the tests."
-    for table in error_tables:
-        if table.untested:
-            yield f"{table.setting.text}: nothing was tested: {table.untested}."

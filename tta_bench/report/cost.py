@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from tta_bench.report.cautions import disturbed
 from tta_bench.report.evidence import Evidence, adapting_most
 from tta_bench.setting import Setting
 
@@ -49,6 +50,7 @@ class CostTable:
         baseline: the method that ``slowdown`` is relative to.
         shared: whether times were taken on a device that other trials used.
         section: the setting of all rows, without severity and number of images adapted on.
+        disturbed: how a busy machine disturbed the times, a sentence each.
     """
 
     hardware: str
@@ -57,6 +59,7 @@ class CostTable:
     rows: list[CostRow]
     shared: bool = False
     section: Setting | None = None
+    disturbed: tuple[str, ...] = ()
 
     def of(self, model: str) -> list[CostRow]:
         """The rows of a source model."""
@@ -123,7 +126,8 @@ def _by_hardware(
             for label, mine in part[part["model"] == model].groupby("label", sort=False)
         ]
         note = "; other trials used the device at the same time" if shared else ""
-        yield CostTable(hardware, f"Cost on {about}, {hardware}{note}.", baseline, rows, shared)
+        caption = f"Cost on {about}, {hardware}{note}."
+        yield CostTable(hardware, caption, baseline, rows, shared, disturbed=tuple(disturbed(part)))
 
 
 def _untimed(part: pd.DataFrame, places: Sequence[tuple[str, str]], about: str, baseline: str) -> CostTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -113,11 +113,24 @@ def names_of(bases: Sequence[Setting]) -> dict[Setting, tuple[str, str]]:
         return dict.fromkeys(bases, ("", ""))
     short = [_short(base) for base in bases]
     unique = [identifier(base.text) if short.count(name) > 1 else name for base, name in zip(bases, short, strict=True)]
-    return {base: (name, _protocol(base)) for base, name in zip(bases, unique, strict=True)}
+    titles = told_apart({base: base.protocol_text for base in bases})
+    return {base: (name, titles[base]) for base, name in zip(bases, unique, strict=True)}
 
 
-def _protocol(base: Setting) -> str:
-    return f"{base.protocol}, {base.told}" if base.told else base.protocol
+def told_apart(names: Mapping[Setting, str]) -> dict[Setting, str]:
+    """Unique names of settings: equal ones with parameters, data set, batch size, mode or class mask, as it takes."""
+    details: tuple[Callable[[Setting], str], ...] = (
+        lambda base: base.told, lambda base: base.dataset, lambda base: f"batch size {base.batch_size}",
+        lambda base: base.mode.text, lambda base: base.mask_told,
+    )  # fmt: skip
+    told = dict(names)
+    for detail in details:
+        groups: dict[str, list[Setting]] = {}
+        for base, name in told.items():
+            groups.setdefault(name, []).append(base)
+        apart = [group for group in groups.values() if len({detail(base) for base in group}) > 1]
+        told |= {b: f"{told[b]}, {detail(b)}" for group in apart for b in group if detail(b)}
+    return told if len(set(told.values())) == len(told) else {base: base.text for base in told}
 
 
 def _short(base: Setting) -> str:

@@ -123,9 +123,13 @@ def _images(runs: Sequence[Results], title: str) -> Iterator[str]:
         trials = [t for r in runs if r.plan["all_images"] == whole for t in r.plan["trials"] if t["dataset"] == title]
         if trials:
             single = all(len(trial["shifts"]) == 1 for trial in trials)
-            sizes = listed((f"{size:,}" for size in sorted({int(t["images"]) for t in trials})), "or")
-            exact = "" if single else "up to "
-            yield f"{(exact or 'all ') if whole else f'a seeded subset of {exact}'}{sizes} images of each shift"
+            least, most = (bound(int(trial["images"]) for trial in trials) for bound in (min, max))
+            if single and least < most:
+                of = "all images" if whole else "a seeded subset of the images"
+                yield f"{of} of each shift, {least:,} to {most:,} as shifts differ in size"
+            else:
+                exact = "" if single else "up to "
+                yield f"{(exact or 'all ') if whole else f'a seeded subset of {exact}'}{most:,} images of each shift"
 
 
 def _protocols(evidence: Evidence, groups: Groups, cited: Cited) -> Iterator[Passage]:

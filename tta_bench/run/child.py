@@ -37,7 +37,15 @@ from tta_bench.run.engine import Engine, prepare_compiler
 from tta_bench.run.faults import DataFault, kind_of
 from tta_bench.run.global_state import GlobalState, MethodState, function_snapshot, set_global_state
 from tta_bench.run.loading import to_tensor
-from tta_bench.run.meters import PassCounter, StepCounter, Stopwatch, peak_memory_mib, reset_peak_memory, synchronize
+from tta_bench.run.meters import (
+    PassCounter,
+    StepCounter,
+    Stopwatch,
+    others_memory_mib,
+    peak_memory_mib,
+    reset_peak_memory,
+    synchronize,
+)
 from tta_bench.run.output import captured, printable
 
 _MAX_PREPARED = 4  # results of prepare() that a child keeps
@@ -214,6 +222,7 @@ class _TrialRun:
         self.needs = optimizers.needs(adapter)
         return {
             **facts,
+            "device_others_mib": others_memory_mib(self.child.device),
             "adapted_parameters": sum(p.numel() for p in adapter.model.parameters() if p.requires_grad),
             "batch_statistics": _batch_statistics(adapter),
             "checkpoint": optimizers.checkpoint_origin(adapter),

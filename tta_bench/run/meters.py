@@ -9,6 +9,7 @@ block.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -175,3 +176,19 @@ def reset_peak_memory(device: torch.device) -> None:
 def peak_memory_mib(device: torch.device) -> float | None:
     """Largest device memory in use since the last reset, in MiB; None on the CPU, where no such figure is meaningful."""
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
+
+
+def others_memory_mib(device: torch.device) -> float | None:
+    """Memory of ``device`` that is in use but not held by this process's torch, MiB; None on the CPU."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return (total - free - torch.cuda.memory_reserved(device)) / 2**20
+
+
+def load() -> float | None:
+    """Running and waiting processes of the machine for each of its CPUs, mean of the last minute; None if not told."""
+    try:
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    except (OSError, AttributeError):  # not on every system
+        return None

@@ -25,7 +25,7 @@ from tta_bench.data.cache import Direct, ImageCache, Images, default_root
 from tta_bench.errors import UsageError, text_of
 from tta_bench.precision import Mode
 from tta_bench.run import child as children
-from tta_bench.run import messages, metrics, output
+from tta_bench.run import messages, meters, metrics, output
 from tta_bench.run import ring as rings
 from tta_bench.run.faults import DataFault, FaultKind
 from tta_bench.run.grading import Grader
@@ -123,7 +123,7 @@ class Supervisor:
         """Run a trial; errors of the method, its data or its device give a ``failed`` result and do not raise."""
         log = self.logs / f"{trial.key}.log"
         log.touch()
-        start = time.perf_counter()
+        start, load = time.perf_counter(), meters.load()
         deadline = None if self._timeout is None else start + self._timeout
         outcome, changes = self._outcome(trial, log, deadline)
         environment = {"host": socket.gethostname(), "pid": os.getpid()}
@@ -132,6 +132,7 @@ class Supervisor:
         if changes or outcome["status"] == "failed":
             self.end_child()
         facts = {**outcome.pop("facts", {}), "trial_s": time.perf_counter() - start}
+        facts |= {"load_start": load, "load_end": meters.load()}
         if changes:
             facts["global_changes"] = output.printable(", ".join(changes))
         text = output.read(log)

@@ -128,13 +128,14 @@ def plan_content(plan: Plan) -> dict[str, Any]:
         "models": {trial.model: trial.asked["model"] for trial in plan.trials},
         "axes": list(plan.axes),
         "trials": [
-            _planned(trial, plan.materials.images_a_shift(trial)) | rows(trial.model, trial.stream)
+            _planned(trial, plan.materials.images_a_shift(trial), plan.materials.datasets[trial.model].num_classes)
+            | rows(trial.model, trial.stream)
             for trial in plan.trials
         ],
     }
 
 
-def _planned(trial: Trial, images: int) -> dict[str, Any]:
+def _planned(trial: Trial, images: int, classes: int) -> dict[str, Any]:
     return {
         "key": trial.key,
         "label": trial.label,
@@ -153,6 +154,7 @@ def _planned(trial: Trial, images: int) -> dict[str, Any]:
         "adapt_images": trial.setting.values()["parameters"].get("adapt_images"),
         "cost_ratio": trial.cost_ratio,
         **({} if trial.mask is None else {"classes": len(trial.mask)}),
+        "num_classes": classes if trial.mask is None else len(trial.mask),
         "shifts": [[s.name, s.severity or 0, s.id] for s in trial.stream.shifts],
         "families": [s.family for s in trial.stream.shifts],
         "seed": trial.seed,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import json
@@ -16,7 +15,7 @@ import pandas as pd
 
 from tta_bench import __version__, files
 from tta_bench.errors import Problem, UsageError
-from tta_bench.files import write_atomically
+from tta_bench.files import write_atomically, write_text
 from tta_bench.store import documents, records, schema, tables
 
 
@@ -175,7 +174,7 @@ def _write(results: Results, sources: str) -> None:
         content = frame.to_parquet(index=False)
         digests[name] = hashlib.sha256(content).hexdigest()
         write_atomically(results.path / f"{name}.parquet", lambda stream, content=content: stream.write(content))  # type: ignore[misc]
-        write_atomically(results.path / f"{name}.csv", functools.partial(frame.to_csv, index=False))
+        write_text(results.path / f"{name}.csv", tables.csv_text(frame))
     index = {"sources": sources, "tables": digests, "stale": results.stale, "damaged": results.damaged}
     documents.write(results.path / documents.TABLES, index)
 

@@ -238,6 +238,21 @@ class Facts:
     device_share: float | None = fact(
         "origin", "part of the device that it had; below 1 its times are not its own", default=None
     )
+    device_others_mib: float | None = fact(
+        "origin",
+        "memory of the GPU in use when the method was set up, but for what torch held for it, MiB: its process's own CUDA "
+        "context, about 500, and other processes; empty on the CPU",
+        default=None,
+    )
+    load_start: float | None = fact(
+        "origin",
+        "running and waiting processes of the machine for each CPU, mean of the minute before the trial; empty where the "
+        "system does not tell",
+        default=None,
+    )
+    load_end: float | None = fact(
+        "origin", "the same before its end; well above 1 its times are too long", default=None
+    )
     log: str | None = fact("origin", "its output, a file below the run's folder", default=None)
     images_not_kept: int | None = fact(
         "origin", "images of a stream too long for arrays images/… (the suite's per_image)", default=None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,28 @@ def typed(columns: Sequence[Column], frame: pd.DataFrame) -> pd.DataFrame:
     ordered = frame.reindex(columns=[*(column.name for column in columns), *statistics])
     texts = {column.name: np.nan for column in columns if column.dtype == "object"}  # Parquet knows one missing value
     return ordered.astype({**dict.fromkeys(statistics, "float64"), **{c.name: c.dtype for c in columns}}).fillna(texts)
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """A table as CSV, without its index.
+
+    A text that a spreadsheet would compute, as it begins with = + - @, a tab or a line break, gets an apostrophe; texts
+    that are numbers stay as they are. The Parquet files have the texts themselves.
+    """
+    safe: dict[str, pd.Series] = {}
+    for name in frame.select_dtypes(exclude="number"):
+        texts = [value for value in set(map(str, frame[name])) if _neutral(value) != value]
+        if texts:
+            safe[name] = frame[name].replace({text: _neutral(text) for text in texts})
+    return frame.assign(**safe).rename(columns=_neutral).to_csv(index=False)
+
+
+def _neutral(text: str) -> str:
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+_FORMULA = re.compile(r"[=+\-@\t\r\n]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|-inf", re.IGNORECASE)
 
 
 # -- the online curve --------------------------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from tta_bench.report import views
 from tta_bench.report.across import BY
-from tta_bench.report.figures import layout, plot
+from tta_bench.report.figures import layout, limits, plot
+from tta_bench.report.figures.limits import Range
 from tta_bench.report.figures.section import Drawing, Section, has_result
+from tta_bench.report.figures.style import FEW
 from tta_bench.report.table import ErrorTable
 
 _FIGURES = {
@@ -43,17 +45,20 @@ def _figure(section: Section, table: ErrorTable, kind: str, title: str, axis: st
     if not models:
         return
     names = _points(table)
-    styles = section.styles_of(row.label for row in table.rows if has_result(row))
+    ticks = [layout.shorten(name.removeprefix("after ").removesuffix(" again")) for name in names]
+    styles, left_out = section.drawn((row.label for row in table.rows if has_result(row)), FEW)
+    ranges = Range.of_models({m: plot.errors_of(table, m, styles, names) for m in models}, section.content.baseline)
     cells = [row.cells[name] for row in table.rows for name in names]
     spread = plot.Spread.of(cells)
     summary = f"{summary}, mean over the {table.setting.noun}."
     text = section.text(kind, title, summary, rows=table.rows, setting=table.setting,
-                        notes=plot.notes(spread, cells, shifted=len(styles) > 1))  # fmt: skip
+                        notes=[section.averaging, *plot.notes(spread, cells, shifted=len(styles) > 1), *left_out,
+                               *limits.notes(ranges)])  # fmt: skip
     figure, grid = layout.square_panels(text, models, [layout.legend(styles)])
     for axes, model in zip(grid, models, strict=True):
         points = {row.label: [(i, row.cells[name]) for i, name in enumerate(names)] for row in table.of(model)}
-        plot.lines(axes, points, styles, spread)
-        axes.set_xticks(range(len(names)), [name.removeprefix("after ").removesuffix(" again") for name in names])
+        plot.lines(axes, points, styles, spread, ranges[model])
+        axes.set_xticks(range(len(names)), ticks)
         axes.set_xlabel(axis)
         plot.error_axis(axes, "error, %")
     yield Drawing(text, figure)

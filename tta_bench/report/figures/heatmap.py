@@ -10,8 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 
 from tta_bench.report.figures import layout, plot
+from tta_bench.report.figures.limits import Range
 from tta_bench.report.figures.section import Drawing, Section, has_result
 from tta_bench.report.figures.style import GRID
+from tta_bench.report.render.grids import number_cell
 from tta_bench.report.table import Cell, ErrorTable
 
 _WIDTH, _HEIGHT = 0.37, 0.2  # of a cell, inches
@@ -31,24 +33,26 @@ def draw(section: Section) -> Iterator[Drawing]:
     shown = {model: grid for model, grid in grids.items() if np.isfinite(grid.values).any()}
     if not shown:
         return
-    most = max(_LEAST, float(np.nanpercentile(np.abs([grid.values for grid in shown.values()]), 95)))
+    scales = {model: _scale(grid, labels) for model, grid in shown.items()}
     summary = f"Error minus the error of {baseline} with the same source model, points; the mean leaves clean out."
     text = section.text("heatmap", f"Error relative to {baseline}", summary, rows=rows,
-                        notes=_notes(table, shown, baseline))  # fmt: skip
-    width = 1.1 + _WIDTH * len(table.columns) + layout.CHARACTER * max(len(layout.shorten(label)) for label in labels)
-    height = 0.35 + max(_HEIGHT * len(labels), _SCALE_HEIGHT / len(shown))
+                        notes=_notes(table, shown, scales, baseline))  # fmt: skip
+    width = 1.1 + _WIDTH * len(table.columns) + layout.widest(labels)
+    height = 0.35 + max(_HEIGHT * len(labels), _SCALE_HEIGHT)
     figure, grid = layout.panels(text, list(shown), [], width=max(layout.COLUMN_WIDTH, width), height=height,
                                  below=layout.names_height(table.columns), sharex=True)  # fmt: skip
-    for axes, values in zip(grid, shown.values(), strict=True):
-        mesh = _panel(axes, values, most)
+    for axes, (model, values) in zip(grid, shown.items(), strict=True):
+        mesh = _panel(axes, values, scales[model])
         axes.set_yticks(range(len(labels)), [layout.shorten(label) for label in labels])
         layout.name_columns(axes, table.columns)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-    shrink = min(1.0, 2 / figure.get_figheight())
-    bar = grid[0].figure.colorbar(mesh, ax=grid, extend="both", aspect=25, shrink=shrink)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=7)
+        extend = "both" if _beyond(values, scales[model]) else "neither"
+        bar = axes.figure.colorbar(
+            mesh, ax=axes, extend=extend, aspect=max(8, 10 * height), shrink=min(1.0, 1.5 / height)
+        )
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(labelsize=7)
     yield Drawing(text, figure)
 
 
@@ -75,8 +79,22 @@ def relative(table: ErrorTable, model: str, labels: Sequence[str], baseline: str
     return RelativeErrors(values, (fewer[:-1] | fewer[-1]) & np.isfinite(values))
 
 
-def _notes(table: ErrorTable, shown: Mapping[str, RelativeErrors], baseline: str) -> Iterator[str]:
-    yield "Points of error: below zero (blue) is better"
+def _scale(grid: RelativeErrors, labels: Sequence[str]) -> float:
+    """The largest difference with a colour of its own in a panel, points: a few bad methods do not make others pale."""
+    differences = {"": np.zeros(1), **dict(zip(labels, np.abs(grid.values), strict=True))}  # the baseline's own are 0
+    return max(_LEAST, Range.of(differences, "", start=0.0).high)
+
+
+def _beyond(grid: RelativeErrors, scale: float) -> bool:
+    return bool((np.abs(grid.values[np.isfinite(grid.values)]) > scale).any())
+
+
+def _notes(
+    table: ErrorTable, shown: Mapping[str, RelativeErrors], scales: Mapping[str, float], baseline: str
+) -> Iterator[str]:
+    yield "Points of error: below zero (blue) is better" + "; each panel has its own colours" * (len(shown) > 1)
+    if any(_beyond(grid, scales[model]) for model, grid in shown.items()):
+        yield "Differences beyond a scale have its last colour"
     if any(np.isnan(grid.values).any() for grid in shown.values()):
         yield "Hatched: no result"
     if any(grid.fewer.any() for grid in shown.values()):
@@ -92,7 +110,7 @@ def _panel(axes: Axes, grid: RelativeErrors, most: float) -> QuadMesh:
     axes.patch.set(facecolor="white", edgecolor=GRID, hatch="//////", linewidth=0)
     for row, column in np.argwhere(np.isfinite(grid.values)):
         value = grid.values[row, column]
-        label = f"{value:+.1f}".replace("-", "−") + "*" * bool(grid.fewer[row, column])
+        label = number_cell(value, sign=True).value + "*" * bool(grid.fewer[row, column])
         dark = abs(value) > 0.65 * most
         axes.text(column, row, label, ha="center", va="center", size=6.5, color="white" if dark else "black")
     return mesh

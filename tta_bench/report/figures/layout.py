@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from tta_bench.report.figures.style import ALERT, MUTED, MethodStyle
+from tta_bench.report.figures.style import ALERT, MUTED, MethodStyle, printable, text_width
 
 COLUMN_WIDTH, TEXT_WIDTH = 3.4, 7.0  # of a paper, inches
-CHARACTER = 0.067  # of labels at 8 points, inches on average
+_SIZE = 8  # of labels, points
 _EDGE = 0.08  # left of text, inches
-_SMALL_CHARACTER, _LINE, _LEGEND_LINE = 0.055, 0.115, 0.165  # inches
+_CHARACTER, _SMALL_CHARACTER, _LINE, _LEGEND_LINE = 0.067, 0.055, 0.115, 0.165  # inches
 _MARGINS = 0.45  # around title, conditions, legends and notes together, inches
 _LONGEST_LABEL, _LONGEST_NOTE = 42, 4  # characters, lines
 
@@ -65,7 +65,7 @@ def panels(
     figure = Figure(figsize=size, layout="constrained")
     left: dict[str, Any] = {"x": _EDGE / width, "ha": "left"}
     small = {**left, "size": 7, "weight": "normal"}
-    figure.suptitle(text.title, **left)
+    figure.suptitle(printable(text.title), **left)
     figure.supxlabel(warning, color=ALERT, **small)
     frame: Any = figure.subfigures()  # nested, as constrained layout keeps one text on each side of a figure
     frame.suptitle(conditions, color=MUTED, **small)
@@ -77,7 +77,7 @@ def panels(
     for axes in grid[len(titles) :]:
         axes.remove()
     for axes, title in zip(grid, titles, strict=False):
-        axes.set_title(shorten(title, min(_LONGEST_LABEL, int(width / columns / 1.15 / CHARACTER))))
+        axes.set_title(shorten(title, min(_LONGEST_LABEL, int(width / columns / 1.15 / _CHARACTER))))
     return figure, grid[: len(titles)]
 
 
@@ -90,25 +90,32 @@ def square_panels(
     return panels(text, titles, legends, width=width, height=height, columns=columns, **options)
 
 
-def legend(styles: Mapping[str, MethodStyle], **looks: Any) -> list[Line2D]:
-    """Legend handles of lines and points; ``looks`` replaces what all methods share."""
-    return [Line2D([], [], **style.line | style.point() | looks, label=shorten(k)) for k, style in styles.items()]
+def legend(styles: Mapping[str, MethodStyle], *, curves: bool = False, **looks: Any) -> list[Line2D]:
+    """Legend handles of lines and points, or of curves; ``looks`` replaces what all methods share."""
+    own = {label: style.curve if curves else style.line | style.point() for label, style in styles.items()}
+    return [Line2D([], [], **style | looks, label=shorten(label)) for label, style in own.items()]
 
 
 def name_columns(axes: Axes, names: Sequence[str]) -> None:
     """Name the columns of a panel at 0, 1, …, turned by 45 degrees."""
-    plain = [name.replace("_", " ") for name in names]
+    plain = [printable(name.replace("_", " ")) for name in names]
     axes.set_xticks(range(len(names)), plain, rotation=45, ha="right", rotation_mode="anchor")
     axes.tick_params(axis="x", length=0, pad=2)
 
 
 def names_height(names: Sequence[str]) -> float:
     """Height of column names, inches."""
-    return 0.72 * CHARACTER * max(map(len, names))
+    return 0.72 * widest(name.replace("_", " ") for name in names)
+
+
+def widest(labels: Iterable[str]) -> float:
+    """Width of the widest label as it is shown, inches."""
+    return 1.03 * max(text_width(shorten(label), _SIZE) for label in labels)
 
 
 def shorten(label: str, longest: int = _LONGEST_LABEL) -> str:
-    """``label``, its middle replaced by "…" where it has more than ``longest`` characters."""
+    """``label`` as the font can show it, its middle replaced by "…" where it has more than ``longest`` characters."""
+    label = printable(label)
     return label if len(label) <= longest else f"{label[: longest // 2]}…{label[-((longest - 1) // 2) :]}"
 
 
@@ -116,13 +123,13 @@ def _wrap(text: str, width: float) -> str:
     """``text`` in lines that fit a figure of ``width`` inches."""
     characters = int(width / _SMALL_CHARACTER)
     options: dict[str, Any] = {"max_lines": _LONGEST_NOTE, "placeholder": " …", "break_on_hyphens": False}
-    return textwrap.fill(text, characters, **options)
+    return textwrap.fill(printable(text), characters, **options)
 
 
 def _legend_columns(labels: Sequence[str], width: float) -> int:
     """The largest number of columns that fits ``width`` inches."""
     for count in range(len(labels), 1, -1):
         columns = np.array_split(labels, count)  # as matplotlib fills them
-        if sum(CHARACTER * max(map(len, column)) + 0.52 for column in columns) <= width:
+        if sum(widest(column) + 0.52 for column in columns) <= width:
             return count
     return 1

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from tta_bench.report.evidence import TRIAL, of_shifts
-from tta_bench.report.figures import layout, plot
+from tta_bench.report.figures import layout, limits, plot
+from tta_bench.report.figures.limits import Range
 from tta_bench.report.figures.section import Drawing, Section
-from tta_bench.report.figures.style import MethodStyle
+from tta_bench.report.figures.style import FEW, MethodStyle
 
 _POINTS = 100  # of a line: more cannot be seen
 _NAMED = 20  # at most, segments of a stream whose names are shown
@@ -28,13 +29,16 @@ def draw(section: Section) -> Iterator[Drawing]:
         return
     continual, rows = section.continual, section.worst.rows
     models = [model for model in section.worst.models if model in curves.index.unique("model")]
-    styles = section.styles_of(curves.index.unique("label"))
+    styles, left_out = section.drawn(curves.index.unique("label"), FEW)
+    ranges = Range.of_models({model: _errors(curves, model, styles) for model in models}, section.content.baseline)
     fewer = {(row.model, row.label) for row in rows if row.mean.state != "ok"} & set(curves.index)
-    notes = ["Bands: from the lowest to the highest seed"] if (curves["high"] > curves["low"]).any() else []
+    notes = [_averaging(section)]
+    notes += ["Bands: from the lowest to the highest seed"] if (curves["high"] > curves["low"]).any() else []
     notes += [plot.FEWER] if fewer else []
+    notes += [*left_out, *limits.notes(ranges)]
     text = section.text("online", "Running error", _summary(section), rows=rows, notes=notes)
     begins = _begins(section) if continual else []
-    legends = [layout.legend(styles, marker="none")]
+    legends = [layout.legend(styles, curves=True)]
     if begins:
         figure, grid = layout.panels(text, models, legends, width=layout.TEXT_WIDTH, height=2.7)
     else:
@@ -45,7 +49,10 @@ def draw(section: Section) -> Iterator[Drawing]:
                 _line(axes, curves.loc[[(model, label)]], style, fewer=(model, label) in fewer)
         axes.set_xlabel("images seen of the whole stream" if continual else "images seen of a corruption")
         axes.set_xlim(0, None)
-        axes.set_ylim(max(0.0, axes.get_ylim()[0]), None)
+        ranges[model].apply(axes)
+        for label in ranges[model].beyond:
+            x, value = curves.loc[[(model, label)], ["images_seen", "mean"]].to_numpy(dtype=float)[-1]
+            ranges[model].mark(axes, [0.97 * x], [value], {"color": styles[label].colour})
         plot.error_axis(axes, "error in windows, %" if section.compound else "running error, %")
         if begins:
             names, places = [_short(name) for name, _ in begins], [place for _, place in begins]
@@ -133,6 +140,20 @@ def _begins(section: Section) -> list[tuple[str, float]]:
     return [(name, float(begin)) for (name, _), begin in zip(first, begins, strict=False)]
 
 
+def _averaging(section: Section) -> str:
+    """What a point of a curve is a mean over: under a continual protocol of seeds alone."""
+    if not section.continual:
+        return section.averaging
+    return f"Means over {section.worst.seeds} seeds" if section.worst.seeds > 1 else ""
+
+
+def _errors(curves: pd.DataFrame, model: str, labels: Iterable[str]) -> dict[str, np.ndarray]:
+    """Running errors of methods without the first tenth of the stream, where they are of few images."""
+    own = {label: curves.loc[[(model, label)]] for label in labels if (model, label) in curves.index}
+    late = {label: curve[curve["images_seen"] > 0.1 * curve["images_seen"].max()] for label, curve in own.items()}
+    return {label: curve["mean"].to_numpy(dtype=float) for label, curve in late.items()}
+
+
 def _short(name: str) -> str:
     return name.rpartition("-")[0].replace("_", " ") or name
 
@@ -140,7 +161,7 @@ def _short(name: str) -> str:
 def _line(axes: Axes, curve: pd.DataFrame, style: MethodStyle, *, fewer: bool) -> None:
     keep = np.unique(np.linspace(0, len(curve) - 1, min(_POINTS, len(curve))).round().astype(int))
     x, mean, low, high = curve[["images_seen", "mean", "low", "high"]].to_numpy(dtype=float)[keep].T
-    axes.plot(x, mean, **style.line)
+    axes.plot(x, mean, **style.curve)
     if (high > low).any():
         axes.fill_between(x, low, high, color=style.colour, alpha=0.18, linewidth=0)
     if fewer:

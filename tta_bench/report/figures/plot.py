@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 
+from tta_bench.report.figures.limits import Range
 from tta_bench.report.figures.style import INK, MUTED, MethodStyle
-from tta_bench.report.table import Cell
+from tta_bench.report.table import Cell, ErrorTable
 
 FEWER = "* mean over fewer cells or seeds than planned"
 SHIFTED = "Points are shifted sideways where they would overlap"
@@ -60,15 +60,32 @@ def means(cells: Iterable[Cell]) -> np.ndarray:
     return np.array([np.nan if cell.mean is None else cell.mean for cell in cells], dtype=float)
 
 
+def errors_of(
+    table: ErrorTable, model: str, labels: Iterable[str], columns: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Errors of methods on a source model in some columns of a table, without their mean unless that is one, per cent."""
+    names = table.corruptions if columns is None else columns
+    shown = set(labels)
+    return {row.label: means(table.cell(row, n) for n in names) for row in table.of(model) if row.label in shown}
+
+
 Points = Sequence[tuple[float, Cell]]
 
 
-def lines(axes: Axes, points: Mapping[str, Points], styles: Mapping[str, MethodStyle], spread: Spread) -> None:
+def lines(
+    axes: Axes, points: Mapping[str, Points], styles: Mapping[str, MethodStyle], spread: Spread, limits: Range
+) -> None:
     """A line for each method, interrupted where there is no result; methods are shifted sideways, by 0.4 in total."""
     step = min(0.06, 0.4 / len(styles))
-    for number, (label, style) in enumerate(styles.items()):
-        shift = (number - (len(styles) - 1) / 2) * step
-        errors(axes, [(x + shift, cell) for x, cell in points.get(label, [])], spread, style.line | style.point())
+    shifted = {
+        label: [(x + (number - (len(styles) - 1) / 2) * step, cell) for x, cell in points.get(label, [])]
+        for number, label in enumerate(styles)
+    }
+    for label, own in shifted.items():
+        errors(axes, own, spread, styles[label].line | styles[label].point())
+    limits.apply(axes)
+    for label, own in shifted.items():
+        limits.mark(axes, [x for x, _ in own], means(cell for _, cell in own), styles[label].point())
 
 
 def errors(axes: Axes, points: Points, spread: Spread, looks: Mapping[str, Any]) -> None:
@@ -83,14 +100,6 @@ def stars(axes: Axes, x: Iterable[float], cells: Sequence[Cell], spread: Spread,
     for place, cell, top in zip(x, cells, means(cells) + spread.lengths(cells)[1], strict=True):
         if cell.mean is not None and cell.state != "ok":
             axes.annotate("*", (place, top), (0, -1), textcoords="offset points", ha="center", size=9, color=colour)
-
-
-def spread_ties(values: Sequence[float], step: float, widest: float) -> list[float]:
-    """``values``, equal ones shifted around their place by ``step`` each, or less: by ``widest`` in total."""
-    frame = pd.Series(values, dtype=float)
-    ties = frame.groupby(frame.round(6))
-    number, count = ties.cumcount(), ties.transform("size")
-    return list(frame + (number - (count - 1) / 2) * (widest / count).clip(upper=step))
 
 
 def error_axis(axes: Axes, label: str = "error, %") -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from tta_bench.report.figures import layout
 from tta_bench.report.figures.section import Drawing, Section
@@ -13,6 +12,7 @@ from tta_bench.report.figures.style import GRID, MethodStyle
 from tta_bench.report.statistics import Ranks
 
 _LEVEL = 0.05
+_EACH = 12  # ranks that each have a tick; of more, 1 and the multiples of 5 have one
 _SUMMARY = (
     "Average rank of each method over corruptions and source models, 1 is best (Nemenyi's critical difference, CD)."
 )
@@ -26,9 +26,9 @@ def draw(section: Section) -> Iterator[Drawing]:
     whole = table.models[0] if len(table.models) == 1 else "all source models"
     by_model = {name or whole: ranks for name, ranks in table.ranks.items()}
     text = section.text("ranks", "Average ranks", _SUMMARY, rows=table.rows, notes=_notes(by_model))
-    longest = max(len(layout.shorten(label)) for ranks in by_model.values() for label in ranks.labels)
+    labels = layout.widest(label for ranks in by_model.values() for label in ranks.labels)
     methods = max(len(ranks.labels) for ranks in by_model.values())
-    width = max(layout.COLUMN_WIDTH, 2.9 + layout.CHARACTER * longest)
+    width = max(layout.COLUMN_WIDTH, labels + max(2.9, 0.5 + 1.15 * layout.widest(by_model)))
     columns = 2 if len(by_model) > 1 and 2 * width <= layout.TEXT_WIDTH else 1
     figure, grid = layout.panels(text, list(by_model), [], width=columns * width, height=0.8 + 0.16 * methods,
                                  columns=columns)  # fmt: skip
@@ -61,6 +61,7 @@ def _panel(axes: Axes, ranks: Ranks, styles: Mapping[str, MethodStyle]) -> None:
     axes.set_yticks(range(count), [layout.shorten(label) for label in ranks.labels])
     axes.set_ylim(count - 0.5, -0.5)
     axes.set_xlim(0.5, count + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    step = 1 if count <= _EACH else 5 if count <= 8 * _EACH else 10
+    axes.set_xticks([1, *range(step, count + 1, step)] if step > 1 else range(1, count + 1))
     p = "p < 0.001" if ranks.p < 0.001 else f"p = {ranks.p:.3f}"
     axes.set_xlabel(f"average rank\n{ranks.blocks} cells, Friedman {p}, CD = {ranks.critical:.2f}", size=7)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -16,7 +17,8 @@ from tta_bench.report.error_tables import without_clean
 from tta_bench.report.evidence import ALL_IMAGES, CLEAN, TRIAL, of_shifts
 from tta_bench.report.figures.layout import FigureText
 from tta_bench.report.figures.style import MethodStyle, styles
-from tta_bench.report.table import CORRUPTIONS, JOINED, ErrorTable, MethodErrors, TableSetting
+from tta_bench.report.table import CORRUPTIONS, JOINED, ErrorTable, MethodErrors, TableSetting, shifted_of
+from tta_bench.report.words import bounded
 from tta_bench.setting import Setting
 
 
@@ -90,6 +92,34 @@ class Section:
         rates = 1000.0 * sums[column] / sums["images"]
         return {(str(model), str(label)): float(rate) for (model, label), rate in rates.items()}
 
+    def drawn(self, labels: Iterable[str], most: int | None = None) -> tuple[dict[str, MethodStyle], list[str]]:
+        """(unique styles of methods that a figure can show, a note on those that it leaves out).
+
+        Args:
+            labels: of the methods that have something to draw.
+            most: how many; the baseline and those with the lowest mean error on some source model go first.
+        """
+        own = self.styles_of(labels)
+        order = {self.content.baseline: -1}
+        for model in self.worst.models:
+            rows = sorted(self.worst.of(model), key=lambda row: np.inf if row.mean.mean is None else row.mean.mean)
+            for place, row in enumerate(rows):
+                order[row.label] = min(place, order.get(row.label, place))
+        kept: dict[MethodStyle, str] = {}
+        for label in sorted(own, key=lambda label: order.get(label, len(own)))[:most]:
+            kept.setdefault(own[label], label)
+        left_out = [label for label in own if label not in kept.values()]
+        told = f"Left out here, {len(left_out)} of {len(own)} methods, with higher errors: {', '.join(left_out)}"
+        return {label: style for label, style in own.items() if label not in left_out}, [told] * bool(left_out)
+
+    @property
+    def averaging(self) -> str:
+        """``Means over 15 corruptions and 2 seeds``."""
+        shifts = len(shifted_of(self.worst.corruptions))
+        over = [f"{shifts} {self.worst.setting.noun}"] if self.worst.averaged and shifts > 1 else []
+        over += [f"{self.worst.seeds} seeds"] if self.worst.seeds > 1 else []
+        return f"Means over {' and '.join(over)}" if over else ""
+
     def styles_of(self, labels: Iterable[str]) -> dict[str, MethodStyle]:
         """Styles of the given methods, in the report's order."""
         shown = set(labels)
@@ -113,7 +143,7 @@ class Section:
             setting: if not that of the table of the most severe severity.
         """
         conditions = self._conditions(setting or self.worst.setting, severity, further)
-        notes, warning = list(notes), self.content.warning
+        notes, warning = [note for note in notes if note], self.content.warning
         sentences = [summary, f"{conditions}.", *(f"{note}." for note in notes), *_absent(rows)]
         sentences += [f"{warning}."] if warning else []
         absent = [f"{row.label} on {row.model} ({row.mean.state})" for row in rows if not has_result(row)]
@@ -124,7 +154,8 @@ class Section:
         """``CIFAR-10-C, severity 5, protocol reset, batch size 200, 10,000 images of each shift, seed 0``."""
         if severity is None and setting.severity:
             severity = f"severity {setting.severity}"
-        images = " or ".join(f"{n:,}" for n in sorted({int(n) for n in self.shifts["images_planned"]}))
+        planned = self.shifts["images_planned"].astype(int)
+        images = " to ".join(f"{n:,}" for n in dict.fromkeys((planned.min(), planned.max())))
         images += " clean images" if self.compound else " images of each shift"
         seeds = sorted({int(n) for n in self.shifts["seed"]})
         seeded = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds ({', '.join(map(str, seeds))})"
@@ -168,7 +199,7 @@ def _absent(rows: Sequence[MethodErrors]) -> Iterator[str]:
         by_reason: dict[str, list[str]] = {}
         for row in rows:
             if has_result(row) is known and row.mean.state != "ok":
-                reason = f"{row.mean.state}: {row.reason}" if row.reason else row.mean.state
+                reason = f"{row.mean.state}: {bounded(row.reason)}" if row.reason else row.mean.state
                 by_reason.setdefault(reason, []).append(f"{row.label} on {row.model}")
         for reason, names in by_reason.items():
             yield f"{heading}: {', '.join(dict.fromkeys(names))} ({reason})."

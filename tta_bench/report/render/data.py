@@ -13,6 +13,7 @@ from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.files import write_atomically
 from tta_bench.report.content import Content, ReportOptions, make
 from tta_bench.report.evidence import gather
+from tta_bench.store.tables import csv_text
 
 OF_RUNS = ("segments", "shifts", "batches")
 TABLES = (*OF_RUNS, "errors", "pairs", "ranks", "calibration", "costs", "published", "mce", "gaps")
@@ -52,7 +53,7 @@ def frames(content: Content) -> dict[str, pd.DataFrame]:
 def write_csv(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:
     """Write every table as ``data/<name>.csv``, without the online curves, which are long."""
     tables = {name: frame for name, frame in frames(content).items() if name != "batches"}
-    return [_write(folder, f"{name}.csv", frame.to_csv(index=False).encode()) for name, frame in tables.items()]
+    return [_write(folder, f"{name}.csv", csv_text(frame).encode()) for name, frame in tables.items()]
 
 
 def write_parquet(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:

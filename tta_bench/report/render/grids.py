@@ -13,6 +13,7 @@ from tta_bench.report.mce import MceTable
 from tta_bench.report.reference import ComparedRow, Comparison
 from tta_bench.report.render.grid import Column, Grid, GridCell, GridRow, RowGroup
 from tta_bench.report.table import Cell, ErrorTable, MethodErrors, identifier
+from tta_bench.report.words import bounded
 
 _GROUP_OF = {name: group.capitalize() for group, names in GROUPS.items() for name in names}
 _BOLD = "Bold: significantly lower than every other method of its source model."
@@ -22,12 +23,14 @@ _UNDERLINED = {
     frozenset({"best", "second", "tied"}): "Underlined: second lowest; where nothing is bold, the lowest and those that "
     "do not differ significantly from it.",
 }  # fmt: skip
-STARRED = "*: mean over fewer trials than planned; not tested, so never bold or underlined."
+STARRED = "*: mean over fewer trials than planned; not tested."
+OF_MARKS = (_BOLD, *_UNDERLINED.values())  # of a legend: what a format without bold and underline leaves out
 _INTERVAL = Column("95 % int.", "95 % int.", "interval")
 R = TypeVar("R", MethodErrors, CalibrationRow, CostRow)
 GAP_ORDER = ("failed", "missing", "skipped")  # the first two can be fixed
 _NLL_DIGITS = 3
 _NAMED_SHIFTS = 4  # a longer list of shifts is a number
+_NAMED_GAPS = 20  # of the others the number is said
 
 
 def grids(content: Content) -> list[Grid]:
@@ -102,11 +105,11 @@ def error_cell(cell: Cell, reason: str, digits: int = 1, unit: str = "%") -> Gri
     """An error, or another number with its spread; where there is none, its state."""
     if cell.mean is None:
         value = {"skipped": "–", "missing": "n/a"}.get(cell.state, cell.state)
-        return GridCell(value, state=cell.state, note=reason or None)
+        return GridCell(value, state=cell.state, note=bounded(reason) or None)
     spread = None if cell.std is None else f"{cell.std:.{digits}f}"
     note = [f"{cell.mean:.{digits + 1}f} {unit}", f"{cell.seeds} seed{'s' if cell.seeds != 1 else ''}"]
     note += [f"95 % interval {cell.low:.1f}–{cell.high:.1f}"] if cell.low is not None else []
-    note += [reason] if cell.state != "ok" and reason else []
+    note += [bounded(reason)] if cell.state != "ok" and reason else []
     return GridCell(f"{cell.mean:.{digits}f}", spread, cell.mark, cell.state != "ok", cell.state, ", ".join(note))
 
 
@@ -218,7 +221,15 @@ def cost_grid(table: CostTable, name: str, warnings: tuple[str, ...] = ()) -> Gr
     shared = ("SHARED DEVICE: TIMES ARE NOT THE METHODS' OWN",) if table.shared else ()
     title = f"Cost: {table.title}" if table.title else "Counts"
     grid_columns = [column for column, _ in columns]
-    return Grid(name, title, (*warnings, *shared), [table.caption], legend, grid_columns, by_model(table.rows, cells))
+    return Grid(
+        name,
+        title,
+        (*warnings, *shared),
+        [table.caption, *table.disturbed],
+        legend,
+        grid_columns,
+        by_model(table.rows, cells),
+    )
 
 
 def _cost_columns(table: CostTable) -> list[tuple[Column, Callable[[CostRow], float | None]]]:
@@ -342,9 +353,14 @@ def _letter(number: int) -> str:
 
 
 def gap_sentences(content: Content) -> list[tuple[str, str]]:
-    """(status, sentence) of each gap, failures first."""
+    """(status, sentence) of the first gaps, failures first, and one that counts the others."""
     ordered = sorted(content.gaps, key=lambda gap: GAP_ORDER.index(gap.status))
-    return [(gap.status, _gap(gap)) for gap in ordered]
+    sentences = [(gap.status, _gap(gap)) for gap in ordered[:_NAMED_GAPS]]
+    if others := ordered[_NAMED_GAPS:]:
+        cells = sum(gap.cells for gap in others)
+        text = f"{cells:,} more cell{'s' if cells > 1 else ''} without a result, for {len(others):,} other reasons: see"
+        sentences.append((others[0].status, f"{text} the page, or data/gaps.csv."))
+    return sentences
 
 
 def _gap(gap: Gap) -> str:
@@ -352,5 +368,5 @@ def _gap(gap: Gap) -> str:
     seeds = f"seed{'s' if len(gap.seeds) > 1 else ''} {', '.join(map(str, gap.seeds))}"
     log = f" (log: {gap.log})" if gap.log and gap.status == "failed" else ""
     cells = f"{gap.cells} cell{'s' if gap.cells > 1 else ''}"
-    reason = " ".join(gap.reason.split()).rstrip(".")
+    reason = bounded(gap.reason).rstrip(".")
     return f"{gap.label} on {gap.model}: {cells} {gap.status} ({shifts}; {seeds}): {reason}{log}."

@@ -16,6 +16,7 @@ from tta_bench.report.citing import Cited
 from tta_bench.report.content import Content
 from tta_bench.report.render import grids
 from tta_bench.report.render.grid import Grid, GridCell, GridRow
+from tta_bench.report.table import identifier
 
 _HEIGHT = 40  # rows on a page
 _WIDE = 6  # columns; with more, a table of a two-column paper takes both
@@ -46,7 +47,7 @@ def write(content: Content, folder: pathlib.Path, *, cite: bool = False) -> list
         if grid.groups:  # else nothing was compared with that paper
             path = folder / "tables" / f"{grid.name}.tex"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, latex(grid, cited))
+            write_text(path, latex(grid, cited, identifier(content.title)))
             paths.append(path)
     return paths
 
@@ -70,12 +71,15 @@ def citation(keys: Iterable[str]) -> str:
     return rf"~\cite{{{joined}}}" if joined else ""
 
 
-def latex(grid: Grid, cited: Cited | None = None) -> str:
-    """A table as a LaTeX file; what is cited stands behind names of methods and source models."""
+def latex(grid: Grid, cited: Cited | None = None, suite: str = "") -> str:
+    """A table as a LaTeX file; what is cited stands behind names of methods and source models.
+
+    Its label has the name of the ``suite``, an identifier: a paper may take tables of several.
+    """
     cited = cited or Cited()
     printed = grid.taking([i for i, column in enumerate(grid.columns) if column.kind != "interval"])
     parts = list(printed.pages(_HEIGHT))
-    return _template().render(pages=[_page(part, i + 1, len(parts), cited) for i, part in enumerate(parts)])
+    return _template().render(pages=[_page(part, i + 1, len(parts), cited, suite) for i, part in enumerate(parts)])
 
 
 @functools.cache
@@ -89,13 +93,13 @@ def _template() -> jinja2.Template:
     return environment.from_string(template.read_text(encoding="utf-8"))
 
 
-def _page(grid: Grid, number: int, pages: int, cited: Cited) -> dict[str, Any]:
+def _page(grid: Grid, number: int, pages: int, cited: Cited, suite: str) -> dict[str, Any]:
     groups, rules = _groups(grid)
     wide = len(grid.columns) > _WIDE
     return {
         "environment": "table*" if wide else "table",
         "caption": _caption(grid, number, pages),
-        "label": grid.name + (f"-{number}" if number > 1 else ""),
+        "label": "-".join(filter(None, ["ttabench", suite, grid.name, str(number) if number > 1 else ""])),
         "separation": "2.2pt" if len(grid.columns) > 10 else "4pt",
         "alignment": "".join("l" if column.kind == "text" else "r" for column in grid.columns),
         "groups": groups,

@@ -10,6 +10,7 @@ from tta_bench.report.render import grids
 from tta_bench.report.render.grid import Column, Grid, GridCell, GridRow, RowGroup
 from tta_bench.report.render.grids import number_cell, text_cell
 from tta_bench.report.table import ErrorTable, MethodErrors, Pair, identifier
+from tta_bench.report.words import bounded
 
 
 def summary_grid(content: Content, table: ErrorTable) -> Grid:
@@ -131,6 +132,6 @@ def gaps_grid(content: Content) -> Grid:
 
 
 def _gap_row(gap: Gap) -> GridRow:
-    texts = (gap.model, gap.reason or "no reason is recorded", str(gap.cells), ", ".join(gap.shifts),
+    texts = (gap.model, bounded(gap.reason) or "no reason is recorded", str(gap.cells), ", ".join(gap.shifts),
              ", ".join(map(str, gap.seeds)), gap.log or "–")  # fmt: skip
     return GridRow(gap.label, [*map(text_cell, texts)], (gap.label,), gap.model)

@@ -41,7 +41,8 @@ def _print(grid: Grid, console: Console, explained: set[str]) -> None:
     if grid.groups:
         for part in _fitting(grid, console.width):
             console.print(_table(part))
-    legend = [sentence for sentence in grid.legend if sentence not in explained]
+    unseen = grids.OF_MARKS if console.color_system is None else ()  # in a pipe nothing is bold or underlined
+    legend = [sentence for sentence in grid.legend if sentence not in explained and sentence not in unseen]
     explained.update(legend)
     console.print(Text(" ".join(grid.caption), style="dim"))
     if legend:
