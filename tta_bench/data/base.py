@@ -7,18 +7,20 @@ import hashlib
 import io
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.data.decoding import opened, rgb
 from tta_bench.data.digests import Digests
 from tta_bench.data.listing import counted, order_remark
+from tta_bench.data.reference import PublishedSet
 from tta_bench.errors import Problem, UsageError
 from tta_bench.registry import Portable
 from tta_bench.streams import CLEAN, Shift
@@ -40,6 +42,13 @@ FolderPath = Annotated[str, AfterValidator(_existing_folder)]
 FilePath = Annotated[str, AfterValidator(_existing_file)]
 
 
+def _metadata(field: FieldInfo) -> Iterator[Any]:
+    """Of the type of a field, which may also be optional."""
+    yield from field.metadata
+    for part in get_args(field.annotation):
+        yield from getattr(part, "__metadata__", ())
+
+
 class DataConfig(Portable, BaseModel):
     """The ``data`` of a suite; each kind of data adds its own fields.
 
@@ -47,7 +56,10 @@ class DataConfig(Portable, BaseModel):
         kind: the registered name.
         max_images: size of the seeded subset of each shift's images, or None for all.
         seed: draws the subset and seeds generated corruptions; independent of the trials' seeds.
+        source_key: the key that names the folder of the source images.
     """
+
+    source_key: ClassVar[str] = "source"
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: str
@@ -80,6 +92,29 @@ class DataConfig(Portable, BaseModel):
                 return shift
         return None
 
+    @classmethod
+    def path_keys(cls) -> list[str]:
+        """The keys that name a folder or a file."""
+        kinds = [*get_args(FolderPath)[1:], *get_args(FilePath)[1:]]
+        return [key for key, field in cls.model_fields.items() if any(each in kinds for each in _metadata(field))]
+
+    @classmethod
+    def published(cls, given: Mapping[str, Any]) -> Mapping[str, PublishedSet]:
+        """The published data set of each key that names a folder or file, where it is one; of none by default.
+
+        Args:
+            given: the values of the suite's ``data``, of which some may be missing.
+        """
+        return {}
+
+    def key_of(self, shift: Shift) -> str:
+        """The key that names the folder of the images under ``shift``."""
+        return "root"
+
+    def usual_labels(self) -> Sequence[str] | None:
+        """The names of the classes of the usual source models, for a look at the data without a model; or None."""
+        return None
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -92,12 +127,18 @@ class Geometry:
     crop: int | None = None
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) of an image of ``size`` before the crop."""
+        if self.resize is None:
+            return size
+        short = min(size)
+        width, height = (int(self.resize * side / short) if side != short else self.resize for side in size)
+        return width, height
+
     def apply(self, image: Image.Image) -> Image.Image:
         """The square image, equal to that of torchvision's Resize and CenterCrop."""
         if self.resize is not None:
-            short = min(image.size)
-            width, height = (int(self.resize * side / short) if side != short else self.resize for side in image.size)
-            image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+            image = image.resize(self.resized(image.size), Image.Resampling[self.interpolation.upper()])
         if self.crop is not None:
             left, top = (round((side - self.crop) / 2.0) for side in image.size)
             image = image.crop((left, top, left + self.crop, top + self.crop))
@@ -130,14 +171,28 @@ class Found:
         """In words, for the start of a run: the classes, and what was left out."""
         lines, folder = [], self.folder if self.folder.isprintable() else repr(self.folder)
         if self.classes:
-            numbers = self.numbers or range(len(self.classes))
-            remark = "matched by name" if self.numbers else order_remark(self.classes)
-            ends = f"{numbers[0]} is {self.classes[0]!r}, {numbers[-1]} is {self.classes[-1]!r}"
-            lines.append(f"{folder}: {len(self.classes)} classes, {ends}{f', {remark}' if remark else ''}")
+            lines.append(f"{folder}: {len(self.classes)} classes, {self.order()}")
         if self.left_out:
             total = sum(self.left_out.values())
             lines.append(f"{folder}: {total:,} of {total + self.images:,} files left out: {counted(self.left_out)}")
         return lines
+
+    def order(self, most: int = 2) -> str:
+        """Which class the folders became, ``most`` of them: ``0 is 'cat', 9 is 'dog', matched by name``."""
+        pairs = [*zip(self.numbers or range(len(self.classes)), self.classes, strict=True)]
+        shown = pairs if len(pairs) <= most else [*pairs[: most - 1], pairs[-1]]
+        remark = "matched by name" if self.numbers else order_remark(self.classes)
+        return ", ".join([*(f"{number} is {name!r}" for number, name in shown), *([remark] if remark else [])])
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The files of some images, ``folder/name``, and what they become: ``side`` pixels square after ``geometry``."""
+
+    folder: pathlib.Path
+    names: Sequence[str]
+    geometry: Geometry
+    side: int
 
 
 class CleanImages(Portable, abc.ABC):
@@ -175,6 +230,10 @@ class CleanImages(Portable, abc.ABC):
         """What opening the images found in folders; nothing by default."""
         return []
 
+    def files(self) -> ImageFiles | None:
+        """The files that the images are in, one each; None where they are in arrays."""
+        return None
+
     def all_rows(self) -> np.ndarray:
         """The indices of all images, (N,) int32."""
         return np.arange(len(self.ids), dtype=np.int32)
@@ -196,6 +255,10 @@ class ImageSubset(CleanImages):
 
     def found(self) -> list[Found]:
         return self.clean.found()
+
+    def files(self) -> ImageFiles | None:
+        files = self.clean.files()
+        return files and replace(files, names=self.ids)
 
     def decode(self, index: int) -> np.ndarray:
         return self.clean.decode(int(self.rows[index]))
@@ -256,6 +319,10 @@ class Dataset(Portable, abc.ABC):
     def found(self) -> list[Found]:
         """What opening the data found in folders, each once; for the start of a run and ``run.json``."""
         return []
+
+    def files(self, shift: Shift) -> ImageFiles | None:
+        """The files that the images under ``shift`` are made from, one each; None where they are in arrays."""
+        return None
 
     def mask_of(self, shift: Shift) -> tuple[int, ...] | None:
         """The class mask under ``shift``: the model's classes that labels are indices of, (kept,); None: all of them."""
@@ -323,16 +390,21 @@ def decode_file(path: pathlib.Path, geometry: Geometry, side: int | None) -> np.
             not ``side`` pixels square after the geometry; the message names it.
     """
     with opened(path) as image:
-        width, height = image.size
-        pixels = np.asarray(geometry.apply(rgb(image, path)))
+        if fault := size_fault(image.size, geometry, side):
+            raise UsageError(replace(fault, where=str(path)))
+        return np.asarray(geometry.apply(rgb(image, path)))
+
+
+def size_fault(size: tuple[int, int], geometry: Geometry, side: int | None) -> Problem | None:
+    """The problem with an image of ``size`` (width, height) that is to become one of ``side``, or None."""
+    width, height = geometry.resized(size)
     if geometry.crop is not None and geometry.resize is None and min(width, height) < geometry.crop:
         message = f"image is {width}x{height} pixels, smaller than its crop of {geometry.crop}x{geometry.crop}"
-        raise UsageError(Problem(message, where=str(path), hint="these data are of another size: check the folder"))
-    if side is not None and pixels.shape != (side, side, 3):
+        return Problem(message, hint="these data are of another size: check the folder")
+    if geometry.crop is None and side is not None and (width, height) != (side, side):
         hint = "resize or remove it, or choose a preprocess that gives all images one size"
-        message = f"image is {pixels.shape[1]}x{pixels.shape[0]} pixels, expected {side}x{side}"
-        raise UsageError(Problem(message, where=str(path), hint=hint))
-    return pixels
+        return Problem(f"image is {width}x{height} pixels, expected {side}x{side}", hint=hint)
+    return None
 
 
 def recompress(pixels: np.ndarray, quality: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from tta_bench.data.base import CleanImages, Dataset, Found, Geometry, no_compounds
+from tta_bench.data.base import CleanImages, Dataset, Found, Geometry, ImageFiles, no_compounds
 from tta_bench.data.digests import Digests
 from tta_bench.data.images import FolderImages
 from tta_bench.errors import Problem, UsageError
@@ -105,6 +105,9 @@ class Matched(Dataset, Generic[Images]):
         if self.source is not None and self.source not in lists:
             lists.append(self.source)
         return [each for images in lists for each in images.found()]
+
+    def files(self, shift: Shift) -> ImageFiles | None:
+        return self.images_of(shift).files()
 
     def fingerprint(self, shift: Shift, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
         return {"kind": self.name, "shift": shift.id, **self.images_of(shift).fingerprint(rows, digests)}

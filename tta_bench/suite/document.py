@@ -26,7 +26,7 @@ _WORDS: dict[str, Any] = {
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
     ".inf": float("inf"), "+.inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan"),
 }  # fmt: skip
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
 def scalar(text: str) -> Any:
@@ -98,6 +98,13 @@ class Document:
             return None
         return next((origin for key, origin in self._overrides.items() if path and key[: len(path)] == path), None)
 
+    def written(self, path: KeyPath) -> str:
+        """The scalar at ``path`` as it is written, with its variables; empty where the file has none there."""
+        if self._override(path) is not None:
+            return ""
+        node = self._values.get(path)
+        return str(node.value) if isinstance(node, yaml.ScalarNode) else ""
+
     def problem(self, path: KeyPath, message: str, hint: str = "", *, at_key: bool = False) -> Problem:
         """A problem at ``path`` (or at its nearest ancestor in the file), with the source line and a caret."""
         if origin := self._override(path):
@@ -159,7 +166,7 @@ class Document:
                 unset.append(name)
             return ""
 
-        text = _VARIABLE.sub(value, node.value)
+        text = VARIABLE.sub(value, node.value)
         for name in unset:
             hint = f"export {name}=…, or write ${{{name}:-default}}"
             self._problems.append((path, self._at(node, f"the variable {name} is not set", hint)))

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from tta_bench.data.base import CleanImages, DataConfig, DataRequest, FolderPath
 from tta_bench.data.images import ArrayImages
-from tta_bench.data.kinds.cifar_c import read_archive
+from tta_bench.data.kinds.cifar_c import archive_set, read_archive
 from tta_bench.data.matched import Matched
+from tta_bench.data.reference import PublishedSet
 from tta_bench.errors import Problem, UsageError
 from tta_bench.streams import CLEAN, Shift
 
 CLASSES = 10
 VERSIONS = {"cifar10_1_v4": "v4", "cifar10_1_v6": "v6"}
+SET = PublishedSet(
+    "CIFAR-10.1",
+    "https://github.com/modestyachts/CIFAR-10.1/tree/master/datasets",
+    "cifar10.1_<version>_data.npy and cifar10.1_<version>_labels.npy",
+    images={"cifar10_1_v4": 2021, "cifar10_1_v6": 2000},
+    classes=CLASSES,
+    size="6 MB for each version",
+    steps=("download the two files of a version (v6, v4) into DIR/cifar10.1",),
+    folder="cifar10.1",
+    get="cifar-10.1",
+)
 
 
 class Cifar101(Matched[CleanImages]):
@@ -30,11 +43,19 @@ class Cifar101(Matched[CleanImages]):
             source images.
         """
 
+        source_key = "archive"
         root: FolderPath
         archive: FolderPath | None = None
 
         def shift_names(self) -> Sequence[str]:
             return (CLEAN.name, *VERSIONS)
+
+        @classmethod
+        def published(cls, given: Mapping[str, Any]) -> Mapping[str, PublishedSet]:
+            return {"root": SET, "archive": archive_set(CLASSES)}
+
+        def key_of(self, shift: Shift) -> str:
+            return "archive" if shift == CLEAN else "root"
 
         def shift(self, name: str, severity: int) -> Shift:
             return CLEAN if name == CLEAN.name else Shift(name, None, "natural")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -13,11 +14,43 @@ import numpy as np
 from tta_bench.data.base import DataConfig, DataRequest, Dataset, FolderPath, digest, label_fault, no_compounds
 from tta_bench.data.digests import Digests, Extent
 from tta_bench.data.images import ArrayImages
+from tta_bench.data.reference import PublishedSet
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.streams import CLEAN, COMPOUND, Shift
 
 SIDE = 32
 ROWS = 10_000  # test images of CIFAR: rows of each severity in a published array
+
+
+def corrupted_set(classes: int) -> PublishedSet:
+    """CIFAR-10-C or CIFAR-100-C."""
+    name = f"CIFAR-{classes}-C"
+    return PublishedSet(
+        name,
+        f"https://zenodo.org/records/{2535967 if classes == 10 else 3555552}",
+        "<corruption>.npy and labels.npy, 10,000 rows for each <severity>",
+        images=ROWS,
+        classes=classes,
+        size="2.9 GB",
+        steps=(f"tar -xf {name}.tar -C DIR",),
+        folder=name,
+        get=name.lower(),
+    )
+
+
+def archive_set(classes: int) -> PublishedSet:
+    """CIFAR-10 or CIFAR-100, the binary version."""
+    archive = f"cifar-{classes}-binary.tar.gz"
+    return PublishedSet(
+        f"CIFAR-{classes}, binary version",
+        f"https://www.cs.toronto.edu/~kriz/{archive}",
+        "data_batch_1.bin … data_batch_5.bin, test_batch.bin" if classes == 10 else "train.bin, test.bin",
+        images=ROWS,
+        classes=classes,
+        size="0.2 GB",
+        steps=(f"tar -xf {archive} -C DIR",),
+        folder="cifar-10-batches-bin" if classes == 10 else "cifar-100-binary",
+    )
 
 
 def read_archive(folder: str, classes: int, part: Literal["train", "test"]) -> ArrayImages:
@@ -64,9 +97,18 @@ class CifarC(Dataset):
             and for methods that use source images.
         """
 
+        source_key = "archive"
         root: FolderPath
         classes: Literal[10, 100] = 10
         archive: FolderPath | None = None
+
+        @classmethod
+        def published(cls, given: Mapping[str, Any]) -> Mapping[str, PublishedSet]:
+            classes = 100 if given.get("classes") == 100 else 10
+            return {"root": corrupted_set(classes), "archive": archive_set(classes)}
+
+        def key_of(self, shift: Shift) -> str:
+            return "archive" if shift == CLEAN else "root"
 
     def __init__(self, config: Config, request: DataRequest):
         self.root = pathlib.Path(config.root).expanduser().resolve()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -20,6 +21,7 @@ from tta_bench.data.base import (
 )
 from tta_bench.data.generated import Generated
 from tta_bench.data.images import FlatImages, FolderImages
+from tta_bench.data.reference import OWN, PublishedSet
 from tta_bench.streams import derived_seed
 
 
@@ -66,6 +68,14 @@ class Folder(Generated):
             if self.labels is None and (self.labels_from is not None or self.classes is not None):
                 raise PydanticCustomError("labels", "labels_from: and classes: need labels: (a file)")
             return self
+
+        @classmethod
+        def published(cls, given: Mapping[str, Any]) -> Mapping[str, PublishedSet]:
+            return {
+                "root": PublishedSet("test images", OWN, "<class>/<image>, or flat with labels: FILE"),
+                "labels": PublishedSet("labels of the test images", OWN, "lines image,label"),
+                "source": PublishedSet("source images", OWN, "<class>/<image>"),
+            }
 
         @property
         def by_weights(self) -> bool:

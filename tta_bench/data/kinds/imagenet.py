@@ -6,10 +6,11 @@ The trees of ImageNet-C, -C-bar and -3DCC have one layout, ``<root>/<corruption>
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from tta_bench.data.base import (
     IMAGENET_C_GEOMETRY,
@@ -20,8 +21,10 @@ from tta_bench.data.base import (
 )
 from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.data.images import FolderImages
+from tta_bench.data.kinds.imagenet_c import CORRUPTED, VALIDATION
 from tta_bench.data.labels import LABELS, imagenet_labels
 from tta_bench.data.matched import ClassFolders, Matched, mask_of, positions_of
+from tta_bench.data.reference import PublishedSet
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.streams import CLEAN, Shift
 
@@ -38,6 +41,83 @@ PARTIAL = ("imagenet_r", "imagenet_a")  # of some of the 1,000 classes
 WHOLE = ("imagenet_sketch",)
 V2 = {"imagenet_v2_matched_frequency": "matched-frequency", "imagenet_v2_threshold_0.7": "threshold-0.7",
       "imagenet_v2_top_images": "top-images"}  # fmt: skip
+SETS = {
+    "source": VALIDATION,
+    "imagenet_c": CORRUPTED,
+    "imagenet_c_bar": PublishedSet(
+        "ImageNet-C-bar",
+        "https://github.com/facebookresearch/augmentation-corruption",
+        "<corruption>/<severity>/<wnid>/<image>",
+        images=50_000,
+        classes=1000,
+        steps=(
+            "download https://dl.fbaipublicfiles.com/inc_bar/imagenet_c_bar.tar.gz",
+            "mkdir -p DIR/imagenet-c-bar && tar -xf imagenet_c_bar.tar.gz -C DIR/imagenet-c-bar",
+        ),
+        folder="imagenet-c-bar",
+        class_names=imagenet_labels,
+    ),
+    "imagenet_3dcc": PublishedSet(
+        "ImageNet-3DCC",
+        "https://github.com/EPFL-VILAB/3DCommonCorruptions",
+        "<corruption>/<severity>/<wnid>/<image>",
+        images=50_000,
+        classes=1000,
+        steps=("run tools/download_imagenet_3dcc.sh of that repository in DIR",),
+        folder="ImageNet-3DCC",
+        class_names=imagenet_labels,
+    ),
+    "imagenet_r": PublishedSet(
+        "ImageNet-R",
+        "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",
+        "<wnid>/<image>",
+        images=30_000,
+        classes=200,
+        size="2.2 GB",
+        steps=("tar -xf imagenet-r.tar -C DIR",),
+        folder="imagenet-r",
+        get="imagenet-r",
+        class_names=functools.partial(imagenet_labels, "imagenet_r"),
+    ),
+    "imagenet_a": PublishedSet(
+        "ImageNet-A",
+        "https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar",
+        "<wnid>/<image>",
+        images=7_500,
+        classes=200,
+        size="0.7 GB",
+        steps=("tar -xf imagenet-a.tar -C DIR",),
+        folder="imagenet-a",
+        get="imagenet-a",
+        class_names=functools.partial(imagenet_labels, "imagenet_a"),
+    ),
+    "imagenet_sketch": PublishedSet(
+        "ImageNet-Sketch",
+        "https://github.com/HaohanWang/ImageNet-Sketch (ImageNet-Sketch.zip)",
+        "<wnid>/<image>",
+        images=50_889,
+        classes=1000,
+        size="7.8 GB",
+        steps=("unzip ImageNet-Sketch.zip -d DIR",),
+        folder="sketch",
+        get="imagenet-sketch",
+        class_names=imagenet_labels,
+    ),
+    "imagenet_v2": PublishedSet(
+        "ImageNet-V2",
+        "https://huggingface.co/datasets/vaishaal/ImageNetV2",
+        "imagenetv2-matched-frequency-format-val/<number of the class>/<image>",
+        images=10_000,
+        classes=1000,
+        size="1.3 GB for each variant",
+        steps=(
+            "download imagenetv2-matched-frequency.tar.gz (further variants: -threshold0.7, -top-images)",
+            "mkdir -p DIR/imagenet-v2 && tar -xf imagenetv2-matched-frequency.tar.gz -C DIR/imagenet-v2",
+        ),
+        folder="imagenet-v2",
+        get="imagenet-v2",
+    ),
+}
 _TREE_OF = {name: key for key, (_, names) in TREES.items() for name in names}
 
 
@@ -79,6 +159,18 @@ class ImageNet(Matched[ClassFolders]):
 
         def shift_names(self) -> Sequence[str]:
             return (CLEAN.name, *PARTIAL, *WHOLE, *V2, *_TREE_OF)
+
+        @classmethod
+        def published(cls, given: Mapping[str, Any]) -> Mapping[str, PublishedSet]:
+            return SETS
+
+        def key_of(self, shift: Shift) -> str:
+            if shift == CLEAN:
+                return "source"
+            return "imagenet_v2" if shift.name in V2 else _TREE_OF.get(shift.name, shift.name)
+
+        def usual_labels(self) -> Sequence[str]:
+            return imagenet_labels()
 
         def shift(self, name: str, severity: int) -> Shift:
             if name in _TREE_OF:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import pathlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,15 @@ from tta_bench.data.base import (
     FolderPath,
     Found,
     Geometry,
+    ImageFiles,
     decode_file,
     no_compounds,
 )
 from tta_bench.data.digests import Digests
 from tta_bench.data.images import FolderImages, file_contents
+from tta_bench.data.labels import imagenet_labels
 from tta_bench.data.listing import listing, unpacking
+from tta_bench.data.reference import PublishedSet
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.streams import CLEAN, COMPOUND, Shift
 
@@ -36,6 +39,35 @@ ARCHIVES = {  # as they are published
     "digital.tar": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
     "extra.tar": ("speckle_noise", "spatter", "gaussian_blur", "saturate"),
 }
+VALIDATION = PublishedSet(
+    "ImageNet, validation images",
+    "https://image-net.org/download.php (needs an account)",
+    "<wnid>/<image>",
+    images=50_000,
+    classes=1000,
+    size="6.7 GB",
+    steps=(
+        "download ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into DIR",
+        "python -c \"from torchvision.datasets import ImageNet; ImageNet('DIR', 'val')\"",
+    ),
+    folder="val",
+    class_names=imagenet_labels,
+)
+CORRUPTED = PublishedSet(
+    "ImageNet-C",
+    "https://zenodo.org/records/2235448",
+    "<corruption>/<severity>/<wnid>/<image>",
+    images=50_000,
+    classes=1000,
+    size="about 65 GB, 50 GB without extra.tar",
+    steps=(
+        "download noise.tar, blur.tar, weather.tar and digital.tar (extra.tar has 4 further corruptions)",
+        "mkdir -p DIR/imagenet-c && for f in noise blur weather digital; do tar -xf $f.tar -C DIR/imagenet-c; done",
+    ),
+    folder="imagenet-c",
+    get="imagenet-c",
+    class_names=imagenet_labels,
+)
 
 
 class ImageNetC(Dataset):
@@ -51,6 +83,13 @@ class ImageNetC(Dataset):
 
         root: FolderPath
         source: FolderPath | None = None
+
+        @classmethod
+        def published(cls, given: Mapping[str, Any]) -> Mapping[str, PublishedSet]:
+            return {"root": CORRUPTED, "source": VALIDATION}
+
+        def key_of(self, shift: Shift) -> str:
+            return "source" if shift == CLEAN else "root"
 
     def __init__(self, config: Config, request: DataRequest):
         self.title = "ImageNet-C"
@@ -139,6 +178,10 @@ class ImageNetC(Dataset):
         if shift == CLEAN:
             return self._clean().root, IMAGENET_GEOMETRY
         return self._folder(shift), IMAGENET_C_GEOMETRY
+
+    def files(self, shift: Shift) -> ImageFiles:
+        folder, geometry = self._files(shift)
+        return ImageFiles(folder, self.ids, geometry, self.side)
 
     def fingerprint(self, shift: Shift, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
         folder, geometry = self._files(shift)
