@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from tta_bench import suite
 from tta_bench.commands import preparations
 from tta_bench.data.base import Found
 from tta_bench.data.cache import CacheEntry, ImageCache
+from tta_bench.data.comparison import unlike_published
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, Stopped, UsageError
 from tta_bench.run.faults import Fault
@@ -108,7 +109,8 @@ def _run_suite(
         raise UsageError(problem)
     for damage in state.damaged:
         _print(console, f"damaged, counted as not run: {damage}")
-    _print(console, _summary(plan, selected, state.pending, cache, missing, options, out))
+    unlike = _unlike_published(loaded.suite, plan)
+    _print(console, _summary(plan, selected, state.pending, cache, missing, unlike, options, out))
     if options.dry_run:
         if state.pending:
             slots = scheduler.slots(options)
@@ -197,7 +199,7 @@ def _resume_state(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retr
 
 def _summary(
     plan: Plan, selected: Sequence[Trial], pending: Sequence[Trial], cache: ImageCache, missing: Sequence[CacheEntry],
-    options: RunOptions, out: pathlib.Path,
+    unlike: Iterable[str], options: RunOptions, out: pathlib.Path,
 ) -> str:  # fmt: skip
     distinct = len(_distinct(selected))
     first = next(iter(plan.materials.datasets.values()))
@@ -211,6 +213,7 @@ def _summary(
         f"  {scheduler.describe(options, len(pending))}",
         f"  results in {out}",
         *(f"  {line}" for line in _found_lines(plan)),
+        *(f"  {line}" for line in unlike),
         *_missing_presets(selected),
     ]
     if cache.root is None:
@@ -238,6 +241,12 @@ def _found_lines(plan: Plan) -> Iterator[str]:
     for each in _found(plan):
         yield from dataclasses.replace(each, classes=() if each.classes in known else each.classes).lines()
         known.append(each.classes)
+
+
+def _unlike_published(asked: suite.Suite, plan: Plan) -> dict[str, None]:
+    """Where the data have other numbers of images or other classes than the published ones: lines, each once."""
+    datasets = dict.fromkeys(plan.materials.datasets.values())
+    return dict.fromkeys(line for each in datasets for line in unlike_published(asked.data, each, asked.shifts()))
 
 
 def _missing_presets(trials: Sequence[Trial]) -> list[str]:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from tta_bench.data import mending
 from tta_bench.data.base import CleanImages, DataConfig, DataRequest, FolderPath
 from tta_bench.data.images import ArrayImages
-from tta_bench.data.kinds.cifar_c import archive_set, read_archive
+from tta_bench.data.kinds.cifar_c import archive_set, image_fault, plain_labels, read_archive
 from tta_bench.data.matched import Matched
 from tta_bench.data.reference import PublishedSet
-from tta_bench.errors import Problem, UsageError
+from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.streams import CLEAN, Shift
 
 CLASSES = 10
@@ -75,17 +76,19 @@ class Cifar101(Matched[CleanImages]):
             return read_archive(self.config.archive, CLASSES, "test")
         stem = f"cifar10.1_{VERSIONS[shift.name]}"
         images, labels = (_array(root / f"{stem}_{part}.npy") for part in ("data", "labels"))
-        if images.shape[1:] != (32, 32, 3) or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
-            message = (
-                f"images are {images.dtype} {images.shape} and labels {labels.shape}, expected uint8 (N, 32, 32, 3)"
-            )
-            raise UsageError(Problem(f"{message} and (N,)", where=str(root / stem), hint="download them again"))
+        if fault := image_fault(images, len(images), root / f"{stem}_data.npy"):
+            raise UsageError(fault)
+        labels = plain_labels(labels, CLASSES, root / f"{stem}_labels.npy", len(images))
         return ArrayImages(images, labels, [f"{stem}/{row}" for row in range(len(images))], CLASSES)
 
 
 def _array(path: pathlib.Path) -> np.ndarray:
+    if not path.is_file():
+        there = [name for name in mending.names(path.parent) if name.endswith(".npy")]
+        hint = mending.misplaced(path.parent, path.name) or near_miss(path.name, there)
+        raise UsageError(Problem(f"no {path.name} in the folder", str(path.parent), hint=hint))
     try:
-        array: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        array: np.ndarray = np.atleast_1d(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
         raise UsageError(Problem(f"not a readable array: {error}", str(path), hint="download it again")) from error
     return array

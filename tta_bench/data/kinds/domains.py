@@ -9,9 +9,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
 from tta_bench.data.base import IMAGENET_GEOMETRY, DataConfig, DataRequest, FolderPath, Geometry
 from tta_bench.data.images import FolderImages
-from tta_bench.data.listing import class_order, folders
+from tta_bench.data.listing import class_order, folders, level_fault
 from tta_bench.data.matched import ClassFolders, Matched, mask_of, positions_of
 from tta_bench.data.reference import OWN, PublishedSet
 from tta_bench.errors import Problem, UsageError
@@ -53,6 +56,12 @@ class Domains(Matched[ClassFolders]):
         title: str | None = None
         preprocess: Literal["standard", "weights", "none"] = "standard"
         mask: Literal["own", "none"] = "own"
+
+        @model_validator(mode="after")
+        def _of_domains(self) -> Domains.Config:
+            if self.root and (fault := level_fault(pathlib.Path(self.root).expanduser().resolve())):
+                raise PydanticCustomError("layout", "{message}", {"message": fault.message, "hint": fault.hint})
+            return self
 
         @classmethod
         def published(cls, given: Mapping[str, Any]) -> Mapping[str, PublishedSet]:

@@ -7,11 +7,11 @@ The trees of ImageNet-C, -C-bar and -3DCC have one layout, ``<root>/<corruption>
 from __future__ import annotations
 
 import functools
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from tta_bench.data import mending, wnids
 from tta_bench.data.base import (
     IMAGENET_C_GEOMETRY,
     IMAGENET_GEOMETRY,
@@ -21,11 +21,11 @@ from tta_bench.data.base import (
 )
 from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.data.images import FolderImages
-from tta_bench.data.kinds.imagenet_c import CORRUPTED, VALIDATION
+from tta_bench.data.kinds.imagenet_c import CORRUPTED, VALIDATION, no_folder
 from tta_bench.data.labels import LABELS, imagenet_labels
 from tta_bench.data.matched import ClassFolders, Matched, mask_of, positions_of
 from tta_bench.data.reference import PublishedSet
-from tta_bench.errors import Problem, UsageError, near_miss
+from tta_bench.errors import Problem, UsageError
 from tta_bench.streams import CLEAN, Shift
 
 TREES: dict[str, tuple[str, tuple[str, ...]]] = {  # key of the suite to the family and the names of its shifts
@@ -198,12 +198,11 @@ class ImageNet(Matched[ClassFolders]):
 
     def open_images(self, shift: Shift) -> ClassFolders:
         if shift.name in _TREE_OF:
-            images = ClassFolders(str(self._corrupted(shift)), IMAGENET_C_GEOMETRY, self._named)
+            images = ClassFolders(str(self._corrupted(shift)), IMAGENET_C_GEOMETRY, self._named, wnids.renaming)
             self._check_complete(images, shift)
             return images
-        return ClassFolders(
-            str(self._natural(shift)), self._geometry, self._numbered if shift.name in V2 else self._named
-        )
+        classes = {**self._numbered, **self._named} if shift.name in V2 else self._named
+        return ClassFolders(str(self._natural(shift)), self._geometry, classes, wnids.renaming)
 
     def _folder(self, key: str, shift: Shift) -> pathlib.Path:
         folder = getattr(self.config, key)
@@ -217,9 +216,7 @@ class ImageNet(Matched[ClassFolders]):
         root = self._folder(_TREE_OF[shift.name], shift)
         folder = root / shift.name / str(shift.severity)
         if not folder.is_dir():
-            there = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-            hint = near_miss(shift.name, there) if there else "expected <root>/<corruption>/<severity>/<wnid>/*.JPEG"
-            raise UsageError(Problem(f"no folder for {shift.id}", where=str(folder), hint=hint))
+            raise UsageError(no_folder(root, shift))
         return folder
 
     def _natural(self, shift: Shift) -> pathlib.Path:
@@ -231,10 +228,10 @@ class ImageNet(Matched[ClassFolders]):
         there = sorted(path for path in root.iterdir() if path.is_dir())
         found = [path for path in there if wanted in _letters(path.name)]
         if len(found) != 1:
-            hint = (
-                f"expected one whose name holds {V2[shift.name]!r}; there are: {', '.join(p.name for p in there[:4])}"
-            )
-            raise UsageError(Problem(f"{len(found)} folders for {shift.id}", str(root), hint=hint))
+            names = ", ".join(path.name for path in there[:4])
+            hint = f"expected one whose name holds {V2[shift.name]!r}{f'; there are: {names}' if names else ''}"
+            mend = "" if found else _variant(root, V2[shift.name])
+            raise UsageError(Problem(f"{len(found)} folders for {shift.id}", str(root), hint=mend or hint))
         return found[0]
 
     def _check_complete(self, images: FolderImages, shift: Shift) -> None:
@@ -254,6 +251,16 @@ class ImageNet(Matched[ClassFolders]):
         if absent:
             message = f"{len(absent)} of {len(whole.ids)} images are missing, the first is {absent[0]}"
         raise UsageError(Problem(message, str(images.root)))
+
+
+def _variant(root: pathlib.Path, variant: str) -> str:
+    """How to mend a folder without one for a variant of ImageNet-V2, by the usual causes; or empty."""
+    if "0" in mending.names(root):
+        return f"this is the folder of one variant: name the folder above, {root.parent}"
+    packed = [name for name in mending.archives(root) if _letters(variant) in _letters(name)]
+    return (
+        mending.unpacking(root, packed[:1]) if packed else mending.misplaced(root, f"*{variant.replace('-0', '*0')}*")
+    )
 
 
 def _letters(name: str) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tta_bench.data import mending
 from tta_bench.data.base import (
     IMAGENET_C_GEOMETRY,
     IMAGENET_GEOMETRY,
@@ -27,7 +26,7 @@ from tta_bench.data.base import (
 from tta_bench.data.digests import Digests
 from tta_bench.data.images import FolderImages, file_contents
 from tta_bench.data.labels import imagenet_labels
-from tta_bench.data.listing import listing, unpacking
+from tta_bench.data.listing import SORTING, listing
 from tta_bench.data.reference import PublishedSet
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.streams import CLEAN, COMPOUND, Shift
@@ -40,7 +39,7 @@ ARCHIVES = {  # as they are published
     "extra.tar": ("speckle_noise", "spatter", "gaussian_blur", "saturate"),
 }
 VALIDATION = PublishedSet(
-    "ImageNet, validation images",
+    "ImageNet validation set",
     "https://image-net.org/download.php (needs an account)",
     "<wnid>/<image>",
     images=50_000,
@@ -48,7 +47,7 @@ VALIDATION = PublishedSet(
     size="6.7 GB",
     steps=(
         "download ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into DIR",
-        "python -c \"from torchvision.datasets import ImageNet; ImageNet('DIR', 'val')\"",
+        SORTING,
     ),
     folder="val",
     class_names=imagenet_labels,
@@ -115,21 +114,7 @@ class ImageNetC(Dataset):
     def _no_folder(self, shift: Shift) -> Problem | None:
         if self._folder(shift).is_dir():
             return None
-        return Problem(f"no folder for {shift.id}", where=str(self._folder(shift)), hint=self._mending(shift))
-
-    def _mending(self, shift: Shift) -> str:
-        """How to mend a tree without a shift's folder, by the usual causes."""
-        names = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
-        archive = next((name for name, held in ARCHIVES.items() if shift.name in held), "")
-        if (self.root / archive).is_file():
-            return unpacking(self.root, [archive])
-        deeper = [name for name in names if (self.root / name / shift.name).is_dir()]
-        if deeper:
-            inside, root = shlex.quote(str(self.root / deeper[0])), shlex.quote(str(self.root))
-            return f"it lies in {deeper[0]}: name that folder if all do, or move them up: mv {inside}/* {root}"
-        if {"1", "2", "3", "4", "5"} & set(names):
-            return f"this is the folder of one corruption: name the folder above, {self.root.parent}"
-        return near_miss(shift.name, names) if names else "expected <root>/<corruption>/<severity>/<wnid>/*.JPEG"
+        return no_folder(self.root, shift)
 
     def found(self) -> list[Found]:
         """The folder whose images and classes count, the clean images, and those where files were left out."""
@@ -191,6 +176,13 @@ class ImageNetC(Dataset):
     def read(self, shift: Shift, index: np.ndarray) -> np.ndarray:
         folder, geometry = self._files(shift)
         return np.stack([decode_file(folder / self.ids[i], geometry, self.side) for i in index])
+
+
+def no_folder(root: pathlib.Path, shift: Shift) -> Problem:
+    """The problem that a tree lacks a shift's folder, and how to mend it by the usual causes."""
+    hint = mending.corruption(root, shift.name, shift.severity, ARCHIVES)
+    hint = hint or near_miss(shift.name, [name for name in mending.names(root) if (root / name).is_dir()])
+    return Problem(f"no folder for {shift.id}", where=str(root / shift.name / str(shift.severity)), hint=hint)
 
 
 def _absent(wanted: Sequence[str], present: Sequence[str], folder: pathlib.Path) -> Problem | None:
