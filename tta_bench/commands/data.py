@@ -38,6 +38,8 @@ def show(options: DataOptions) -> int:
     found = data_alone.load(options.suite, options.sets, options.plugins)
     page, unready = Page(Console(highlight=False)), list[str]()
     page.title(f"{found.name}: data of kind {found.kind}")
+    if any(place.absent for place in found.places):
+        page.line("", "DIR and PATH below are folders of your choice.")
     for place in found.places:
         before = page.faults
         _show_place(page, found, place, options.limit)
@@ -45,12 +47,10 @@ def show(options: DataOptions) -> int:
     if found.dataset is not None and found.config is not None and not found.places:
         page.title(f"\n{found.dataset.title}")
         show_found(page, found.config, found.dataset, found.shifts, PublishedSet("", OWN, ""), options.limit)
-    for problem in found.problems:
-        page.problem(problem)
+    page.problems(found.problems)
     _show_cache(page, found, options)
     if unready:
         page.title(f"\nnot ready: {'; '.join(unready)}")
-        page.line("", "DIR is a folder of your choice. The same command says what is still missing.")
     return 2 if page.faults else 0
 
 
@@ -62,9 +62,10 @@ def _show_place(page: Page, found: SuiteData, place: Place, limit: int | None) -
         return
     if place.written not in ("", place.path):
         page.whole("folder", place.path)
-    for problem in place.problems:
-        page.problem(problem)
+    page.problems(place.problems)
     if found.dataset is None or found.config is None or not getattr(found.config, place.key):
+        if not place.problems:
+            page.line("not read", "another folder must be mended first")
         return
     shifts = [shift for shift in found.shifts if found.config.key_of(shift) == place.key]
     if shifts or place.key == found.config.source_key:

@@ -11,8 +11,9 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from tta_bench.data.base import DataConfig, Dataset, ImageFiles
+from tta_bench.data.base import DataConfig, Dataset
 from tta_bench.data.comparison import counts, differences
+from tta_bench.data.geometry import ImageFiles
 from tta_bench.data.headers import Look, look_at
 from tta_bench.data.listing import counted
 from tta_bench.data.reference import PublishedSet
@@ -23,6 +24,7 @@ from tta_bench.streams import Shift, subset
 
 _INDENT = 13
 _MOST = 3  # of like things that are listed
+_BRIEF = 20  # of further problems, whose places alone are listed
 
 
 class Page:
@@ -54,6 +56,14 @@ class Page:
         self.line(head, f"{problem.message} ({problem.where})" if problem.where else problem.message, "red")
         if problem.hint:
             self.whole("", f"hint: {problem.hint}")
+
+    def problems(self, problems: Sequence[Problem]) -> None:
+        """The first of some problems, and how many more there are."""
+        for problem in problems[:_MOST]:
+            self.problem(problem)
+        if (more := len(problems) - _MOST) > 0:
+            shown = [each.where or each.message for each in problems[_MOST : _MOST + _BRIEF]]
+            self.line("", f"and {more:,} more: {', '.join(shown)}{' …' if more > _BRIEF else ''}", "red")
 
 
 # -- data that are there -------------------------------------------------------------------------------------------------
@@ -142,10 +152,7 @@ def _show_look(page: Page, look: Look) -> None:
     page.line("files", f"{formats or 'no images'}; {_bytes(look.bytes)}; {_sizes(look)}")
     if look.converted:
         page.line("converted", ", ".join(f"{number:,} {kind}" for kind, number in sorted(look.converted.items())))
-    for problem in look.faults[:_MOST]:
-        page.problem(problem)
-    if (more := len(look.faults) - _MOST) > 0:
-        page.line("", f"and {more:,} more files that a run would refuse", "red")
+    page.problems(look.faults)
 
 
 def _sizes(look: Look) -> str:

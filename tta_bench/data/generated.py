@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from tta_bench.data.base import CleanImages, Dataset, Found, ImageFiles, recompress
+from tta_bench.data.base import CleanImages, Dataset, Found
 from tta_bench.data.corrupt import corruptions
 from tta_bench.data.corrupt.strengths import Strengths
 from tta_bench.data.digests import Digests
+from tta_bench.data.geometry import ImageFiles, recompress
 from tta_bench.errors import Problem, near_miss
 from tta_bench.streams import CLEAN, COMPOUND, Shift
 

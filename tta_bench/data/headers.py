@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 
-from tta_bench.data.base import Geometry, ImageFiles, size_fault
 from tta_bench.data.decoding import conversions, opened
+from tta_bench.data.geometry import Geometry, ImageFiles, size_fault
 from tta_bench.errors import Problem, UsageError
 
 CHUNK = 500  # files that one call in a worker process looks at

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tta_bench.data.base import CleanImages, Found, Geometry, ImageFiles, decode_file, named_contents
+from tta_bench.data.base import CleanImages, Found, named_contents
 from tta_bench.data.decoding import opened
 from tta_bench.data.digests import Digests, Extent
+from tta_bench.data.geometry import Geometry, ImageFiles, decode_file
 from tta_bench.data.label_files import read_labels
 from tta_bench.data.listing import Listing, flat_listing, listing
 from tta_bench.errors import Problem, UsageError

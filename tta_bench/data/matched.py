@@ -10,8 +10,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from tta_bench.data.base import CleanImages, Dataset, Found, Geometry, ImageFiles, no_compounds
+from tta_bench.data.base import CleanImages, Dataset, Found, no_compounds
 from tta_bench.data.digests import Digests
+from tta_bench.data.geometry import Geometry, ImageFiles
 from tta_bench.data.images import FolderImages
 from tta_bench.errors import Problem, UsageError
 from tta_bench.streams import COMPOUND, Shift

@@ -40,7 +40,7 @@ def unpacking(root: pathlib.Path, packed: Sequence[str]) -> str:
 def moving_up(root: pathlib.Path, inner: str) -> str:
     """The command that moves what a folder in ``root`` holds one folder up."""
     inside, folder = shlex.quote(str(root / inner)), shlex.quote(str(root))
-    return f"mv {inside}/* {folder}"
+    return f"mv {inside}/* {folder} && rmdir {inside}"
 
 
 def misplaced(root: pathlib.Path, pattern: str) -> str:
@@ -77,8 +77,14 @@ def corruption(root: pathlib.Path, name: str, severity: float | None, held: Mapp
         aside = shlex.quote(f"{own}.images")
         moves = f"mv {quoted[own]} {aside} && mkdir {quoted[own]} && mv {aside} {quoted[wanted]}"
         return f"it has no folders of severities; if its images are of severity {severity}: {moves}"
-    if deeper := [entry for entry in there if (root / entry / name).is_dir()]:
-        return f"it lies in {deeper[0]}: name that folder if all do, or move them up: {moving_up(root, deeper[0])}"
+    deeper = [entry for entry in there if any(_SEVERITIES & {*names(path)} for path in (root / entry).iterdir())]
+    if len(deeper) == 1:
+        return (
+            f"corruptions lie in {deeper[0]}: name that folder if all do, or move them up: {moving_up(root, deeper[0])}"
+        )
+    if deeper:
+        moves = " && ".join(moving_up(root, entry) for entry in deeper)
+        return f"corruptions lie in {', '.join(deeper)}: move them up: {moves}"
     if _SEVERITIES & {*there}:
         return f"this is the folder of one corruption: name the folder above, {root.parent}"
     return "" if there else "expected <root>/<corruption>/<severity>/<wnid>/*.JPEG"

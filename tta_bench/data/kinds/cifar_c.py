@@ -71,7 +71,7 @@ def corrupted_set(classes: int) -> PublishedSet:
     return PublishedSet(
         name,
         f"https://zenodo.org/records/{2535967 if classes == 10 else 3555552}",
-        "<corruption>.npy and labels.npy, 10,000 rows for each <severity>",
+        "<corruption>.npy, 10,000 rows for each <severity>, and labels.npy",
         images=ROWS,
         classes=classes,
         size="2.9 GB",

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from tta_bench.data.base import IMAGENET_GEOMETRY, DataConfig, DataRequest, FolderPath, Geometry
+from tta_bench.data.base import DataConfig, DataRequest, FolderPath
+from tta_bench.data.geometry import IMAGENET_GEOMETRY, Geometry
 from tta_bench.data.images import FolderImages
 from tta_bench.data.listing import class_order, folders, level_fault
 from tta_bench.data.matched import ClassFolders, Matched, mask_of, positions_of

@@ -9,17 +9,9 @@ import numpy as np
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from tta_bench.data.base import (
-    IMAGENET_GEOMETRY,
-    CleanImages,
-    DataConfig,
-    DataRequest,
-    FilePath,
-    FolderPath,
-    Geometry,
-    ImageSubset,
-)
+from tta_bench.data.base import CleanImages, DataConfig, DataRequest, FilePath, FolderPath, ImageSubset
 from tta_bench.data.generated import Generated
+from tta_bench.data.geometry import IMAGENET_GEOMETRY, Geometry
 from tta_bench.data.images import FlatImages, FolderImages
 from tta_bench.data.reference import OWN, PublishedSet
 from tta_bench.streams import derived_seed

@@ -12,14 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from tta_bench.data import mending, wnids
-from tta_bench.data.base import (
-    IMAGENET_C_GEOMETRY,
-    IMAGENET_GEOMETRY,
-    DataConfig,
-    DataRequest,
-    FolderPath,
-)
+from tta_bench.data.base import DataConfig, DataRequest, FolderPath
 from tta_bench.data.corrupt.corruptions import NAMES
+from tta_bench.data.geometry import IMAGENET_C_GEOMETRY, IMAGENET_GEOMETRY
 from tta_bench.data.images import FolderImages
 from tta_bench.data.kinds.imagenet_c import CORRUPTED, VALIDATION, no_folder
 from tta_bench.data.labels import LABELS, imagenet_labels

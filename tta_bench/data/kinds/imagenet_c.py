@@ -10,20 +10,9 @@ from typing import Any
 import numpy as np
 
 from tta_bench.data import mending
-from tta_bench.data.base import (
-    IMAGENET_C_GEOMETRY,
-    IMAGENET_GEOMETRY,
-    DataConfig,
-    DataRequest,
-    Dataset,
-    FolderPath,
-    Found,
-    Geometry,
-    ImageFiles,
-    decode_file,
-    no_compounds,
-)
+from tta_bench.data.base import DataConfig, DataRequest, Dataset, FolderPath, Found, no_compounds
 from tta_bench.data.digests import Digests
+from tta_bench.data.geometry import IMAGENET_C_GEOMETRY, IMAGENET_GEOMETRY, Geometry, ImageFiles, decode_file
 from tta_bench.data.images import FolderImages, file_contents
 from tta_bench.data.labels import imagenet_labels
 from tta_bench.data.listing import SORTING, listing
@@ -95,10 +84,11 @@ class ImageNetC(Dataset):
         self.root = pathlib.Path(config.root).expanduser().resolve()
         self.source = FolderImages(config.source, IMAGENET_GEOMETRY) if config.source else None
         self._shifts = tuple(shift for shift in request.shifts if shift != CLEAN)
-        first = self._shifts[0] if self._shifts else None
-        if first is not None and (problem := self._no_folder(first)):
-            raise UsageError(problem)
-        self._index = FolderImages(str(self._folder(first)), IMAGENET_C_GEOMETRY) if first else self._clean()
+        there = [shift for shift in self._shifts if self._folder(shift).is_dir()]
+        if self._shifts and not there:
+            raise UsageError(no_folder(self.root, self._shifts[0]))
+        self._first = there[0] if there else None
+        self._index = FolderImages(str(self._folder(there[0])), IMAGENET_C_GEOMETRY) if there else self._clean()
         self.ids, self.labels = self._index.ids, self._index.labels
         self.num_classes, self.side = self._index.num_classes, self._index.side
 
@@ -111,16 +101,11 @@ class ImageNetC(Dataset):
     def _folder(self, shift: Shift) -> pathlib.Path:
         return self.root / shift.name / str(shift.severity)
 
-    def _no_folder(self, shift: Shift) -> Problem | None:
-        if self._folder(shift).is_dir():
-            return None
-        return no_folder(self.root, shift)
-
     def found(self) -> list[Found]:
         """The folder whose images and classes count, the clean images, and those where files were left out."""
         found = [*self._index.found(), *(self.source.found() if isinstance(self.source, FolderImages) else [])]
         known = {each.folder for each in found}
-        for folder in [self._folder(shift) for shift in self._shifts]:
+        for folder in [each for shift in self._shifts if (each := self._folder(shift)).is_dir()]:
             listed = listing(folder)
             if listed.left_out and str(folder) not in known:
                 found.append(Found(str(folder), len(listed.paths), (), listed.left_out))
@@ -135,20 +120,20 @@ class ImageNetC(Dataset):
                 clean = self._clean()
                 folder, present = clean.root, clean.ids
             else:
-                if problem := self._no_folder(shift):
-                    return problem
                 folder = self._folder(shift)
+                if not folder.is_dir():
+                    return no_folder(self.root, shift)
                 present = listing(folder).paths
         except UsageError as error:
             return error.problems[0]
-        if self._shifts and shift == self._shifts[0]:
-            return self._incomplete_first()
+        if self._first is not None and shift == self._first:
+            return self._incomplete_first(shift)
         return _absent(self.ids, present, folder)
 
-    def _incomplete_first(self) -> Problem | None:
+    def _incomplete_first(self, shift: Shift) -> Problem | None:
         """Where another shift has images that the first, whose images count, lacks: all must have the same."""
-        first = self._folder(self._shifts[0])
-        for other in self._shifts[1:]:
+        first = self._folder(shift)
+        for other in [each for each in self._shifts if each != shift]:
             try:
                 present = listing(self._folder(other)).paths
             except UsageError:  # reported as the other's problem
