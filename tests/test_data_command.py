@@ -140,6 +140,16 @@ def test_one_absent_or_broken_place_leaves_the_others_open(
     assert "not ready: ImageNet validation set; ImageNet-A; ImageNet-Sketch" in outcome.out
 
 
+def test_a_flat_folder_waits_for_its_labels(page: Callable[..., Outcome], tmp_path: pathlib.Path) -> None:
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (256, 256)).save(tmp_path / "flat" / "a.png")
+    outcome = page("{kind: folder, root: flat, labels: gone.csv}", "fog")
+    assert outcome.code == 2
+    assert "absent     there is no gone.csv" in outcome.out
+    assert "not read   another folder or file must be there first" in outcome.out
+    assert "wrong" not in outcome.out
+
+
 def test_what_is_wrong_with_the_suite_is_said_as_by_run(page: Callable[..., Outcome]) -> None:
     outcome = page("{kind: digits}", "fgo")
     assert outcome.code == 2
@@ -181,7 +191,7 @@ def test_a_page_says_what_was_found_converted_and_left_out(
         "  converted  1 CMYK, 1 EXIF orientation ignored, 1 greyscale",
     ):
         assert line in outcome.out.splitlines()
-    assert "for 11 images of 224x224 pixels under 1 shifts" in outcome.out
+    assert "for 11 images of 224x224 pixels;" in outcome.out
     limited = page("{kind: imagenet, imagenet_r: r}", "imagenet_r", "--limit", 5, "--cache", tmp_path / "other")
     assert "for 5 images of 224x224 pixels" in limited.out
     assert str(tmp_path / "other") in limited.out

@@ -608,6 +608,20 @@ def test_a_suite_that_cannot_be_followed_says_where(
     assert "1 problem; nothing was run" in outcome.err
 
 
+def test_the_start_of_a_run_says_what_is_unlike_the_published_sets(
+    run_cli: Cli, natural: Callable[..., pathlib.Path]
+) -> None:
+    outcome = run_cli("run", natural(), "--dry-run", "--executor", "local")
+    assert outcome.code == 0, outcome.err
+    assert [line for line in outcome.err.splitlines() if "images, published" in line] == [
+        "  unlike the published ImageNet validation set: 5 images, published 50,000 (clean)",
+        "  unlike the published ImageNet-R: 6 images, published 30,000 (imagenet_r)",
+        "  unlike the published ImageNet-Sketch: 10 images, published 50,889 (imagenet_sketch)",
+        "  unlike the published ImageNet-C: 5 images, published 50,000 (fog-5)",
+    ]
+    assert "unlike the published ImageNet-R: 199 of 200 classes have no folder" in outcome.err
+
+
 def test_a_network_that_takes_no_mask_is_named(run_cli: Cli, natural: Callable[..., pathlib.Path]) -> None:
     two = "architecture: deit_tiny_distilled_patch16_224"
     options = (

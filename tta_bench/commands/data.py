@@ -39,7 +39,7 @@ def show(options: DataOptions) -> int:
     page, unready = Page(Console(highlight=False)), list[str]()
     page.title(f"{found.name}: data of kind {found.kind}")
     if any(place.absent for place in found.places):
-        page.line("", "DIR and PATH below are folders of your choice.")
+        page.line("DIR, PATH", "stand for folders of your choice")
     for place in found.places:
         before = page.faults
         _show_place(page, found, place, options.limit)
@@ -65,7 +65,7 @@ def _show_place(page: Page, found: SuiteData, place: Place, limit: int | None) -
     page.problems(place.problems)
     if found.dataset is None or found.config is None or not getattr(found.config, place.key):
         if not place.problems:
-            page.line("not read", "another folder must be mended first")
+            page.line("not read", "another folder or file must be there first")
         return
     shifts = [shift for shift in found.shifts if found.config.key_of(shift) == place.key]
     if shifts or place.key == found.config.source_key:
@@ -117,8 +117,12 @@ def _show_cache(page: Page, found: SuiteData, options: DataOptions) -> None:
         page.line("none", "the arrays are used as they are")
     else:
         needed, free = cache.space(entries)
-        images = f"{sum(map(len, rows)):,} images of {dataset.side}x{dataset.side} pixels under {len(cached)} shifts"
+        images = f"{sum(map(len, rows)):,} images of {dataset.side}x{dataset.side} pixels{_under(len(cached))}"
         page.whole("folder", str(cache.root))
         page.line("needs", f"{needed / 2**30:,.2f} GiB if empty, for {images}; {free / 2**30:,.2f} GiB are free")
         if problem := cache_space_problem(cache, entries):
             page.problem(problem)
+
+
+def _under(shifts: int) -> str:
+    return f" under {shifts} shifts" if shifts > 1 else ""

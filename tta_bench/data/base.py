@@ -91,10 +91,10 @@ class DataConfig(Portable, BaseModel):
         return None
 
     @classmethod
-    def path_keys(cls) -> list[str]:
-        """The keys that name a folder or a file."""
-        kinds = [*get_args(FolderPath)[1:], *get_args(FilePath)[1:]]
-        return [key for key, field in cls.model_fields.items() if any(each in kinds for each in _metadata(field))]
+    def path_keys(cls, *types: Any) -> list[str]:
+        """The keys that name a folder or a file; of ``types`` alone, such as :data:`FilePath`, where these are given."""
+        marks = [mark for kind in types or (FolderPath, FilePath) for mark in get_args(kind)[1:]]
+        return [key for key, field in cls.model_fields.items() if any(each in marks for each in _metadata(field))]
 
     @classmethod
     def published(cls, given: Mapping[str, Any]) -> Mapping[str, PublishedSet]:

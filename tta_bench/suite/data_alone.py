@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tta_bench.data import DataConfig, DataRequest, Dataset, open_data
+from tta_bench.data.base import FilePath
 from tta_bench.data.labels import read_labels
 from tta_bench.data.reference import OWN, PublishedSet
 from tta_bench.errors import Problem, UsageError
@@ -94,8 +95,8 @@ def load(
     places = [_place(document, config, key) for key in given if key in config.path_keys()]
     found = SuiteData(str(document.data.get("name", name)), str(given["kind"]), places)
     absent = [place.key for place in places if place.absent and given[place.key] is not None]
-    if any(config.model_fields[key].is_required() for key in absent) or "labels" in absent:
-        return found
+    if any(config.model_fields[key].is_required() or key in config.path_keys(FilePath) for key in absent):
+        return found  # without a file of labels a folder would be read as another
     for key in absent:
         document.override(["data", key], None, f"data.{key}")
     suite = validated(document, registry, problems)
