@@ -123,6 +123,23 @@ def test_published_numbers_are_those_of_the_authors() -> None:
     assert config.published({})["root"].images == {"cifar10_1_v4": 2021, "cifar10_1_v6": 2000}
 
 
+def test_sets_that_can_be_fetched_have_the_same_names_and_folders() -> None:
+    fetched = pytest.importorskip("tta_bench.data.published_sets", reason="without 'tta-bench data get'").SETS
+    kinds: list[tuple[str, dict[str, int]]] = [
+        ("imagenet", {}),
+        ("cifar_c", {}),
+        ("cifar_c", {"classes": 100}),
+        ("cifar10_1", {}),
+    ]
+    configs: list[Any] = [installed().load(kind, DATASETS).Config for kind, _ in kinds]  # type: ignore[attr-defined]
+    stated = [
+        each for config, (_, given) in zip(configs, kinds, strict=True) for each in config.published(given).values()
+    ]
+    named = {each.get: each.folder for each in stated if each.get}
+    assert named == {name: fetched[name].root for name in named}
+    assert set(named) == {name for name, each in fetched.items() if each.files}
+
+
 def test_one_absent_or_broken_place_leaves_the_others_open(
     page: Callable[..., Outcome], tmp_path: pathlib.Path
 ) -> None:

@@ -19,7 +19,8 @@ from tta_bench.errors import Problem, UsageError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 _SYSTEM = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found", "$recycle.bin", "system volume information"}
-SORTING = "python -c \"from torchvision.datasets import ImageNet; ImageNet('DIR', 'val')\""
+_IMPORTS = "import tta_bench.torchvision_repair; from torchvision.datasets import ImageNet"
+SORTING = f"python -c \"{_IMPORTS}; ImageNet('DIR', 'val')\""  # ImageNet's validation images into class folders
 _PEEK = 20  # entries looked at where only a hint depends on them
 
 # kinds of what is left out, besides the endings of files: of one, of several

@@ -77,7 +77,7 @@ def corrupted_set(classes: int) -> PublishedSet:
         size="2.9 GB",
         steps=(f"tar -xf {name}.tar -C DIR",),
         folder=name,
-        get=name.lower(),
+        get=f"cifar{classes}_c",
     )
 
 
@@ -93,6 +93,7 @@ def archive_set(classes: int) -> PublishedSet:
         size="0.2 GB",
         steps=(f"tar -xf {archive} -C DIR",),
         folder="cifar-10-batches-bin" if classes == 10 else "cifar-100-binary",
+        get=f"cifar{classes}",
     )
 
 

@@ -47,9 +47,9 @@ SETS = {
         classes=1000,
         steps=(
             "download https://dl.fbaipublicfiles.com/inc_bar/imagenet_c_bar.tar.gz",
-            "mkdir -p DIR/imagenet-c-bar && tar -xf imagenet_c_bar.tar.gz -C DIR/imagenet-c-bar",
+            "mkdir -p DIR/ImageNet-C-bar && tar -xf imagenet_c_bar.tar.gz -C DIR/ImageNet-C-bar",
         ),
-        folder="imagenet-c-bar",
+        folder="ImageNet-C-bar",
         class_names=imagenet_labels,
     ),
     "imagenet_3dcc": PublishedSet(
@@ -71,7 +71,7 @@ SETS = {
         size="2.2 GB",
         steps=("tar -xf imagenet-r.tar -C DIR",),
         folder="imagenet-r",
-        get="imagenet-r",
+        get="imagenet_r",
         class_names=functools.partial(imagenet_labels, "imagenet_r"),
     ),
     "imagenet_a": PublishedSet(
@@ -83,19 +83,18 @@ SETS = {
         size="0.7 GB",
         steps=("tar -xf imagenet-a.tar -C DIR",),
         folder="imagenet-a",
-        get="imagenet-a",
+        get="imagenet_a",
         class_names=functools.partial(imagenet_labels, "imagenet_a"),
     ),
     "imagenet_sketch": PublishedSet(
         "ImageNet-Sketch",
-        "https://github.com/HaohanWang/ImageNet-Sketch (ImageNet-Sketch.zip)",
+        "https://huggingface.co/datasets/songweig/imagenet_sketch/resolve/main/data/ImageNet-Sketch.zip",
         "<wnid>/<image>",
         images=50_889,
         classes=1000,
-        size="7.8 GB",
+        size="7.6 GB",
         steps=("unzip ImageNet-Sketch.zip -d DIR",),
         folder="sketch",
-        get="imagenet-sketch",
         class_names=imagenet_labels,
     ),
     "imagenet_v2": PublishedSet(
@@ -107,10 +106,10 @@ SETS = {
         size="1.3 GB for each variant",
         steps=(
             "download imagenetv2-matched-frequency.tar.gz (further variants: -threshold0.7, -top-images)",
-            "mkdir -p DIR/imagenet-v2 && tar -xf imagenetv2-matched-frequency.tar.gz -C DIR/imagenet-v2",
+            "mkdir -p DIR/ImageNetV2 && tar -xf imagenetv2-matched-frequency.tar.gz -C DIR/ImageNetV2",
         ),
-        folder="imagenet-v2",
-        get="imagenet-v2",
+        folder="ImageNetV2",
+        get="imagenet_v2",
     ),
 }
 _TREE_OF = {name: key for key, (_, names) in TREES.items() for name in names}

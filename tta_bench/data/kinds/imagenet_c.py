@@ -47,13 +47,13 @@ CORRUPTED = PublishedSet(
     "<corruption>/<severity>/<wnid>/<image>",
     images=50_000,
     classes=1000,
-    size="about 65 GB, 50 GB without extra.tar",
+    size="66 GB, 50 GB without extra.tar",
     steps=(
         "download noise.tar, blur.tar, weather.tar and digital.tar (extra.tar has 4 further corruptions)",
-        "mkdir -p DIR/imagenet-c && for f in noise blur weather digital; do tar -xf $f.tar -C DIR/imagenet-c; done",
+        "mkdir -p DIR/ImageNet-C && for f in noise blur weather digital; do tar -xf $f.tar -C DIR/ImageNet-C; done",
     ),
-    folder="imagenet-c",
-    get="imagenet-c",
+    folder="ImageNet-C",
+    get="imagenet_c",
     class_names=imagenet_labels,
 )
 
