@@ -19,11 +19,11 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
 from tta_bench.data import DataRequest, Dataset, open_data
-from tta_bench.data.base import IMAGENET_C_GEOMETRY, IMAGENET_GEOMETRY, Geometry, recompress
 from tta_bench.data.cache import CacheEntry, Direct, ImageCache, Images, entry_of
 from tta_bench.data.corrupt.corruptions import corrupt, image_seed
 from tta_bench.data.corrupt.strengths import Strengths
 from tta_bench.data.digests import Digests
+from tta_bench.data.geometry import IMAGENET_C_GEOMETRY, IMAGENET_GEOMETRY, Geometry, recompress
 from tta_bench.data.images import listing
 from tta_bench.data.kinds.cifar_c import read_archive
 from tta_bench.data.kinds.digits import load_split

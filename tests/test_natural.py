@@ -480,9 +480,9 @@ def test_cifar10_1_is_two_arrays_beside_cifar10(tmp_path: pathlib.Path) -> None:
     assert "hold no clean images" in str(opened({"kind": "cifar10_1", "root": str(tmp_path)}, names).missing(CLEAN))
     np.save(tmp_path / "cifar10.1_v4_labels.npy", np.zeros(3))
     broken = opened({"kind": "cifar10_1", "root": str(tmp_path)}, names)
-    assert "labels (3,), expected" in str(broken.missing(shift("cifar10_1_v4")))
+    assert "labels have shape (3,), expected (7,)" in str(broken.missing(shift("cifar10_1_v4")))
     (tmp_path / "cifar10.1_v6_data.npy").unlink()
-    assert "cifar10.1_v6_data.npy: not a readable array" in str(broken.missing(shift("cifar10_1_v6")))
+    assert "no cifar10.1_v6_data.npy in the folder" in str(broken.missing(shift("cifar10_1_v6")))
 
 
 def test_the_page_on_data_has_every_kind_and_every_shift() -> None:
@@ -606,6 +606,20 @@ def test_a_suite_that_cannot_be_followed_says_where(
     assert message in outcome.err
     assert hint in outcome.err
     assert "1 problem; nothing was run" in outcome.err
+
+
+def test_the_start_of_a_run_says_what_is_unlike_the_published_sets(
+    run_cli: Cli, natural: Callable[..., pathlib.Path]
+) -> None:
+    outcome = run_cli("run", natural(), "--dry-run", "--executor", "local")
+    assert outcome.code == 0, outcome.err
+    assert [line for line in outcome.err.splitlines() if "images, published" in line] == [
+        "  unlike the published ImageNet validation set: 5 images, published 50,000 (clean)",
+        "  unlike the published ImageNet-R: 6 images, published 30,000 (imagenet_r)",
+        "  unlike the published ImageNet-Sketch: 10 images, published 50,889 (imagenet_sketch)",
+        "  unlike the published ImageNet-C: 5 images, published 50,000 (fog-5)",
+    ]
+    assert "unlike the published ImageNet-R: 198 of 200 classes have no folder" in outcome.err
 
 
 def test_a_network_that_takes_no_mask_is_named(run_cli: Cli, natural: Callable[..., pathlib.Path]) -> None:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 import tta_bench.torchvision_repair  # noqa: F401  (before torchvision)
-from tta_bench.data.base import Geometry
+from tta_bench.data.geometry import Geometry
 from tta_bench.errors import UsageError
 from tta_bench.methods.early_norms import frozen_by_structure
 from tta_bench.methods.sar import Sar

@@ -18,10 +18,11 @@ from PIL import Image
 
 from tta_bench import suite
 from tta_bench.data import DataRequest, Dataset, open_data
-from tta_bench.data.base import Found, Geometry, decode_file
+from tta_bench.data.base import Found
 from tta_bench.data.cache import ImageCache, entry_of
 from tta_bench.data.decoding import counted
 from tta_bench.data.digests import Digests
+from tta_bench.data.geometry import Geometry, decode_file
 from tta_bench.data.kinds.cifar_c import read_archive
 from tta_bench.data.listing import class_order, listing, order_remark
 from tta_bench.errors import UsageError
@@ -639,9 +640,9 @@ def test_a_tree_in_another_place_is_mended(tree: pathlib.Path, cause: str) -> No
     elif cause == "by archive":
         (root / "digital").mkdir()
         (root / "contrast").rename(root / "digital" / "contrast")
-        wanted = f"it lies in digital: name that folder if all do, or move them up: mv {root}/digital/* {root}"
+        wanted = f"corruptions lie in digital: name that folder if all do, or move them up: mv {root}/digital/* {root}"
     elif cause == "above":
-        root, wanted = tree.parent, "it lies in c: name that folder if all do"
+        root, wanted = tree.parent, "corruptions lie in c: name that folder if all do"
     else:
         root, wanted = tree / "contrast", f"this is the folder of one corruption: name the folder above, {tree}"
     with pytest.raises(UsageError) as caught:

@@ -91,6 +91,36 @@ def run(**options: Any) -> None:
     sys.exit(sweep.run(RunOptions(**options), resume=shlex.join(["tta-bench", *sys.argv[1:]])))
 
 
+class _DataGroup(click.Group):
+    """``data SUITE`` beside the subcommands: what is no subcommand's name is a suite or an option of ``show``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = (*self.commands, *ctx.help_option_names)
+        return super().parse_args(ctx, args if not args or args[0] in known else ["show", *args])
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.commands["show"].format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+@cli.group(cls=_DataGroup, subcommand_metavar="[OPTIONS] SUITE | COMMAND …", options_metavar="", no_args_is_help=True)
+def data() -> None:
+    """Show what SUITE's data hold, what is wrong with them, and what is still to get; exit 2 if they are not ready."""
+
+
+@data.command("show", hidden=True)
+@click.argument("suite")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the suite: data.root=PATH.")
+@cache_option
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Look at a seeded subset of N images, as run does.")
+@plugin_option
+def show_data(**options: Any) -> None:
+    """Show what SUITE's data hold, what is wrong with them, and what is still to get; exit 2 if they are not ready."""
+    from tta_bench.commands import data as page
+
+    sys.exit(page.show(page.DataOptions(**options)))
+
+
 @cli.command()
 @click.argument("run", required=False)
 def status(run: str | None) -> None:

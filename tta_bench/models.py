@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 import tta_bench.torchvision_repair  # noqa: F401  (a network may import timm)
-from tta_bench.data.base import Geometry
+from tta_bench.data.geometry import Geometry
 from tta_bench.data.labels import read_labels
 from tta_bench.errors import Problem, UsageError
 from tta_bench.files import located

@@ -8,7 +8,7 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from tta_bench import suite
 from tta_bench.commands import preparations
 from tta_bench.data.base import Found, digest
 from tta_bench.data.cache import CacheEntry, ImageCache
+from tta_bench.data.comparison import unlike_published
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, Stopped, UsageError
 from tta_bench.files import obstacle_to_writing
@@ -124,7 +125,8 @@ def _run_suite(
     if state.stale:
         _print(console, f"{state.stale} trials in {out} are of another plan: tables will leave them out; to keep theirs, "
                         "choose another folder with --out DIR")  # fmt: skip
-    _print(console, _summary(plan, selected, state.pending, cache, missing, options, out))
+    unlike = _unlike_published(loaded.suite, plan)
+    _print(console, _summary(plan, selected, state.pending, cache, missing, unlike, options, out))
     if options.dry_run:
         if state.pending:
             slots = scheduler.slots(options)
@@ -242,7 +244,7 @@ def _resume_state(out: pathlib.Path, plan: Plan, selected: Sequence[Trial], retr
 
 def _summary(
     plan: Plan, selected: Sequence[Trial], pending: Sequence[Trial], cache: ImageCache, missing: Sequence[CacheEntry],
-    options: RunOptions, out: pathlib.Path,
+    unlike: Iterable[str], options: RunOptions, out: pathlib.Path,
 ) -> str:  # fmt: skip
     distinct, own = len(_distinct(selected)), not options.out and _of_change(options)
     first = next(iter(plan.materials.datasets.values()))
@@ -257,6 +259,7 @@ def _summary(
         f"  results in {out}" + (", the folder of these --set and --plugin" if own else ""),
         *(f"  {line}" for line in _found_lines(plan)),
         *(f"  {model.remark}" for model in plan.materials.models.values() if model.remark),
+        *(f"  {line}" for line in unlike),
         *_missing_presets(selected),
     ]
     if cache.root is None:
@@ -284,6 +287,12 @@ def _found_lines(plan: Plan) -> Iterator[str]:
     for each in _found(plan):
         yield from dataclasses.replace(each, classes=() if each.classes in known else each.classes).lines()
         known.append(each.classes)
+
+
+def _unlike_published(asked: suite.Suite, plan: Plan) -> dict[str, None]:
+    """Where the data have other numbers of images or other classes than the published ones: lines, each once."""
+    datasets = dict.fromkeys(plan.materials.datasets.values())
+    return dict.fromkeys(line for each in datasets for line in unlike_published(asked.data, each, asked.shifts()))
 
 
 def _missing_presets(trials: Sequence[Trial]) -> list[str]:

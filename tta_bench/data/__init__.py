@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tta_bench.data.base import CleanImages, DataConfig, DataRequest, Dataset, Geometry
+from tta_bench.data.base import CleanImages, DataConfig, DataRequest, Dataset
 from tta_bench.data.generated import Generated
+from tta_bench.data.geometry import Geometry
 from tta_bench.errors import Problem, UsageError
 from tta_bench.registry import DATASETS, Registry, attributed
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import abc
 import hashlib
-import io
 import json
-import pathlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
-from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 from tta_bench.data.corrupt.corruptions import NAMES
-from tta_bench.data.decoding import opened, rgb
 from tta_bench.data.digests import Digests
+from tta_bench.data.geometry import Geometry, ImageFiles
 from tta_bench.data.listing import counted, order_remark
-from tta_bench.errors import Problem, UsageError
+from tta_bench.data.reference import PublishedSet
+from tta_bench.errors import Problem
 from tta_bench.files import is_file, is_folder
 from tta_bench.registry import Portable
 from tta_bench.streams import CLEAN, Shift
@@ -41,6 +40,13 @@ FolderPath = Annotated[str, AfterValidator(_existing_folder)]
 FilePath = Annotated[str, AfterValidator(_existing_file)]
 
 
+def _metadata(field: FieldInfo) -> Iterator[Any]:
+    """Of the type of a field, which may also be optional."""
+    yield from field.metadata
+    for part in get_args(field.annotation):
+        yield from getattr(part, "__metadata__", ())
+
+
 class DataConfig(Portable, BaseModel):
     """The ``data`` of a suite; each kind of data adds its own fields.
 
@@ -48,7 +54,10 @@ class DataConfig(Portable, BaseModel):
         kind: the registered name.
         max_images: size of the seeded subset of each shift's images, or None for all.
         seed: draws the subset and seeds generated corruptions; independent of the trials' seeds.
+        source_key: the key that names the folder of the source images.
     """
+
+    source_key: ClassVar[str] = "source"
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: str
@@ -81,32 +90,28 @@ class DataConfig(Portable, BaseModel):
                 return shift
         return None
 
+    @classmethod
+    def path_keys(cls, *types: Any) -> list[str]:
+        """The keys that name a folder or a file; of ``types`` alone, such as :data:`FilePath`, where these are given."""
+        marks = [mark for kind in types or (FolderPath, FilePath) for mark in get_args(kind)[1:]]
+        return [key for key, field in cls.model_fields.items() if any(each in marks for each in _metadata(field))]
 
-@dataclass(frozen=True)
-class Geometry:
-    """How a clean image becomes square: resize the shorter side to ``resize``, then take the centre ``crop``, in pixels.
+    @classmethod
+    def published(cls, given: Mapping[str, Any]) -> Mapping[str, PublishedSet]:
+        """The published data set of each key that names a folder or file, where it is one; of none by default.
 
-    None skips that step. ``interpolation`` is Pillow's name for it.
-    """
+        Args:
+            given: the values of the suite's ``data``, of which some may be missing.
+        """
+        return {}
 
-    resize: int | None = None
-    crop: int | None = None
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    def key_of(self, shift: Shift) -> str:
+        """The key that names the folder of the images under ``shift``."""
+        return "root"
 
-    def apply(self, image: Image.Image) -> Image.Image:
-        """The square image, equal to that of torchvision's Resize and CenterCrop."""
-        if self.resize is not None:
-            short = min(image.size)
-            width, height = (int(self.resize * side / short) if side != short else self.resize for side in image.size)
-            image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
-        if self.crop is not None:
-            left, top = (round((side - self.crop) / 2.0) for side in image.size)
-            image = image.crop((left, top, left + self.crop, top + self.crop))
-        return image
-
-
-IMAGENET_C_GEOMETRY = Geometry(crop=224)
-IMAGENET_GEOMETRY = Geometry(resize=256, crop=224)
+    def usual_labels(self) -> Sequence[str] | None:
+        """The names of the classes of the usual source models, for a look at the data without a model; or None."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -131,14 +136,18 @@ class Found:
         """In words, for the start of a run: the classes, and what was left out."""
         lines, folder = [], self.folder if self.folder.isprintable() else repr(self.folder)
         if self.classes:
-            numbers = self.numbers or range(len(self.classes))
-            remark = "matched by name" if self.numbers else order_remark(self.classes)
-            ends = f"{numbers[0]} is {self.classes[0]!r}, {numbers[-1]} is {self.classes[-1]!r}"
-            lines.append(f"{folder}: {len(self.classes)} classes, {ends}{f', {remark}' if remark else ''}")
+            lines.append(f"{folder}: {len(self.classes)} classes, {self.order()}")
         if self.left_out:
             total = sum(self.left_out.values())
             lines.append(f"{folder}: {total:,} of {total + self.images:,} files left out: {counted(self.left_out)}")
         return lines
+
+    def order(self, most: int = 2) -> str:
+        """Which class the folders became, ``most`` of them: ``0 is 'cat', 9 is 'dog', matched by name``."""
+        pairs = [*zip(self.numbers or range(len(self.classes)), self.classes, strict=True)]
+        shown = pairs if len(pairs) <= most else [*pairs[: most - 1], pairs[-1]]
+        remark = "matched by name" if self.numbers else order_remark(self.classes)
+        return ", ".join([*(f"{number} is {name!r}" for number, name in shown), *([remark] if remark else [])])
 
 
 class CleanImages(Portable, abc.ABC):
@@ -176,6 +185,10 @@ class CleanImages(Portable, abc.ABC):
         """What opening the images found in folders; nothing by default."""
         return []
 
+    def files(self) -> ImageFiles | None:
+        """The files that the images are in, one each; None where they are in arrays."""
+        return None
+
     def all_rows(self) -> np.ndarray:
         """The indices of all images, (N,) int32."""
         return np.arange(len(self.ids), dtype=np.int32)
@@ -197,6 +210,10 @@ class ImageSubset(CleanImages):
 
     def found(self) -> list[Found]:
         return self.clean.found()
+
+    def files(self) -> ImageFiles | None:
+        files = self.clean.files()
+        return files and replace(files, names=self.ids)
 
     def decode(self, index: int) -> np.ndarray:
         return self.clean.decode(int(self.rows[index]))
@@ -258,6 +275,10 @@ class Dataset(Portable, abc.ABC):
         """What opening the data found in folders, each once; for the start of a run and ``run.json``."""
         return []
 
+    def files(self, shift: Shift) -> ImageFiles | None:
+        """The files that the images under ``shift`` are made from, one each; None where they are in arrays."""
+        return None
+
     def mask_of(self, shift: Shift) -> tuple[int, ...] | None:
         """The class mask under ``shift``: the model's classes that labels are indices of, (kept,); None: all of them."""
         return None
@@ -314,30 +335,3 @@ def label_fault(labels: Any, num_classes: int) -> str:
         return ""
     first = int(outside[0])
     return f"label {labels[first]} of image {first} is no class: {num_classes} classes are 0 to {num_classes - 1}"
-
-
-def decode_file(path: pathlib.Path, geometry: Geometry, side: int | None) -> np.ndarray:
-    """Decode one image file to uint8 (H, W, 3); see :mod:`tta_bench.data.decoding` for what is converted.
-
-    Raises:
-        UsageError: the file is missing or damaged, has pixels of 32 bits, is smaller than a crop of unresized images, or
-            not ``side`` pixels square after the geometry; the message names it.
-    """
-    with opened(path) as image:
-        width, height = image.size
-        pixels = np.asarray(geometry.apply(rgb(image, path)))
-    if geometry.crop is not None and geometry.resize is None and min(width, height) < geometry.crop:
-        message = f"image is {width}x{height} pixels, smaller than its crop of {geometry.crop}x{geometry.crop}"
-        raise UsageError(Problem(message, where=str(path), hint="these data are of another size: check the folder"))
-    if side is not None and pixels.shape != (side, side, 3):
-        hint = "resize or remove it, or choose a preprocess that gives all images one size"
-        message = f"image is {pixels.shape[1]}x{pixels.shape[0]} pixels, expected {side}x{side}"
-        raise UsageError(Problem(message, where=str(path), hint=hint))
-    return pixels
-
-
-def recompress(pixels: np.ndarray, quality: int) -> np.ndarray:
-    """The image after a JPEG round trip at ``quality``, uint8 (H, W, 3)."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
-    return np.asarray(Image.open(buffer))

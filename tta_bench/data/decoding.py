@@ -65,27 +65,36 @@ def opened(path: pathlib.Path) -> Iterator[Image.Image]:
         raise UsageError(Problem(f"cannot decode image: {error}", where=str(path), hint=hint)) from error
 
 
+def conversions(image: Image.Image, path: pathlib.Path) -> list[str]:
+    """What :func:`rgb` converts in an image, of which only the header need be read.
+
+    Raises:
+        UsageError: its pixels are integers or fractions of 32 bits.
+    """
+    found = []
+    if image.info.get("exif") and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        found.append("EXIF orientation ignored")
+    if image.mode in ("I", "F"):
+        kind = "whole numbers" if image.mode == "I" else "fractions"
+        message = f"image has pixels of mode {image.mode} ({kind} of 32 bits), with no agreed scale to 8 bits"
+        raise UsageError(Problem(message, where=str(path), hint="convert the file to 8-bit RGB"))
+    if image.mode in _GREY_16:
+        found.append("16-bit grey scaled to 8 bits")
+    elif image.mode != "RGB":
+        found.append(_NAMES.get(image.mode, image.mode))
+    return found
+
+
 def rgb(image: Image.Image, path: pathlib.Path) -> Image.Image:
     """The image in 8-bit RGB.
 
     Raises:
         UsageError: its pixels are integers or fractions of 32 bits.
     """
-    if image.info.get("exif") and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        _count("EXIF orientation ignored")
+    kinds = conversions(image, path)
+    if (counter := _counter.get()) is not None:
+        counter.update(kinds)
     if image.mode in _GREY_16:
-        _count("16-bit grey scaled to 8 bits")
         grey = (np.asarray(image).astype(np.uint32) + 128) // 257
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        kind = "whole numbers" if image.mode == "I" else "fractions"
-        message = f"image has pixels of mode {image.mode} ({kind} of 32 bits), with no agreed scale to 8 bits"
-        raise UsageError(Problem(message, where=str(path), hint="convert the file to 8-bit RGB"))
-    if image.mode != "RGB":
-        _count(_NAMES.get(image.mode, image.mode))
     return image.convert("RGB")
-
-
-def _count(kind: str) -> None:
-    if (counter := _counter.get()) is not None:
-        counter[kind] += 1

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from tta_bench.data.base import CleanImages, Dataset, Found, recompress
+from tta_bench.data.base import CleanImages, Dataset, Found
 from tta_bench.data.corrupt import corruptions
 from tta_bench.data.corrupt.strengths import Strengths
 from tta_bench.data.digests import Digests
+from tta_bench.data.geometry import ImageFiles, recompress
 from tta_bench.errors import Problem, near_miss
 from tta_bench.streams import CLEAN, COMPOUND, Shift
 
@@ -48,6 +49,9 @@ class Generated(Dataset):
     def found(self) -> list[Found]:
         found = [*self.clean.found(), *(self.source.found() if self.source else [])]
         return [each for i, each in enumerate(found) if each not in found[:i]]  # one folder may be both
+
+    def files(self, shift: Shift) -> ImageFiles | None:
+        return self.clean.files()
 
     def missing(self, shift: Shift) -> Problem | None:
         if problem := unknown_corruption(shift):

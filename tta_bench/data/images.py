@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tta_bench.data.base import CleanImages, Found, Geometry, decode_file, named_contents
+from tta_bench.data.base import CleanImages, Found, named_contents
 from tta_bench.data.decoding import opened
 from tta_bench.data.digests import Digests, Extent
+from tta_bench.data.geometry import Geometry, ImageFiles, decode_file
 from tta_bench.data.label_files import read_labels
 from tta_bench.data.listing import Listing, flat_listing, listing
 from tta_bench.errors import Problem, UsageError
@@ -52,6 +53,9 @@ class FileImages(CleanImages):
 
     def found(self) -> list[Found]:
         return [Found(str(self.root), len(self.ids), self.classes, self._left_out)]
+
+    def files(self) -> ImageFiles:
+        return ImageFiles(self.root, self.ids, self.geometry, self.side)
 
     def decode(self, index: int) -> np.ndarray:
         return decode_file(self.root / self.ids[index], self.geometry, self.side)

@@ -5,22 +5,22 @@ Files are listed with one ``os.scandir`` a folder; nothing is opened, and only l
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import os
 import pathlib
 import re
-import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tta_bench.data.mending import archives, moving_up, names, unpacking
 from tta_bench.errors import Problem, UsageError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 _SYSTEM = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found", "$recycle.bin", "system volume information"}
+_IMPORTS = "import tta_bench.torchvision_repair; from torchvision.datasets import ImageNet"
+SORTING = f"python -c \"{_IMPORTS}; ImageNet('DIR', 'val')\""  # ImageNet's validation images into class folders
 _PEEK = 20  # entries looked at where only a hint depends on them
 
 # kinds of what is left out, besides the endings of files: of one, of several
@@ -99,13 +99,13 @@ def flat_listing(root: pathlib.Path) -> Listing:
     return Listing(tuple(sorted(top.images)), (), dict(top.left_out))
 
 
-def class_order(names: Iterable[str], where: str) -> tuple[str, ...]:
+def class_order(given: Iterable[str], where: str) -> tuple[str, ...]:
     """The names of classes in the order of the classes: numbers by their values, other names as texts.
 
     Raises:
         UsageError: only some are numbers, or two are the same number.
     """
-    texts = sorted(names)
+    texts = sorted(given)
     numbers = [name for name in texts if name.isascii() and name.isdigit()]
     if not numbers:
         return tuple(texts)
@@ -143,9 +143,9 @@ def counted(left_out: Mapping[str, int]) -> str:
     )
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(map(repr, names[:5])) + more
+def _some(some: Sequence[str]) -> str:
+    more = f" and {len(some) - 5} more" if len(some) > 5 else ""
+    return ", ".join(map(repr, some[:5])) + more
 
 
 # -- one folder ----------------------------------------------------------------------------------------------------------
@@ -222,20 +222,40 @@ def _diagnosis(root: pathlib.Path, top: _Entries, groups: Mapping[str, _Entries]
     deeper = [name for name, group in groups.items() if _holds_classes(root / name, group)]
     if deeper:
         message = f"the class folders lie one folder deeper, in {_some(deeper)}"
-        return Problem(message, where, hint=f"name that folder: {root / deeper[0]}")
-    archives = [name for name in _names(root) if name.lower().endswith(ARCHIVES)]
-    if archives:
-        message = f"the folder has no images, but archives that are not unpacked: {_some(archives)}"
-        return Problem(message, where, hint=unpacking(root, archives))
+        hint = f"name that folder: {root / deeper[0]}; or move them up: {moving_up(root, deeper[0])}"
+        return Problem(message, where, hint=hint)
+    if packed := archives(root):
+        message = f"the folder has no images, but archives that are not unpacked: {_some(packed)}"
+        return Problem(message, where, hint=unpacking(root, packed))
     held = _Entries(folders=list(groups), left_out=sum((g.left_out for g in groups.values()), Counter(top.left_out)))
     hint = "expected <root>/<class>/<image>, with images ending in " + ", ".join(sorted(SUFFIXES))
     return Problem(f"the folder has no images{_holding(held)}", where, hint=hint)
 
 
+def level_fault(root: pathlib.Path) -> Problem | None:
+    """The problem with the root of domains, ``<root>/<domain>/<class>/<image>``, where it lies too high or too deep."""
+    domains = folders(root)
+    classes = [root / domain / name for domain in domains for name in folders(root / domain)[:_PEEK]]
+    if any(_holds_images(folder) for folder in classes):
+        return None
+    if any(_holds_images(root / domain) for domain in domains):
+        hint = f"name the folder above, {root.parent}, or move the classes into a folder for their domain"
+        return Problem("its folders hold images: it is one domain, not the folder of several", hint=hint)
+    if any(_holds_images(folder / name) for folder in classes for name in folders(folder)[:_PEEK]):
+        hint = f"name that folder: {root / domains[0]}; or move them up: {moving_up(root, domains[0])}"
+        return Problem(f"the domains lie one folder deeper, in {_some(domains)}", hint=hint)
+    if not domains and (packed := archives(root)):
+        hint = unpacking(root, packed)
+        return Problem(f"the folder has no domains, but archives that are not unpacked: {_some(packed)}", hint=hint)
+    return None
+
+
 def _flat_hint(root: pathlib.Path, images: Sequence[str]) -> str:
     labels = "give their labels: data: {…, labels: FILE}, or sort them into class folders"
-    siblings = itertools.islice((name for name in _names(root.parent) if name != root.name), _PEEK)
-    if images[0].startswith("ILSVRC2012_val_") or not any(_holds_images(root.parent / name) for name in siblings):
+    if images[0].startswith("ILSVRC2012_val_"):
+        return f"{labels}, as {SORTING} does where DIR has ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz"
+    siblings = itertools.islice((name for name in names(root.parent) if name != root.name), _PEEK)
+    if not any(_holds_images(root.parent / name) for name in siblings):
         return labels
     return f"if it is the folder of one class, name the folder above: {root.parent}; else {labels}"
 
@@ -245,23 +265,4 @@ def _holds_classes(folder: pathlib.Path, group: _Entries) -> bool:
 
 
 def _holds_images(folder: pathlib.Path) -> bool:
-    return any(os.path.splitext(name)[1].lower() in SUFFIXES for name in itertools.islice(_names(folder), _PEEK))  # noqa: PTH122
-
-
-def _names(folder: pathlib.Path) -> Iterator[str]:
-    """The names in a folder, sorted; none where it cannot be read or is none."""
-    names: list[str] = []
-    with contextlib.suppress(OSError):
-        names = sorted(os.listdir(folder))
-    yield from (name for name in names if not name.startswith("."))
-
-
-def unpacking(root: pathlib.Path, archives: Sequence[str]) -> str:
-    """The command that unpacks archives in ``root``: one as it is, several each into a folder of its name."""
-    folder = shlex.quote(str(root))
-    if len(archives) > 1 and all(name.endswith(".tar") for name in archives):  # ImageNet's training images
-        loop = 'for f in *.tar; do mkdir "${f%.tar}" && tar -xf "$f" -C "${f%.tar}"; done'
-        return f"unpack them, each into a folder of its name: cd {folder} && {loop}"
-    archive = shlex.quote(str(root / archives[0]))
-    command = f"unzip {archive} -d {folder}" if archives[0].endswith(".zip") else f"tar -xf {archive} -C {folder}"
-    return f"unpack it: {command}"
+    return any(os.path.splitext(name)[1].lower() in SUFFIXES for name in itertools.islice(names(folder), _PEEK))  # noqa: PTH122

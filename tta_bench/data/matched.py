@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from tta_bench.data.base import CleanImages, Dataset, Found, Geometry, no_compounds
+from tta_bench.data.base import CleanImages, Dataset, Found, no_compounds
 from tta_bench.data.digests import Digests
+from tta_bench.data.geometry import Geometry, ImageFiles
 from tta_bench.data.images import FolderImages
 from tta_bench.errors import Problem, UsageError
 from tta_bench.streams import COMPOUND, Shift
@@ -25,6 +27,7 @@ class ClassFolders(FolderImages):
         root: the folder, ``<root>/<class>/<image>``.
         geometry: how images become square.
         classes: name of a folder to the source model's class, an index of its outputs.
+        mending: how to mend folders of other names, from the root and these names; empty where it does not know.
 
     Attributes:
         labels: (N,) int64, the source model's classes.
@@ -34,13 +37,19 @@ class ClassFolders(FolderImages):
         UsageError: a folder is named after no class, or the folder has no images.
     """
 
-    def __init__(self, root: str, geometry: Geometry, classes: Mapping[str, int]):
+    def __init__(
+        self,
+        root: str,
+        geometry: Geometry,
+        classes: Mapping[str, int],
+        mending: Callable[[pathlib.Path, Sequence[str]], str] = lambda _root, _names: "",
+    ):
         super().__init__(root, geometry)
         folders = [path.split("/", 1)[0] for path in self.ids]
         if unknown := [name for name in dict.fromkeys(folders) if name not in classes]:
             message = f"{len(unknown)} of {len(set(folders))} folders match no class: {listed(unknown)}"
             hint = f"remove or rename them; folders of classes have names such as {next(iter(classes), '')!r}"
-            raise UsageError(Problem(message, str(self.root), hint=hint))
+            raise UsageError(Problem(message, str(self.root), hint=mending(self.root, unknown) or hint))
         self.labels = np.array([classes[name] for name in folders], dtype=np.int64)
         self.present = tuple(int(number) for number in np.unique(self.labels))
         self._names = tuple(sorted(dict.fromkeys(folders), key=lambda name: classes[name]))
@@ -105,6 +114,9 @@ class Matched(Dataset, Generic[Images]):
         if self.source is not None and self.source not in lists:
             lists.append(self.source)
         return [each for images in lists for each in images.found()]
+
+    def files(self, shift: Shift) -> ImageFiles | None:
+        return self.images_of(shift).files()
 
     def fingerprint(self, shift: Shift, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
         return {"kind": self.name, "shift": shift.id, **self.images_of(shift).fingerprint(rows, digests)}

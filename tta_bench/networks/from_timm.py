@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from torch import nn
 
 import tta_bench.torchvision_repair  # noqa: F401  (before timm)
-from tta_bench.data.base import Geometry
+from tta_bench.data.geometry import Geometry
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.models import ModelConfig, Network, SourceModel
 from tta_bench.networks.checkpoints import load_file

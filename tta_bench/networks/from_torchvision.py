@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 import tta_bench.torchvision_repair  # noqa: F401  (before torchvision)
-from tta_bench.data.base import Geometry
+from tta_bench.data.geometry import Geometry
 from tta_bench.data.labels import imagenet_labels
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.models import ModelConfig, Network, load_weights

@@ -34,7 +34,7 @@ MAX_VALUES = 50_000  # after aliases, each of which is a copy
 _MAX_INT = 2**63  # what NumPy and torch take
 _MAX_LINE = 160  # characters of a source line in a message
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
 def scalar(text: str) -> Any:
@@ -150,6 +150,13 @@ class Document:
             return None
         return next((origin for key, origin in self._overrides.items() if path and key[: len(path)] == path), None)
 
+    def written(self, path: KeyPath) -> str:
+        """The scalar at ``path`` as it is written, with its variables; empty where the file has none there."""
+        if self._override(path) is not None:
+            return ""
+        node = self._values.get(path)
+        return str(node.value) if isinstance(node, yaml.ScalarNode) else ""
+
     def problem(self, path: KeyPath, message: str, hint: str = "", *, at_key: bool = False) -> Problem:
         """A problem at ``path`` (or at its nearest ancestor in the file), with the source line and a caret."""
         if origin := self._override(path):
@@ -223,7 +230,7 @@ class Document:
                 unset.append(name)
             return ""
 
-        text = _VARIABLE.sub(value, node.value)
+        text = VARIABLE.sub(value, node.value)
         for name in unset:
             hint = f"export {name}=…, or write ${{{name}:-default}}"
             self._problems.append((path, self._at(node, f"the variable {name} is not set", hint)))

@@ -92,20 +92,30 @@ def load(
     Raises:
         UsageError: with all problems.
     """
+    document = read_document(name, sets, environment)
+    problems = list(document.problems)
+    files, registry = plugins_of(document, plugins, problems)
+    suite = validated(document, registry, problems)
+    problems += _protocol_problems(document, suite) if suite else []
+    problems += _method_problems(document, registry)
+    if problems or suite is None:
+        raise UsageError(problems)
+    return LoadedSuite(suite, document, files, registry)
+
+
+def read_document(name: str, sets: Iterable[str], environment: Mapping[str, str] | None = None) -> Document:
+    """The document of a suite with the keys that ``sets`` replace, not validated; arguments as of :func:`load`.
+
+    Raises:
+        UsageError: there is no such suite, or it is no YAML mapping.
+    """
     path = find(name)
     document = parse(read_text(path), str(path), environment)
     if not isinstance(document.data, dict):
         raise UsageError(Problem("a suite must be a mapping", str(path), hint="see suites/digits_c.yaml"))
     for pair in sets:
         _set(document, pair)
-    problems = list(document.problems)
-    files, registry = _plugins(document, path, plugins, problems)
-    suite = _validated(document, registry, problems)
-    problems += _protocol_problems(document, suite) if suite else []
-    problems += _method_problems(document, registry)
-    if problems or suite is None:
-        raise UsageError(problems)
-    return LoadedSuite(suite, document, files, registry)
+    return document
 
 
 def _set(document: Document, pair: str) -> None:
@@ -127,7 +137,8 @@ _PARTS: dict[str, tuple[PluginKind, str | None]] = {"data": (DATASETS, None), "p
                                               "models": (MODELS, "timm")}  # fmt: skip
 
 
-def _validated(document: Document, registry: Registry, problems: list[Problem]) -> Suite | None:
+def validated(document: Document, registry: Registry, problems: list[Problem]) -> Suite | None:
+    """The suite of a document; None where there are problems with it, which are added to ``problems``."""
     try:
         # JSON mode is strict about types ("5" and true are not numbers) but accepts lists as tuples
         context = {"registry": registry, "shifts": known_shifts(document.data.get("data"), registry)}
@@ -249,12 +260,13 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(argument)
 
 
-def _plugins(
-    document: Document, path: pathlib.Path, further: Iterable[str], problems: list[Problem]
+def plugins_of(
+    document: Document, further: Iterable[str], problems: list[Problem]
 ) -> tuple[list[pathlib.Path], Registry]:
-    """The plugin files, and a registry with those that can be imported."""
+    """The plugin files, and a registry with those that can be imported; problems with others are added."""
     listed = document.data.get("plugins") or []
-    files = [path.parent / p for p in listed if isinstance(p, str)] if isinstance(listed, list) else []
+    folder = pathlib.Path(document.name).parent
+    files = [folder / p for p in listed if isinstance(p, str)] if isinstance(listed, list) else []
     files += [pathlib.Path(p) for p in further]
     importable = []
     for file in files:

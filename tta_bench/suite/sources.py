@@ -154,7 +154,7 @@ def open_datasets(
         return {}
     masked = set[Dataset]()
     for dataset in opened.values():
-        lacking = {shift: p for shift in shifts if (p := dataset.missing(shift) or _odd_labels(dataset, shift))}
+        lacking = {shift: p for shift in shifts if (p := dataset.missing(shift) or odd_labels(dataset, shift))}
         for shift, problem in lacking.items():
             problems.append(loaded.document.problem(_shift_path(loaded, shift), _sentence(problem), problem.hint))
         if any(dataset.mask_of(shift) is not None for shift in shifts if shift not in lacking):
@@ -176,10 +176,11 @@ def _data_problem(loaded: LoadedSuite, problem: Problem, model: str) -> Problem:
     if problem.where == LABELS:
         index = [m.name for m in loaded.suite.models].index(model)
         return loaded.document.problem(("models", index, "name"), f"model {model!r}: {problem.message}", problem.hint)
-    return loaded.document.problem(_data_key(loaded, problem), _sentence(problem), problem.hint)
+    key = data_key(loaded.suite.data, problem.where)
+    return loaded.document.problem(("data", key) if key else ("data",), _sentence(problem), problem.hint)
 
 
-def _odd_labels(dataset: Dataset, shift: Shift) -> Problem | None:
+def odd_labels(dataset: Dataset, shift: Shift) -> Problem | None:
     """Where a label is no class, or an image has none: a wrong number would come of it, and no error."""
     labels, mask = dataset.labels_of(shift), dataset.mask_of(shift)
     if fault := label_fault(labels, dataset.num_classes if mask is None else len(mask)):
@@ -199,12 +200,12 @@ def _shift_path(loaded: LoadedSuite, shift: Shift) -> KeyPath:
     return (*(path if own else ()), "corruptions", evaluation.corruptions.index(shift.name))
 
 
-def _data_key(loaded: LoadedSuite, problem: Problem) -> tuple[str, ...]:
-    """The first key of ``data`` whose folder the problem is in."""
-    values = {key: v for key, v in loaded.document.data["data"].items() if isinstance(v, str) and key != "kind"}
-    order = type(loaded.suite.data).model_fields
-    named = [key for key in order if values.get(key) and _inside(problem.where, values[key])]
-    return ("data", named[0]) if named else ("data",)
+def data_key(config: DataConfig, where: str) -> str | None:
+    """The key of a suite's ``data`` whose folder holds the file or folder ``where``, the innermost; or None."""
+    keys = [
+        key for key in config.path_keys() if getattr(config, key) and where and _inside(where, getattr(config, key))
+    ]
+    return max(keys, key=lambda key: len(pathlib.Path(getattr(config, key)).resolve().parts), default=None)
 
 
 def _inside(where: str, folder: str) -> bool:

@@ -6,17 +6,33 @@ Each domain is a shift, named by its folder.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from tta_bench.data.base import IMAGENET_GEOMETRY, DataConfig, DataRequest, FolderPath, Geometry
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
+from tta_bench.data.base import DataConfig, DataRequest, FolderPath
+from tta_bench.data.geometry import IMAGENET_GEOMETRY, Geometry
 from tta_bench.data.images import FolderImages
-from tta_bench.data.listing import class_order, folders
+from tta_bench.data.listing import class_order, folders, level_fault
 from tta_bench.data.matched import ClassFolders, Matched, mask_of, positions_of
+from tta_bench.data.reference import OWN, PublishedSet
 from tta_bench.errors import Problem, UsageError
 from tta_bench.streams import Shift
 
 DOMAIN = "domain"  # the family of the shifts
+SETS = (
+    PublishedSet(
+        "PACS", OWN, "<domain>/<class>/<image>", classes=7,
+        images={"art_painting": 2048, "cartoon": 2344, "photo": 1670, "sketch": 3929},
+    ),
+    PublishedSet(
+        "Office-Home", OWN, "<domain>/<class>/<image>", classes=65,
+        images={"Art": 2427, "Clipart": 4365, "Product": 4439, "Real World": 4357},
+    ),
+)  # fmt: skip
+_ANY = PublishedSet("domains that share their classes", OWN, "<domain>/<class>/<image>")
 _TAKEN = ("clean", "mean")  # columns of the tables
 
 
@@ -41,6 +57,20 @@ class Domains(Matched[ClassFolders]):
         title: str | None = None
         preprocess: Literal["standard", "weights", "none"] = "standard"
         mask: Literal["own", "none"] = "own"
+
+        @model_validator(mode="after")
+        def _of_domains(self) -> Domains.Config:
+            if self.root and (fault := level_fault(pathlib.Path(self.root).expanduser().resolve())):
+                raise PydanticCustomError("layout", "{message}", {"message": fault.message, "hint": fault.hint})
+            return self
+
+        @classmethod
+        def published(cls, given: Mapping[str, Any]) -> Mapping[str, PublishedSet]:
+            """The root's is known by the names of its folders."""
+            root = pathlib.Path(given.get("root") or "").expanduser()
+            there = {*folders(root)} if given.get("root") and root.is_dir() else set()
+            known = (each for each in SETS if isinstance(each.images, Mapping) and there == {*each.images})
+            return {"root": next(known, _ANY), "source": PublishedSet("source images", OWN, "<class>/<image>")}
 
         @property
         def by_weights(self) -> bool:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from tta_bench.data.base import (
-    IMAGENET_GEOMETRY,
-    CleanImages,
-    DataConfig,
-    DataRequest,
-    FilePath,
-    FolderPath,
-    Geometry,
-    ImageSubset,
-)
+from tta_bench.data.base import CleanImages, DataConfig, DataRequest, FilePath, FolderPath, ImageSubset
 from tta_bench.data.generated import Generated
+from tta_bench.data.geometry import IMAGENET_GEOMETRY, Geometry
 from tta_bench.data.images import FlatImages, FolderImages
+from tta_bench.data.reference import OWN, PublishedSet
 from tta_bench.streams import derived_seed
 
 
@@ -66,6 +60,14 @@ class Folder(Generated):
             if self.labels is None and (self.labels_from is not None or self.classes is not None):
                 raise PydanticCustomError("labels", "labels_from: and classes: need labels: (a file)")
             return self
+
+        @classmethod
+        def published(cls, given: Mapping[str, Any]) -> Mapping[str, PublishedSet]:
+            return {
+                "root": PublishedSet("test images", OWN, "<class>/<image>, or flat with labels: FILE"),
+                "labels": PublishedSet("labels of the test images", OWN, "lines image,label"),
+                "source": PublishedSet("source images", OWN, "<class>/<image>"),
+            }
 
         @property
         def by_weights(self) -> bool:

@@ -6,23 +6,21 @@ The trees of ImageNet-C, -C-bar and -3DCC have one layout, ``<root>/<corruption>
 
 from __future__ import annotations
 
-import os
+import functools
 import pathlib
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from tta_bench.data.base import (
-    IMAGENET_C_GEOMETRY,
-    IMAGENET_GEOMETRY,
-    DataConfig,
-    DataRequest,
-    FolderPath,
-)
+from tta_bench.data import mending, wnids
+from tta_bench.data.base import DataConfig, DataRequest, FolderPath
 from tta_bench.data.corrupt.corruptions import NAMES
+from tta_bench.data.geometry import IMAGENET_C_GEOMETRY, IMAGENET_GEOMETRY
 from tta_bench.data.images import FolderImages
+from tta_bench.data.kinds.imagenet_c import CORRUPTED, VALIDATION, no_folder
 from tta_bench.data.labels import LABELS, imagenet_labels
 from tta_bench.data.matched import ClassFolders, Matched, mask_of, positions_of
-from tta_bench.errors import Problem, UsageError, near_miss
+from tta_bench.data.reference import PublishedSet
+from tta_bench.errors import Problem, UsageError
 from tta_bench.streams import CLEAN, Shift
 
 TREES: dict[str, tuple[str, tuple[str, ...]]] = {  # key of the suite to the family and the names of its shifts
@@ -38,6 +36,82 @@ PARTIAL = ("imagenet_r", "imagenet_a")  # of some of the 1,000 classes
 WHOLE = ("imagenet_sketch",)
 V2 = {"imagenet_v2_matched_frequency": "matched-frequency", "imagenet_v2_threshold_0.7": "threshold-0.7",
       "imagenet_v2_top_images": "top-images"}  # fmt: skip
+SETS = {
+    "source": VALIDATION,
+    "imagenet_c": CORRUPTED,
+    "imagenet_c_bar": PublishedSet(
+        "ImageNet-C-bar",
+        "https://github.com/facebookresearch/augmentation-corruption",
+        "<corruption>/<severity>/<wnid>/<image>",
+        images=50_000,
+        classes=1000,
+        steps=(
+            "download https://dl.fbaipublicfiles.com/inc_bar/imagenet_c_bar.tar.gz",
+            "mkdir -p DIR/ImageNet-C-bar && tar -xf imagenet_c_bar.tar.gz -C DIR/ImageNet-C-bar",
+        ),
+        folder="ImageNet-C-bar",
+        class_names=imagenet_labels,
+    ),
+    "imagenet_3dcc": PublishedSet(
+        "ImageNet-3DCC",
+        "https://github.com/EPFL-VILAB/3DCommonCorruptions",
+        "<corruption>/<severity>/<wnid>/<image>",
+        images=50_000,
+        classes=1000,
+        steps=("run tools/download_imagenet_3dcc.sh of that repository in DIR",),
+        folder="ImageNet-3DCC",
+        class_names=imagenet_labels,
+    ),
+    "imagenet_r": PublishedSet(
+        "ImageNet-R",
+        "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",
+        "<wnid>/<image>",
+        images=30_000,
+        classes=200,
+        size="2.2 GB",
+        steps=("tar -xf imagenet-r.tar -C DIR",),
+        folder="imagenet-r",
+        get="imagenet_r",
+        class_names=functools.partial(imagenet_labels, "imagenet_r"),
+    ),
+    "imagenet_a": PublishedSet(
+        "ImageNet-A",
+        "https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar",
+        "<wnid>/<image>",
+        images=7_500,
+        classes=200,
+        size="0.7 GB",
+        steps=("tar -xf imagenet-a.tar -C DIR",),
+        folder="imagenet-a",
+        get="imagenet_a",
+        class_names=functools.partial(imagenet_labels, "imagenet_a"),
+    ),
+    "imagenet_sketch": PublishedSet(
+        "ImageNet-Sketch",
+        "https://huggingface.co/datasets/songweig/imagenet_sketch/resolve/main/data/ImageNet-Sketch.zip",
+        "<wnid>/<image>",
+        images=50_889,
+        classes=1000,
+        size="7.6 GB",
+        steps=("unzip ImageNet-Sketch.zip -d DIR",),
+        folder="sketch",
+        class_names=imagenet_labels,
+    ),
+    "imagenet_v2": PublishedSet(
+        "ImageNet-V2",
+        "https://huggingface.co/datasets/vaishaal/ImageNetV2",
+        "imagenetv2-matched-frequency-format-val/<number of the class>/<image>",
+        images=10_000,
+        classes=1000,
+        size="1.3 GB for each variant",
+        steps=(
+            "download imagenetv2-matched-frequency.tar.gz (further variants: -threshold0.7, -top-images)",
+            "mkdir -p DIR/ImageNetV2 && tar -xf imagenetv2-matched-frequency.tar.gz -C DIR/ImageNetV2",
+        ),
+        folder="ImageNetV2",
+        get="imagenet_v2",
+    ),
+}
 _TREE_OF = {name: key for key, (_, names) in TREES.items() for name in names}
 
 
@@ -80,6 +154,18 @@ class ImageNet(Matched[ClassFolders]):
         def shift_names(self) -> Sequence[str]:
             return (CLEAN.name, *PARTIAL, *WHOLE, *V2, *_TREE_OF)
 
+        @classmethod
+        def published(cls, given: Mapping[str, Any]) -> Mapping[str, PublishedSet]:
+            return SETS
+
+        def key_of(self, shift: Shift) -> str:
+            if shift == CLEAN:
+                return "source"
+            return "imagenet_v2" if shift.name in V2 else _TREE_OF.get(shift.name, shift.name)
+
+        def usual_labels(self) -> Sequence[str]:
+            return imagenet_labels()
+
         def shift(self, name: str, severity: int) -> Shift:
             if name in _TREE_OF:
                 return Shift(name, severity, TREES[_TREE_OF[name]][0])
@@ -106,12 +192,11 @@ class ImageNet(Matched[ClassFolders]):
 
     def open_images(self, shift: Shift) -> ClassFolders:
         if shift.name in _TREE_OF:
-            images = ClassFolders(str(self._corrupted(shift)), IMAGENET_C_GEOMETRY, self._named)
+            images = ClassFolders(str(self._corrupted(shift)), IMAGENET_C_GEOMETRY, self._named, wnids.renaming)
             self._check_complete(images, shift)
             return images
-        return ClassFolders(
-            str(self._natural(shift)), self._geometry, self._numbered if shift.name in V2 else self._named
-        )
+        classes = {**self._numbered, **self._named} if shift.name in V2 else self._named
+        return ClassFolders(str(self._natural(shift)), self._geometry, classes, wnids.renaming)
 
     def _folder(self, key: str, shift: Shift) -> pathlib.Path:
         folder = getattr(self.config, key)
@@ -125,9 +210,7 @@ class ImageNet(Matched[ClassFolders]):
         root = self._folder(_TREE_OF[shift.name], shift)
         folder = root / shift.name / str(shift.severity)
         if not folder.is_dir():
-            there = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-            hint = near_miss(shift.name, there) if there else "expected <root>/<corruption>/<severity>/<wnid>/*.JPEG"
-            raise UsageError(Problem(f"no folder for {shift.id}", where=str(folder), hint=hint))
+            raise UsageError(no_folder(root, shift))
         return folder
 
     def _natural(self, shift: Shift) -> pathlib.Path:
@@ -139,10 +222,10 @@ class ImageNet(Matched[ClassFolders]):
         there = sorted(path for path in root.iterdir() if path.is_dir())
         found = [path for path in there if wanted in _letters(path.name)]
         if len(found) != 1:
-            hint = (
-                f"expected one whose name holds {V2[shift.name]!r}; there are: {', '.join(p.name for p in there[:4])}"
-            )
-            raise UsageError(Problem(f"{len(found)} folders for {shift.id}", str(root), hint=hint))
+            names = ", ".join(path.name for path in there[:4])
+            hint = f"expected one whose name holds {V2[shift.name]!r}{f'; there are: {names}' if names else ''}"
+            mend = "" if found else _variant(root, V2[shift.name])
+            raise UsageError(Problem(f"{len(found)} folders for {shift.id}", str(root), hint=mend or hint))
         return found[0]
 
     def _check_complete(self, images: FolderImages, shift: Shift) -> None:
@@ -162,6 +245,16 @@ class ImageNet(Matched[ClassFolders]):
         if absent:
             message = f"{len(absent)} of {len(whole.ids)} images are missing, the first is {absent[0]}"
         raise UsageError(Problem(message, str(images.root)))
+
+
+def _variant(root: pathlib.Path, variant: str) -> str:
+    """How to mend a folder without one for a variant of ImageNet-V2, by the usual causes; or empty."""
+    if "0" in mending.names(root):
+        return f"this is the folder of one variant: name the folder above, {root.parent}"
+    packed = [name for name in mending.archives(root) if _letters(variant) in _letters(name)]
+    return (
+        mending.unpacking(root, packed[:1]) if packed else mending.misplaced(root, f"*{variant.replace('-0', '*0')}*")
+    )
 
 
 def _letters(name: str) -> str:

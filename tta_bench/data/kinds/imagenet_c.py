@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
-import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tta_bench.data.base import (
-    IMAGENET_C_GEOMETRY,
-    IMAGENET_GEOMETRY,
-    DataConfig,
-    DataRequest,
-    Dataset,
-    FolderPath,
-    Found,
-    Geometry,
-    decode_file,
-    no_compounds,
-)
+from tta_bench.data import mending
+from tta_bench.data.base import DataConfig, DataRequest, Dataset, FolderPath, Found, no_compounds
 from tta_bench.data.digests import Digests
+from tta_bench.data.geometry import IMAGENET_C_GEOMETRY, IMAGENET_GEOMETRY, Geometry, ImageFiles, decode_file
 from tta_bench.data.images import FolderImages, file_contents
-from tta_bench.data.listing import listing, unpacking
+from tta_bench.data.labels import imagenet_labels
+from tta_bench.data.listing import SORTING, listing
+from tta_bench.data.reference import PublishedSet
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.streams import CLEAN, COMPOUND, Shift
 
@@ -36,6 +27,35 @@ ARCHIVES = {  # as they are published
     "digital.tar": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
     "extra.tar": ("speckle_noise", "spatter", "gaussian_blur", "saturate"),
 }
+VALIDATION = PublishedSet(
+    "ImageNet validation set",
+    "https://image-net.org/download.php (needs an account)",
+    "<wnid>/<image>",
+    images=50_000,
+    classes=1000,
+    size="6.7 GB",
+    steps=(
+        "download ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into DIR",
+        SORTING,
+    ),
+    folder="val",
+    class_names=imagenet_labels,
+)
+CORRUPTED = PublishedSet(
+    "ImageNet-C",
+    "https://zenodo.org/records/2235448",
+    "<corruption>/<severity>/<wnid>/<image>",
+    images=50_000,
+    classes=1000,
+    size="66 GB, 50 GB without extra.tar",
+    steps=(
+        "download noise.tar, blur.tar, weather.tar and digital.tar (extra.tar has 4 further corruptions)",
+        "mkdir -p DIR/ImageNet-C && for f in noise blur weather digital; do tar -xf $f.tar -C DIR/ImageNet-C; done",
+    ),
+    folder="ImageNet-C",
+    get="imagenet_c",
+    class_names=imagenet_labels,
+)
 
 
 class ImageNetC(Dataset):
@@ -52,15 +72,23 @@ class ImageNetC(Dataset):
         root: FolderPath
         source: FolderPath | None = None
 
+        @classmethod
+        def published(cls, given: Mapping[str, Any]) -> Mapping[str, PublishedSet]:
+            return {"root": CORRUPTED, "source": VALIDATION}
+
+        def key_of(self, shift: Shift) -> str:
+            return "source" if shift == CLEAN else "root"
+
     def __init__(self, config: Config, request: DataRequest):
         self.title = "ImageNet-C"
         self.root = pathlib.Path(config.root).expanduser().resolve()
         self.source = FolderImages(config.source, IMAGENET_GEOMETRY) if config.source else None
         self._shifts = tuple(shift for shift in request.shifts if shift != CLEAN)
-        first = self._shifts[0] if self._shifts else None
-        if first is not None and (problem := self._no_folder(first)):
-            raise UsageError(problem)
-        self._index = FolderImages(str(self._folder(first)), IMAGENET_C_GEOMETRY) if first else self._clean()
+        there = [shift for shift in self._shifts if self._folder(shift).is_dir()]
+        if self._shifts and not there:
+            raise UsageError(no_folder(self.root, self._shifts[0]))
+        self._first = there[0] if there else None
+        self._index = FolderImages(str(self._folder(there[0])), IMAGENET_C_GEOMETRY) if there else self._clean()
         self.ids, self.labels = self._index.ids, self._index.labels
         self.num_classes, self.side = self._index.num_classes, self._index.side
 
@@ -73,30 +101,11 @@ class ImageNetC(Dataset):
     def _folder(self, shift: Shift) -> pathlib.Path:
         return self.root / shift.name / str(shift.severity)
 
-    def _no_folder(self, shift: Shift) -> Problem | None:
-        if self._folder(shift).is_dir():
-            return None
-        return Problem(f"no folder for {shift.id}", where=str(self._folder(shift)), hint=self._mending(shift))
-
-    def _mending(self, shift: Shift) -> str:
-        """How to mend a tree without a shift's folder, by the usual causes."""
-        names = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
-        archive = next((name for name, held in ARCHIVES.items() if shift.name in held), "")
-        if (self.root / archive).is_file():
-            return unpacking(self.root, [archive])
-        deeper = [name for name in names if (self.root / name / shift.name).is_dir()]
-        if deeper:
-            inside, root = shlex.quote(str(self.root / deeper[0])), shlex.quote(str(self.root))
-            return f"it lies in {deeper[0]}: name that folder if all do, or move them up: mv {inside}/* {root}"
-        if {"1", "2", "3", "4", "5"} & set(names):
-            return f"this is the folder of one corruption: name the folder above, {self.root.parent}"
-        return near_miss(shift.name, names) if names else "expected <root>/<corruption>/<severity>/<wnid>/*.JPEG"
-
     def found(self) -> list[Found]:
         """The folder whose images and classes count, the clean images, and those where files were left out."""
         found = [*self._index.found(), *(self.source.found() if isinstance(self.source, FolderImages) else [])]
         known = {each.folder for each in found}
-        for folder in [self._folder(shift) for shift in self._shifts]:
+        for folder in [each for shift in self._shifts if (each := self._folder(shift)).is_dir()]:
             listed = listing(folder)
             if listed.left_out and str(folder) not in known:
                 found.append(Found(str(folder), len(listed.paths), (), listed.left_out))
@@ -111,20 +120,20 @@ class ImageNetC(Dataset):
                 clean = self._clean()
                 folder, present = clean.root, clean.ids
             else:
-                if problem := self._no_folder(shift):
-                    return problem
                 folder = self._folder(shift)
+                if not folder.is_dir():
+                    return no_folder(self.root, shift)
                 present = listing(folder).paths
         except UsageError as error:
             return error.problems[0]
-        if self._shifts and shift == self._shifts[0]:
-            return self._incomplete_first()
+        if self._first is not None and shift == self._first:
+            return self._incomplete_first(shift)
         return _absent(self.ids, present, folder)
 
-    def _incomplete_first(self) -> Problem | None:
+    def _incomplete_first(self, shift: Shift) -> Problem | None:
         """Where another shift has images that the first, whose images count, lacks: all must have the same."""
-        first = self._folder(self._shifts[0])
-        for other in self._shifts[1:]:
+        first = self._folder(shift)
+        for other in [each for each in self._shifts if each != shift]:
             try:
                 present = listing(self._folder(other)).paths
             except UsageError:  # reported as the other's problem
@@ -140,6 +149,10 @@ class ImageNetC(Dataset):
             return self._clean().root, IMAGENET_GEOMETRY
         return self._folder(shift), IMAGENET_C_GEOMETRY
 
+    def files(self, shift: Shift) -> ImageFiles:
+        folder, geometry = self._files(shift)
+        return ImageFiles(folder, self.ids, geometry, self.side)
+
     def fingerprint(self, shift: Shift, rows: np.ndarray, digests: Digests) -> dict[str, Any]:
         folder, geometry = self._files(shift)
         contents = file_contents(folder, [self.ids[i] for i in rows], self.labels[rows], geometry, digests)
@@ -148,6 +161,13 @@ class ImageNetC(Dataset):
     def read(self, shift: Shift, index: np.ndarray) -> np.ndarray:
         folder, geometry = self._files(shift)
         return np.stack([decode_file(folder / self.ids[i], geometry, self.side) for i in index])
+
+
+def no_folder(root: pathlib.Path, shift: Shift) -> Problem:
+    """The problem that a tree lacks a shift's folder, and how to mend it by the usual causes."""
+    hint = mending.corruption(root, shift.name, shift.severity, ARCHIVES)
+    hint = hint or near_miss(shift.name, [name for name in mending.names(root) if (root / name).is_dir()])
+    return Problem(f"no folder for {shift.id}", where=str(root / shift.name / str(shift.severity)), hint=hint)
 
 
 def _absent(wanted: Sequence[str], present: Sequence[str], folder: pathlib.Path) -> Problem | None:
