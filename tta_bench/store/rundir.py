@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import fcntl
 import json
 import os
 import pathlib
@@ -11,15 +10,14 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from importlib import metadata
 from multiprocessing.connection import Connection
 from types import MappingProxyType
 from typing import Any
 
-from tta_bench import __version__
-from tta_bench.errors import Problem, UsageError
+from tta_bench import __version__, files
 from tta_bench.files import write_json
 from tta_bench.run.server import own_server
 from tta_bench.store.records import SCHEMA_VERSION
@@ -28,32 +26,13 @@ _PACKAGES = ("torch", "timm", "ray", "numpy", "scipy", "pandas", "pillow", "scik
              "safetensors", "imagecorruptions-imaug", "opencv-python", "opencv-python-headless")  # fmt: skip
 
 
-@contextmanager
-def locked(run: pathlib.Path) -> Iterator[None]:
-    """Hold the run's lock. The kernel frees it when this process ends, however it ends.
+def locked(run: pathlib.Path) -> AbstractContextManager[None]:
+    """Hold the run's lock.
 
     Raises:
         UsageError: another process holds it (host and process are named), or the folder cannot be made.
     """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        stream = open(run / "lock", "a+")  # noqa: SIM115  (held until the process ends)
-    except OSError as error:
-        raise UsageError(
-            Problem(f"cannot write the run's folder: {error}", str(run), hint="choose --out DIR")
-        ) from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
-            hint = "wait for it, stop it, or choose another folder with --out DIR"
-            raise UsageError(Problem(f"the run is in use by {holder}", str(run), hint=hint)) from error
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        stream.flush()
-        yield
+    return files.locked(run, "the run", "wait for it, stop it, or choose another folder with --out DIR")
 
 
 def begin_session(run: pathlib.Path, suite: Mapping[str, Any], data: Mapping[str, Any] = MappingProxyType({})) -> int:
