@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tta_bench import suite
 from tta_bench.commands import preparations
-from tta_bench.data.base import Found
+from tta_bench.data.base import Found, absent_lines
 from tta_bench.data.cache import CacheEntry, ImageCache
 from tta_bench.data.digests import Digests
 from tta_bench.errors import Problem, Stopped, UsageError
@@ -238,6 +238,7 @@ def _found_lines(plan: Plan) -> Iterator[str]:
     for each in _found(plan):
         yield from dataclasses.replace(each, classes=() if each.classes in known else each.classes).lines()
         known.append(each.classes)
+    yield from absent_lines(_found(plan))
 
 
 def _missing_presets(trials: Sequence[Trial]) -> list[str]:

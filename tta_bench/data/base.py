@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from tta_bench.data import trees
 from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.data.decoding import opened, rgb
 from tta_bench.data.digests import Digests
@@ -25,7 +26,7 @@ from tta_bench.streams import CLEAN, Shift
 
 
 def _existing_folder(path: str) -> str:
-    if path and not pathlib.Path(path).expanduser().is_dir():  # empty: an unset variable, reported separately
+    if path and not trees.is_folder(path):  # empty: an unset variable, reported separately
         raise ValueError(f"no such folder: {path}")
     return path
 
@@ -118,6 +119,7 @@ class Found:
         classes: names of the classes, in the order of their numbers; empty where another folder's count.
         left_out: how many files and folders are neither image nor class, by kind.
         numbers: the source model's class that each of ``classes`` is, where these are matched by name; else 0, 1, ….
+        remembered: where the folder is absent here, the date of its listing, else empty.
     """
 
     folder: str
@@ -125,6 +127,7 @@ class Found:
     classes: Sequence[str] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
     numbers: Sequence[int] = ()
+    remembered: str = ""
 
     def lines(self) -> list[str]:
         """In words, for the start of a run: the classes, and what was left out."""
@@ -138,6 +141,16 @@ class Found:
             total = sum(self.left_out.values())
             lines.append(f"{folder}: {total:,} of {total + self.images:,} files left out: {counted(self.left_out)}")
         return lines
+
+
+def absent_lines(found: Sequence[Found]) -> list[str]:
+    """In words, for the start of a run: which folders are absent here, in one line."""
+    absent = [each for each in found if each.remembered]
+    if not absent:
+        return []
+    more = f" and {len(absent) - 1} more folders" if absent[1:] else ""
+    date = max(each.remembered for each in absent)
+    return [f"not on this machine, taken from the image cache as listed on {date}: {absent[0].folder}{more}"]
 
 
 class CleanImages(Portable, abc.ABC):

@@ -5,10 +5,10 @@ Each domain is a shift, named by its folder.
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
+from tta_bench.data import trees
 from tta_bench.data.base import IMAGENET_GEOMETRY, DataConfig, DataRequest, FolderPath, Geometry
 from tta_bench.data.images import FolderImages
 from tta_bench.data.listing import class_order, folders
@@ -51,13 +51,13 @@ class Domains(Matched[ClassFolders]):
             return True
 
         def shift_names(self) -> Sequence[str]:
-            return folders(pathlib.Path(self.root).expanduser()) if self.root else ()
+            return folders(trees.resolved(self.root)) if self.root else ()
 
         def shift(self, name: str, severity: int) -> Shift:
             return Shift(name, None, DOMAIN)
 
     def __init__(self, config: Config, request: DataRequest):
-        self.root = pathlib.Path(config.root).expanduser().resolve()
+        self.root = trees.resolved(config.root)
         super().__init__(config.title or self.root.name, "none" if config.mask == "none" else "")
         domains = folders(self.root)
         if taken := sorted({*_TAKEN} & {*domains}):

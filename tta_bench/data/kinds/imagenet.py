@@ -6,11 +6,11 @@ The trees of ImageNet-C, -C-bar and -3DCC have one layout, ``<root>/<corruption>
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
+from tta_bench.data import trees
 from tta_bench.data.base import (
     IMAGENET_C_GEOMETRY,
     IMAGENET_GEOMETRY,
@@ -21,6 +21,7 @@ from tta_bench.data.base import (
 from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.data.images import FolderImages
 from tta_bench.data.labels import LABELS, imagenet_labels
+from tta_bench.data.listing import folders
 from tta_bench.data.matched import ClassFolders, Matched, mask_of, positions_of
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.streams import CLEAN, Shift
@@ -118,15 +119,16 @@ class ImageNet(Matched[ClassFolders]):
         if not folder:
             hint = f"name it: data: {{kind: imagenet, {key}: PATH}}"
             raise UsageError(Problem(f"the suite names no folder for {shift.id}", hint=hint))
-        return pathlib.Path(folder).expanduser().resolve()
+        return trees.resolved(folder)
 
     def _corrupted(self, shift: Shift) -> pathlib.Path:
         """The folder of a corruption at a severity."""
         root = self._folder(_TREE_OF[shift.name], shift)
         folder = root / shift.name / str(shift.severity)
-        if not folder.is_dir():
-            there = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-            hint = near_miss(shift.name, there) if there else "expected <root>/<corruption>/<severity>/<wnid>/*.JPEG"
+        if not trees.is_folder(folder):
+            there = folders(root) if root.is_dir() else []
+            layout = "expected <root>/<corruption>/<severity>/<wnid>/*.JPEG" if root.is_dir() else trees.WITHOUT
+            hint = near_miss(shift.name, there) if there else layout
             raise UsageError(Problem(f"no folder for {shift.id}", where=str(folder), hint=hint))
         return folder
 
@@ -136,7 +138,7 @@ class ImageNet(Matched[ClassFolders]):
             return self._folder("source" if shift == CLEAN else shift.name, shift)
         root = self._folder("imagenet_v2", shift)
         wanted = _letters(V2[shift.name])
-        there = sorted(path for path in root.iterdir() if path.is_dir())
+        there = [root / name for name in folders(root)]
         found = [path for path in there if wanted in _letters(path.name)]
         if len(found) != 1:
             hint = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import shlex
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tta_bench.data import trees
 from tta_bench.data.base import (
     IMAGENET_C_GEOMETRY,
     IMAGENET_GEOMETRY,
@@ -25,7 +25,7 @@ from tta_bench.data.base import (
 )
 from tta_bench.data.digests import Digests
 from tta_bench.data.images import FolderImages, file_contents
-from tta_bench.data.listing import listing, unpacking
+from tta_bench.data.listing import folders, listing, unpacking
 from tta_bench.errors import Problem, UsageError, near_miss
 from tta_bench.streams import CLEAN, COMPOUND, Shift
 
@@ -54,7 +54,7 @@ class ImageNetC(Dataset):
 
     def __init__(self, config: Config, request: DataRequest):
         self.title = "ImageNet-C"
-        self.root = pathlib.Path(config.root).expanduser().resolve()
+        self.root = trees.resolved(config.root)
         self.source = FolderImages(config.source, IMAGENET_GEOMETRY) if config.source else None
         self._shifts = tuple(shift for shift in request.shifts if shift != CLEAN)
         first = self._shifts[0] if self._shifts else None
@@ -74,13 +74,15 @@ class ImageNetC(Dataset):
         return self.root / shift.name / str(shift.severity)
 
     def _no_folder(self, shift: Shift) -> Problem | None:
-        if self._folder(shift).is_dir():
+        if trees.is_folder(self._folder(shift)):
             return None
         return Problem(f"no folder for {shift.id}", where=str(self._folder(shift)), hint=self._mending(shift))
 
     def _mending(self, shift: Shift) -> str:
         """How to mend a tree without a shift's folder, by the usual causes."""
-        names = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
+        if not self.root.is_dir():
+            return trees.WITHOUT
+        names = folders(self.root)
         archive = next((name for name, held in ARCHIVES.items() if shift.name in held), "")
         if (self.root / archive).is_file():
             return unpacking(self.root, [archive])
@@ -98,8 +100,8 @@ class ImageNetC(Dataset):
         known = {each.folder for each in found}
         for folder in [self._folder(shift) for shift in self._shifts]:
             listed = listing(folder)
-            if listed.left_out and str(folder) not in known:
-                found.append(Found(str(folder), len(listed.paths), (), listed.left_out))
+            if (listed.left_out or listed.remembered) and str(folder) not in known:
+                found.append(Found(str(folder), len(listed.paths), (), listed.left_out, remembered=listed.remembered))
         return [each for i, each in enumerate(found) if each not in found[:i]]
 
     def missing(self, shift: Shift) -> Problem | None:
