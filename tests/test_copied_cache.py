@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable
@@ -75,6 +76,8 @@ def test_a_run_without_the_images_is_the_same(
     assert "preparing images" not in outcome.err
     line = "not on this machine, taken from the image cache as listed on 20"
     assert str(prepared / "digits") in outcome.err.partition(line)[2].splitlines()[0]
+    [session] = json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]
+    assert [each["remembered"][:2] for each in session["data"]["found"]] == ["20"]
     assert keys(tmp_path / "run") == keys(prepared / "run") != set()
     assert result_rows(tmp_path / "run").equals(result_rows(prepared / "run"))
 

@@ -98,7 +98,8 @@ class Geometry:
         if self.resize is not None:
             short = min(image.size)
             width, height = (int(self.resize * side / short) if side != short else self.resize for side in image.size)
-            image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+            if (width, height) != image.size:  # resize() would copy it
+                image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         if self.crop is not None:
             left, top = (round((side - self.crop) / 2.0) for side in image.size)
             image = image.crop((left, top, left + self.crop, top + self.crop))

@@ -84,8 +84,9 @@ def rgb(image: Image.Image, path: pathlib.Path) -> Image.Image:
         kind = "whole numbers" if image.mode == "I" else "fractions"
         message = f"image has pixels of mode {image.mode} ({kind} of 32 bits), with no agreed scale to 8 bits"
         raise UsageError(Problem(message, where=str(path), hint="convert the file to 8-bit RGB"))
-    if image.mode != "RGB":
-        _count(_NAMES.get(image.mode, image.mode))
+    if image.mode == "RGB":  # convert() would copy it
+        return image
+    _count(_NAMES.get(image.mode, image.mode))
     return image.convert("RGB")
 
 
