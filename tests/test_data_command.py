@@ -16,7 +16,7 @@ import pytest
 from conftest import Outcome
 from PIL import Image
 
-from tta_bench.data import DataRequest, headers, open_data
+from tta_bench.data import DataRequest, headers, open_data, published_sets
 from tta_bench.data.decoding import counted
 from tta_bench.data.geometry import Geometry, ImageFiles, decode_file
 from tta_bench.data.headers import look_at
@@ -124,7 +124,6 @@ def test_published_numbers_are_those_of_the_authors() -> None:
 
 
 def test_sets_that_can_be_fetched_have_the_same_names_and_folders() -> None:
-    fetched = pytest.importorskip("tta_bench.data.published_sets", reason="without 'tta-bench data get'").SETS
     kinds: list[tuple[str, dict[str, int]]] = [
         ("imagenet", {}),
         ("cifar_c", {}),
@@ -136,8 +135,8 @@ def test_sets_that_can_be_fetched_have_the_same_names_and_folders() -> None:
         each for config, (_, given) in zip(configs, kinds, strict=True) for each in config.published(given).values()
     ]
     named = {each.get: each.folder for each in stated if each.get}
-    assert named == {name: fetched[name].root for name in named}
-    assert set(named) == {name for name, each in fetched.items() if each.files}
+    assert named == {name: published_sets.SETS[name].root for name in named}
+    assert set(named) == {name for name, each in published_sets.SETS.items() if each.files}
 
 
 def test_one_absent_or_broken_place_leaves_the_others_open(

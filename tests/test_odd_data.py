@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import shutil
 import struct
 import zlib
@@ -201,11 +202,13 @@ def test_the_start_of_a_run_and_its_file_say_classes_and_what_was_left_out(
     assert [line for line in dry.err.splitlines() if str(root) in line] == lines
     outcome = run_cli("run", file, "--executor", "local", "--cpus-per-trial", 1, "--out", "run")
     assert outcome.code == 0, outcome.err
+    assert re.search(r"prepared 30 images in [\d.]+ s: [\d,]+ images a second", outcome.err)
     assert "images converted: 30 16-bit grey scaled to 8 bits" in outcome.err
     assert "clean · seed 0: error 0.0 %" in outcome.err
     [session] = json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]
     classes = [str(number) for number in range(1, 11)]
-    found = {"folder": str(root), "images": 30, "classes": classes, "left_out": {".gif": 30}, "numbers": []}
+    found = {"folder": str(root), "images": 30, "classes": classes, "left_out": {".gif": 30}, "numbers": [],
+             "remembered": ""}  # fmt: skip
     assert session["data"] == {"found": [found], "converted": {"16-bit grey scaled to 8 bits": 30}}
 
 

@@ -121,6 +121,16 @@ def show_data(**options: Any) -> None:
     sys.exit(page.show(page.DataOptions(**options)))
 
 
+@data.command("get")
+@click.argument("name")
+@click.argument("folder", metavar="DIR")
+def get_data(name: str, folder: str) -> None:
+    """Fetch the published data set NAME into DIR, verify and unpack it, and print the suite's line."""
+    from tta_bench.commands import data_get
+
+    sys.exit(data_get.get(name, folder))
+
+
 @cli.command()
 @click.argument("run", required=False)
 def status(run: str | None) -> None:

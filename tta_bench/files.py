@@ -1,21 +1,26 @@
-"""Files written atomically, complete or not at all; checksums, arrays that are read whole, paths as users give them."""
+"""Files written atomically, locks of folders, checksums, arrays that are read whole, paths as users give them."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.resources
 import io
 import json
 import os
 import pathlib
+import socket
 import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import IO, Any
 
 import numpy as np
+
+from tta_bench.errors import Problem, UsageError
 
 PACKAGE_SCHEME = "package:"
 
@@ -129,3 +134,34 @@ def read_arrays(content: bytes, wanted: Callable[[str], bool] = lambda name: Tru
             return {name: stored[name] for name in stored.files if wanted(name)}
     except (OSError, EOFError, KeyError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"no archive of arrays: {error}") from error
+
+
+@contextmanager
+def locked(folder: pathlib.Path, what: str, hint: str) -> Iterator[None]:
+    """Hold the lock of ``folder``, which is made. The kernel frees it when this process ends, however it ends.
+
+    Args:
+        folder: the folder.
+        what: its name in messages.
+        hint: what to do where another process holds it.
+
+    Raises:
+        UsageError: another process holds it (host and process are named), or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = open(folder / "lock", "a+", encoding="utf-8")  # noqa: SIM115  (held until the process ends)
+    except OSError as error:
+        message = f"cannot write the folder of {what}: {error}"
+        raise UsageError(Problem(message, str(folder), hint="choose another folder")) from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            raise UsageError(Problem(f"{what} is in use by {holder}", str(folder), hint=hint)) from error
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        stream.flush()
+        yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,9 +95,7 @@ def _show_absent(page: Page, place: Place) -> None:
 
 def _download(published: PublishedSet) -> list[str]:
     """The command that gets a set, where there is one."""
-    if not published.get or importlib.util.find_spec("tta_bench.commands.data_get") is None:
-        return []
-    return [f"tta-bench data get {published.get} DIR    # or by hand:"]
+    return [f"tta-bench data get {published.get} DIR    # or by hand:"] if published.get else []
 
 
 def _show_cache(page: Page, found: SuiteData, options: DataOptions) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from tta_bench import suite
 from tta_bench.commands import preparations
-from tta_bench.data.base import Found, digest
+from tta_bench.data.base import Found, absent_lines, digest
 from tta_bench.data.cache import CacheEntry, ImageCache
 from tta_bench.data.comparison import unlike_published
 from tta_bench.data.digests import Digests
@@ -287,6 +287,7 @@ def _found_lines(plan: Plan) -> Iterator[str]:
     for each in _found(plan):
         yield from dataclasses.replace(each, classes=() if each.classes in known else each.classes).lines()
         known.append(each.classes)
+    yield from absent_lines(_found(plan))
 
 
 def _unlike_published(asked: suite.Suite, plan: Plan) -> dict[str, None]:

@@ -13,19 +13,20 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
+from tta_bench.data import trees
 from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.data.digests import Digests
 from tta_bench.data.geometry import Geometry, ImageFiles
 from tta_bench.data.listing import counted, order_remark
 from tta_bench.data.reference import PublishedSet
 from tta_bench.errors import Problem
-from tta_bench.files import is_file, is_folder
+from tta_bench.files import is_file
 from tta_bench.registry import Portable
 from tta_bench.streams import CLEAN, Shift
 
 
 def _existing_folder(path: str) -> str:
-    if path and not is_folder(path):  # empty: an unset variable, reported separately
+    if path and not trees.is_folder(path):  # empty: an unset variable, reported separately
         raise ValueError(f"no such folder: {path}")
     return path
 
@@ -124,6 +125,7 @@ class Found:
         classes: names of the classes, in the order of their numbers; empty where another folder's count.
         left_out: how many files and folders are neither image nor class, by kind.
         numbers: the source model's class that each of ``classes`` is, where these are matched by name; else 0, 1, ….
+        remembered: where the folder is absent here, the date of its listing, else empty.
     """
 
     folder: str
@@ -131,6 +133,7 @@ class Found:
     classes: Sequence[str] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
     numbers: Sequence[int] = ()
+    remembered: str = ""
 
     def lines(self) -> list[str]:
         """In words, for the start of a run: the classes, and what was left out."""
@@ -148,6 +151,16 @@ class Found:
         shown = pairs if len(pairs) <= most else [*pairs[: most - 1], pairs[-1]]
         remark = "matched by name" if self.numbers else order_remark(self.classes)
         return ", ".join([*(f"{number} is {name!r}" for number, name in shown), *([remark] if remark else [])])
+
+
+def absent_lines(found: Sequence[Found]) -> list[str]:
+    """In words, for the start of a run: which folders are absent here, in one line."""
+    absent = [each for each in found if each.remembered]
+    if not absent:
+        return []
+    more = f" and {len(absent) - 1} more folders" if absent[1:] else ""
+    date = max(each.remembered for each in absent)
+    return [f"not on this machine, taken from the image cache as listed on {date}: {absent[0].folder}{more}"]
 
 
 class CleanImages(Portable, abc.ABC):

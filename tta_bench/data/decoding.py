@@ -57,6 +57,9 @@ def opened(path: pathlib.Path) -> Iterator[Image.Image]:
                 yield image
     except UsageError:
         raise
+    except FileNotFoundError as error:
+        hint = "copy the images here, or the whole image cache of a machine that has prepared this suite"
+        raise UsageError(Problem("the image is neither here nor in the image cache", str(path), hint=hint)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         hint = "replace, shrink or remove the file"
         raise UsageError(Problem(f"image is too large: {error}", where=str(path), hint=hint)) from error
@@ -97,4 +100,4 @@ def rgb(image: Image.Image, path: pathlib.Path) -> Image.Image:
     if image.mode in _GREY_16:
         grey = (np.asarray(image).astype(np.uint32) + 128) // 257
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it

@@ -6,20 +6,19 @@ stat them. If that file is lost, the images are read again.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import pathlib
-import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from tta_bench.data.memory import Memory
 from tta_bench.errors import Problem, UsageError
 
-SETTLED_S = 2.0  # digests of files modified more recently are not stored: a second change could carry the same time
+SETTLED_S = 2.0  # files modified more recently are read again: a second change could carry the same time
 CHUNK = 1000  # files between two progress reports
 _BLOCK = 1 << 20
 _TABLE = """CREATE TABLE IF NOT EXISTS digests (
@@ -59,27 +58,33 @@ class Digests:
 
     Attributes:
         cost: of the files that had to be read.
-        trouble: why digests cannot be stored, or empty.
     """
 
     def __init__(
         self, memory: pathlib.Path | None = None, progress: Callable[[int, int], None] = lambda _done, _total: None
     ):
-        self._memory, self._progress = memory or default_memory(), progress
-        self.cost, self.trouble = Cost(), ""
+        self._memory, self._progress = Memory(memory or default_memory(), _TABLE), progress
+        self.cost = Cost()
+
+    @property
+    def trouble(self) -> str:
+        """Why digests cannot be stored, or empty."""
+        return self._memory.trouble
 
     def of(self, extents: Sequence[Extent]) -> list[str]:
-        """The digest of each extent, in hexadecimal.
+        """The digest of each extent, in hexadecimal; of a file whose folder is absent the one that it last had.
 
         Raises:
             UsageError: a file cannot be read; it is named.
         """
         if not extents:
             return []
-        states = [_state(extent) for extent in extents]
         known = self._recall(extents)
+        states = [_state(extent, extent in known) for extent in extents]
         unknown = [
-            number for number, extent in enumerate(extents) if known.get(extent, ("", b""))[0] != states[number].text
+            number
+            for number, extent in enumerate(extents)
+            if states[number] != _ABSENT and known.get(extent, ("", b""))[0] != states[number].text
         ]
         read = self._read([extents[number] for number in unknown])
         fresh = dict(zip(unknown, read, strict=True))
@@ -107,33 +112,20 @@ class Digests:
         """(state, digest) of each stored extent; one query over the paths' common prefix."""
         first = os.fsencode(os.path.commonprefix([extent.path for extent in extents]))  # noqa: RUF071  (any prefix)
         query = "SELECT path, start, bytes, state, sha256 FROM digests WHERE path >= ? AND path < ?"
-        rows = self._query(lambda memory: memory.execute(query, (first, first + b"\xff")).fetchall()) or []
+        rows = self._memory.query(lambda memory: memory.execute(query, (first, first + b"\xff")).fetchall()) or []
         return {Extent(os.fsdecode(path), start, size): (state, sha256) for path, start, size, state, sha256 in rows}
 
     def _remember(self, rows: Sequence[tuple[Extent, _State, bytes]]) -> None:
         settled = time.time_ns() - int(SETTLED_S * 1e9)
+        states = [state.text if state.changed_ns < settled else "" for _, state, _ in rows]  # "" equals no file's state
         values = [
-            (os.fsencode(extent.path), extent.start, extent.bytes, state.text, sha256)
-            for extent, state, sha256 in rows
-            if state.changed_ns < settled
+            (os.fsencode(extent.path), extent.start, extent.bytes, text, sha256)
+            for (extent, _, sha256), text in zip(rows, states, strict=True)
         ]
         if values:
-            self._query(
+            self._memory.query(
                 lambda memory: memory.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", values)
             )
-
-    def _query(self, statement: Callable[[sqlite3.Connection], Any]) -> Any:
-        """The result of a query, committed; None where the file is unusable, with the reason in ``trouble``."""
-        try:
-            self._memory.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(sqlite3.connect(self._memory, timeout=30)) as memory, memory:
-                memory.execute(_TABLE)
-                return statement(memory)
-        except (OSError, sqlite3.Error) as error:
-            self.trouble = f"{self._memory}: {error}"
-            if type(error) is sqlite3.DatabaseError:  # corrupt, not merely busy or unreachable
-                self._memory.unlink(missing_ok=True)
-            return None
 
 
 class _State(NamedTuple):
@@ -143,11 +135,21 @@ class _State(NamedTuple):
     changed_ns: int
 
 
-def _state(extent: Extent) -> _State:
+_ABSENT = _State("", 0)
+
+
+def _state(extent: Extent, known: bool) -> _State:
+    """The state of a file; ``_ABSENT`` where it is ``known``, and its folder is not on this machine."""
     try:
         s = os.stat(extent.path)  # noqa: PTH116  (pathlib takes three times as long, 50,000 times)
     except OSError as error:
-        raise UsageError(Problem(f"cannot read: {error.strerror}", where=extent.path)) from error
+        folder_is_absent = isinstance(error, FileNotFoundError) and not pathlib.Path(extent.path).parent.exists()
+        if folder_is_absent and known:
+            return _ABSENT
+        hint = (
+            "copy the folder here, or the whole image cache of a machine that has read it" if folder_is_absent else ""
+        )
+        raise UsageError(Problem(f"cannot read: {error.strerror}", where=extent.path, hint=hint)) from error
     return _State(f"{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}", max(s.st_mtime_ns, s.st_ctime_ns))
 
 

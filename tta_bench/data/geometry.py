@@ -36,8 +36,8 @@ class Geometry:
 
     def apply(self, image: Image.Image) -> Image.Image:
         """The square image, equal to that of torchvision's Resize and CenterCrop."""
-        if self.resize is not None:
-            image = image.resize(self.resized(image.size), Image.Resampling[self.interpolation.upper()])
+        if (size := self.resized(image.size)) != image.size:  # resize() would copy it
+            image = image.resize(size, Image.Resampling[self.interpolation.upper()])
         if self.crop is not None:
             left, top = (round((side - self.crop) / 2.0) for side in image.size)
             image = image.crop((left, top, left + self.crop, top + self.crop))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tta_bench.data import trees
 from tta_bench.data.base import CleanImages, Found, named_contents
 from tta_bench.data.decoding import opened
 from tta_bench.data.digests import Digests, Extent
@@ -39,20 +40,24 @@ class FileImages(CleanImages):
     ):
         self.root, self.geometry, self.classes = root, geometry, tuple(classes)
         self.ids, self.labels, self.num_classes = found.paths, labels, len(classes)
-        self._left_out = found.left_out
+        self._left_out, self._remembered = found.left_out, found.remembered
         self.side = geometry.crop or self._first_side()
 
     def _first_side(self) -> int:
         path = self.root / self.ids[0]
-        with opened(path) as image:
-            width, height = image.size
+        if self._remembered and (known := trees.recall("size", path)):
+            width, height = known[0]
+        else:
+            with opened(path) as image:
+                width, height = image.size
+            trees.remember("size", path, [width, height])
         if width != height:
             hint = "choose preprocess: standard"
             raise UsageError(Problem(f"image is {width}x{height} pixels, not square", str(path), hint=hint))
         return width
 
     def found(self) -> list[Found]:
-        return [Found(str(self.root), len(self.ids), self.classes, self._left_out)]
+        return [Found(str(self.root), len(self.ids), self.classes, self._left_out, remembered=self._remembered)]
 
     def files(self) -> ImageFiles:
         return ImageFiles(self.root, self.ids, self.geometry, self.side)
@@ -72,7 +77,7 @@ class FolderImages(FileImages):
     """
 
     def __init__(self, root: str, geometry: Geometry):
-        folder = _resolved(root)
+        folder = trees.resolved(root)
         found = listing(folder)
         number = {name: index for index, name in enumerate(found.classes)}
         labels = np.array([number[path.split("/", 1)[0]] for path in found.paths], dtype=np.int64)
@@ -94,14 +99,10 @@ class FlatImages(FileImages):
     """
 
     def __init__(self, root: str, labels: str, first: int | None, classes: int | None, geometry: Geometry):
-        folder = _resolved(root)
+        folder = trees.resolved(root)
         found = flat_listing(folder)
-        numbers, names = read_labels(_resolved(labels), found.paths, first, classes)
+        numbers, names = read_labels(trees.resolved(labels), found.paths, first, classes)
         super().__init__(folder, found, numbers, names, geometry)
-
-
-def _resolved(path: str) -> pathlib.Path:
-    return pathlib.Path(path).expanduser().resolve()
 
 
 def file_contents(

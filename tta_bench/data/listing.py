@@ -11,9 +11,10 @@ import os
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tta_bench.data import trees
 from tta_bench.data.mending import archives, moving_up, names, unpacking
 from tta_bench.errors import Problem, UsageError
 
@@ -46,21 +47,27 @@ class Listing:
         paths: of the images, relative and sorted as texts.
         classes: names of the class folders; a folder's position is its class.
         left_out: how many files and folders are neither, by kind: an ending such as ".gif", or a name above.
+        remembered: where the folder is absent here: the date of its listing (:mod:`tta_bench.data.trees`).
     """
 
     paths: tuple[str, ...]
     classes: tuple[str, ...]
     left_out: Mapping[str, int]
+    remembered: str = ""
 
 
 @functools.lru_cache(maxsize=256)
 def listing(root: pathlib.Path) -> Listing:
-    """The images in ``root``'s class folders; listed once in each process.
+    """The images in ``root``'s class folders; listed once in each process, or as remembered where it is absent.
 
     Raises:
         UsageError: there are none, a class folder has none, or the order of the classes is unclear; the layout's usual
             causes are recognised, and the hint mends them.
     """
+    return _remembered("classes", root, _class_folders)
+
+
+def _class_folders(root: pathlib.Path) -> Listing:
     top = _entries(root)
     groups = {name: _entries(root / name) for name in top.folders}
     empty = [name for name, group in groups.items() if not group.images]
@@ -83,7 +90,7 @@ def folders(root: pathlib.Path) -> list[str]:
     Raises:
         UsageError: the folder cannot be read.
     """
-    return _entries(root).folders
+    return list(_remembered("folders", root, lambda _: Listing((), tuple(_entries(root).folders), {})).classes)
 
 
 def flat_listing(root: pathlib.Path) -> Listing:
@@ -92,11 +99,25 @@ def flat_listing(root: pathlib.Path) -> Listing:
     Raises:
         UsageError: there are none.
     """
+    return _remembered("flat", root, _flat)
+
+
+def _flat(root: pathlib.Path) -> Listing:
     top = _entries(root)
     if not top.images:
         hint = "labels: is for a flat folder; leave it out where the images lie in class folders"
         raise UsageError(Problem(f"no images lie directly in the folder{_holding(top)}", str(root), hint=hint))
     return Listing(tuple(sorted(top.images)), (), dict(top.left_out))
+
+
+def _remembered(kind: str, root: pathlib.Path, listed: Callable[[pathlib.Path], Listing]) -> Listing:
+    """What ``listed`` finds in a folder, which is remembered; where it is absent, what is."""
+    if not root.exists() and (known := trees.recall(kind, root)):
+        (paths, classes, left_out), date = known
+        return Listing(tuple(paths), tuple(classes), left_out, date)
+    found = listed(root)
+    trees.remember(kind, root, [found.paths, found.classes, dict(found.left_out)])
+    return found
 
 
 def class_order(given: Iterable[str], where: str) -> tuple[str, ...]:

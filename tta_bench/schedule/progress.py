@@ -35,7 +35,7 @@ class ImageProgress:
     def __init__(self, console: Console, total: int):
         self._console, self._done, self._total = console, 0, total
         self._bar = _bar(console, "images") if console.is_terminal else None
-        self._shift = ""
+        self._shift, self._start = "", time.monotonic()
 
     def __enter__(self) -> ImageProgress:
         if self._bar:
@@ -46,6 +46,9 @@ class ImageProgress:
     def __exit__(self, *_: Any) -> None:
         if self._bar:
             self._bar.stop()
+        seconds = time.monotonic() - self._start
+        rate = f"{self._done / seconds:,.0f} images a second"
+        self._console.print(f"prepared {self._done:,} images in {seconds:.1f} s: {rate}", highlight=False)
 
     def __call__(self, entry: CacheEntry, images: int) -> None:
         """Add ``images`` finished images of ``entry``."""

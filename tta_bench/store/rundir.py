@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import os
 import pathlib
 import platform
@@ -13,13 +12,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib import metadata
 from multiprocessing.connection import Connection
 from types import MappingProxyType
 from typing import Any
 
-from tta_bench import __version__, preparation
+from tta_bench import __version__, files, preparation
 from tta_bench.errors import Problem, UsageError
 from tta_bench.run.server import own_server
 from tta_bench.store import documents, records, schema
@@ -28,32 +27,13 @@ _PACKAGES = ("torch", "timm", "ray", "numpy", "scipy", "pandas", "pillow", "scik
              "safetensors", "imagecorruptions-imaug", "opencv-python", "opencv-python-headless")  # fmt: skip
 
 
-@contextmanager
-def locked(run: pathlib.Path) -> Iterator[None]:
-    """Hold the run's lock. The kernel frees it when this process ends, however it ends.
+def locked(run: pathlib.Path) -> AbstractContextManager[None]:
+    """Hold the run's lock.
 
     Raises:
         UsageError: another process holds it (host and process are named), or the folder cannot be made.
     """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        stream = open(run / "lock", "a+", encoding="utf-8")  # noqa: SIM115  (held until the process ends)
-    except OSError as error:
-        raise UsageError(
-            Problem(f"cannot write the run's folder: {error}", str(run), hint="choose --out DIR")
-        ) from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
-            hint = "wait for it, stop it, or choose another folder with --out DIR"
-            raise UsageError(Problem(f"the run is in use by {holder}", str(run), hint=hint)) from error
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        stream.flush()
-        yield
+    return files.locked(run, "the run", "wait for it, stop it, or choose another folder with --out DIR")
 
 
 def check_kinds(run: pathlib.Path) -> None:
@@ -62,10 +42,10 @@ def check_kinds(run: pathlib.Path) -> None:
     Raises:
         UsageError: with each of them.
     """
-    files = [run / name for name in (documents.PLAN, documents.RUN, documents.TABLES, "status.json")]
-    files += [run / f"{name}.{suffix}" for name in schema.TABLES for suffix in ("parquet", "csv")]
-    files += [path for name in _FOLDERS for path in (run / name).glob("*.*")]
-    problems = [Problem("a folder where the run has a file", str(path)) for path in files if path.is_dir()]
+    paths = [run / name for name in (documents.PLAN, documents.RUN, documents.TABLES, "status.json")]
+    paths += [run / f"{name}.{suffix}" for name in schema.TABLES for suffix in ("parquet", "csv")]
+    paths += [path for name in _FOLDERS for path in (run / name).glob("*.*")]
+    problems = [Problem("a folder where the run has a file", str(path)) for path in paths if path.is_dir()]
     problems += [Problem("a file where the run has a folder", str(run / name))
                  for name in _FOLDERS if (run / name).is_file()]  # fmt: skip
     if problems:

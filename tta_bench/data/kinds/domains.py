@@ -5,13 +5,13 @@ Each domain is a shift, named by its folder.
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
+from tta_bench.data import trees
 from tta_bench.data.base import DataConfig, DataRequest, FolderPath
 from tta_bench.data.geometry import IMAGENET_GEOMETRY, Geometry
 from tta_bench.data.images import FolderImages
@@ -19,6 +19,7 @@ from tta_bench.data.listing import class_order, folders, level_fault
 from tta_bench.data.matched import ClassFolders, Matched, mask_of, positions_of
 from tta_bench.data.reference import OWN, PublishedSet
 from tta_bench.errors import Problem, UsageError
+from tta_bench.files import expanded
 from tta_bench.streams import Shift
 
 DOMAIN = "domain"  # the family of the shifts
@@ -60,15 +61,16 @@ class Domains(Matched[ClassFolders]):
 
         @model_validator(mode="after")
         def _of_domains(self) -> Domains.Config:
-            if self.root and (fault := level_fault(pathlib.Path(self.root).expanduser().resolve())):
+            root = expanded(self.root)
+            if self.root and root.is_dir() and (fault := level_fault(root.resolve())):
                 raise PydanticCustomError("layout", "{message}", {"message": fault.message, "hint": fault.hint})
             return self
 
         @classmethod
         def published(cls, given: Mapping[str, Any]) -> Mapping[str, PublishedSet]:
             """The root's is known by the names of its folders."""
-            root = pathlib.Path(given.get("root") or "").expanduser()
-            there = {*folders(root)} if given.get("root") and root.is_dir() else set()
+            root = given.get("root")
+            there = {*folders(trees.resolved(root))} if root and trees.is_folder(root) else set()
             known = (each for each in SETS if isinstance(each.images, Mapping) and there == {*each.images})
             return {"root": next(known, _ANY), "source": PublishedSet("source images", OWN, "<class>/<image>")}
 
@@ -81,13 +83,13 @@ class Domains(Matched[ClassFolders]):
             return True
 
         def shift_names(self) -> Sequence[str]:
-            return folders(pathlib.Path(self.root).expanduser()) if self.root else ()
+            return folders(trees.resolved(self.root)) if self.root else ()
 
         def shift(self, name: str, severity: int) -> Shift:
             return Shift(name, None, DOMAIN)
 
     def __init__(self, config: Config, request: DataRequest):
-        self.root = pathlib.Path(config.root).expanduser().resolve()
+        self.root = trees.resolved(config.root)
         super().__init__(config.title or self.root.name, "none" if config.mask == "none" else "")
         domains = folders(self.root)
         if taken := sorted({*_TAKEN} & {*domains}):

@@ -11,13 +11,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from tta_bench.data import mending, wnids
+from tta_bench.data import mending, trees, wnids
 from tta_bench.data.base import DataConfig, DataRequest, FolderPath
 from tta_bench.data.corrupt.corruptions import NAMES
 from tta_bench.data.geometry import IMAGENET_C_GEOMETRY, IMAGENET_GEOMETRY
 from tta_bench.data.images import FolderImages
 from tta_bench.data.kinds.imagenet_c import CORRUPTED, VALIDATION, no_folder
 from tta_bench.data.labels import LABELS, imagenet_labels
+from tta_bench.data.listing import folders
 from tta_bench.data.matched import ClassFolders, Matched, mask_of, positions_of
 from tta_bench.data.reference import PublishedSet
 from tta_bench.errors import Problem, UsageError
@@ -203,13 +204,13 @@ class ImageNet(Matched[ClassFolders]):
         if not folder:
             hint = f"name it: data: {{kind: imagenet, {key}: PATH}}"
             raise UsageError(Problem(f"the suite names no folder for {shift.id}", hint=hint))
-        return pathlib.Path(folder).expanduser().resolve()
+        return trees.resolved(folder)
 
     def _corrupted(self, shift: Shift) -> pathlib.Path:
         """The folder of a corruption at a severity."""
         root = self._folder(_TREE_OF[shift.name], shift)
         folder = root / shift.name / str(shift.severity)
-        if not folder.is_dir():
+        if not trees.is_folder(folder):
             raise UsageError(no_folder(root, shift))
         return folder
 
@@ -219,7 +220,7 @@ class ImageNet(Matched[ClassFolders]):
             return self._folder("source" if shift == CLEAN else shift.name, shift)
         root = self._folder("imagenet_v2", shift)
         wanted = _letters(V2[shift.name])
-        there = sorted(path for path in root.iterdir() if path.is_dir())
+        there = [root / name for name in folders(root)]
         found = [path for path in there if wanted in _letters(path.name)]
         if len(found) != 1:
             names = ", ".join(path.name for path in there[:4])

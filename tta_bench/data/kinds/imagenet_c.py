@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tta_bench.data import mending
+from tta_bench.data import mending, trees
 from tta_bench.data.base import DataConfig, DataRequest, Dataset, FolderPath, Found, no_compounds
 from tta_bench.data.digests import Digests
 from tta_bench.data.geometry import IMAGENET_C_GEOMETRY, IMAGENET_GEOMETRY, Geometry, ImageFiles, decode_file
@@ -81,10 +81,10 @@ class ImageNetC(Dataset):
 
     def __init__(self, config: Config, request: DataRequest):
         self.title = "ImageNet-C"
-        self.root = pathlib.Path(config.root).expanduser().resolve()
+        self.root = trees.resolved(config.root)
         self.source = FolderImages(config.source, IMAGENET_GEOMETRY) if config.source else None
         self._shifts = tuple(shift for shift in request.shifts if shift != CLEAN)
-        there = [shift for shift in self._shifts if self._folder(shift).is_dir()]
+        there = [shift for shift in self._shifts if trees.is_folder(self._folder(shift))]
         if self._shifts and not there:
             raise UsageError(no_folder(self.root, self._shifts[0]))
         self._first = there[0] if there else None
@@ -105,10 +105,10 @@ class ImageNetC(Dataset):
         """The folder whose images and classes count, the clean images, and those where files were left out."""
         found = [*self._index.found(), *(self.source.found() if isinstance(self.source, FolderImages) else [])]
         known = {each.folder for each in found}
-        for folder in [each for shift in self._shifts if (each := self._folder(shift)).is_dir()]:
+        for folder in [each for shift in self._shifts if trees.is_folder(each := self._folder(shift))]:
             listed = listing(folder)
-            if listed.left_out and str(folder) not in known:
-                found.append(Found(str(folder), len(listed.paths), (), listed.left_out))
+            if (listed.left_out or listed.remembered) and str(folder) not in known:
+                found.append(Found(str(folder), len(listed.paths), (), listed.left_out, remembered=listed.remembered))
         return [each for i, each in enumerate(found) if each not in found[:i]]
 
     def missing(self, shift: Shift) -> Problem | None:
@@ -121,7 +121,7 @@ class ImageNetC(Dataset):
                 folder, present = clean.root, clean.ids
             else:
                 folder = self._folder(shift)
-                if not folder.is_dir():
+                if not trees.is_folder(folder):
                     return no_folder(self.root, shift)
                 present = listing(folder).paths
         except UsageError as error:
@@ -165,7 +165,7 @@ class ImageNetC(Dataset):
 
 def no_folder(root: pathlib.Path, shift: Shift) -> Problem:
     """The problem that a tree lacks a shift's folder, and how to mend it by the usual causes."""
-    hint = mending.corruption(root, shift.name, shift.severity, ARCHIVES)
+    hint = mending.corruption(root, shift.name, shift.severity, ARCHIVES) if root.is_dir() else trees.WITHOUT
     hint = hint or near_miss(shift.name, [name for name in mending.names(root) if (root / name).is_dir()])
     return Problem(f"no folder for {shift.id}", where=str(root / shift.name / str(shift.severity)), hint=hint)
 
