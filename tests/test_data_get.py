@@ -359,11 +359,11 @@ def test_every_address_has_a_checksum_that_two_places_list() -> None:
 
 
 def test_the_table_of_the_manual() -> None:
-    assert published_sets.markdown() in DOCS.read_text()
+    assert published_sets.markdown() in DOCS.read_text(encoding="utf-8")
 
 
 def test_variables_are_those_of_shipped_suites() -> None:
-    suites = "".join(path.read_text() for path in (DOCS.parent.parent / "suites").glob("*.yaml"))
+    suites = "".join(path.read_text(encoding="utf-8") for path in (DOCS.parent.parent / "suites").glob("*.yaml"))
     assert {p.variable for p in SETS.values() if p.variable} <= set(re.findall(r"\$\{(\w+)\}", suites))
     lines = [line for published in SETS.values() for line in data_get.suite_lines(published, pathlib.Path("/x"))]
     assert 'data: {kind: cifar_c, root: "/x/CIFAR-100-C", classes: 100}' in lines

@@ -96,7 +96,7 @@ class _Fetching:
 
     def _read_state(self) -> dict[str, dict[str, Any]]:
         path = self._work / "state.json"
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
     def _is_done(self, remote: Remote) -> bool:
         known = self._state.get(remote.name, {})
