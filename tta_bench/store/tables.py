@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from tta_bench.run import metrics
 from tta_bench.store.schema import BATCHES, STATISTIC, Asked, Column, types_of
 
 _ASKED = [*types_of(Asked), "key"]
-_OPTIONAL = {"classes"}  # left out of the plan where there is no class mask
+_DEFAULTS = {each.name: each.default for each in dataclasses.fields(Asked) if each.default is not dataclasses.MISSING}
 _GRADES = ("images/batch", "images/correct", "images/graded", "images/predicted")
 MAX_POINTS = 10_000  # of a trial's online curve
 _MEANS = ("step_ms", "data_ms")  # where a row is of several batches; other columns are sums
@@ -21,12 +22,17 @@ _MEANS = ("step_ms", "data_ms")  # where a row is of several batches; other colu
 
 def trial_columns(trial: Mapping[str, Any], record: Mapping[str, Any] | None, damage: str | None) -> dict[str, Any]:
     """What all rows of a planned trial share. Without a record the trial is missing, and ``reason`` says why."""
-    asked = {name: trial.get(name) if name in _OPTIONAL else trial[name] for name in _ASKED}
+    asked = {name: _asked(trial, name) for name in _ASKED}
     if record is None:
         reason = f"damaged: {damage}; run the suite again" if damage else "not run yet"
         return {**asked, "status": "missing", "reason": reason}
     ending = {name: record[name] for name in ("status", "reason", "session")}
     return {**asked, **record["facts"], **record["environment"], **ending}
+
+
+def _asked(trial: Mapping[str, Any], name: str) -> Any:
+    """What a planned trial says of itself; plans lack what is younger than they are, and what has no meaning for it."""
+    return trial.get(name, _DEFAULTS[name]) if name in _DEFAULTS else trial[name]
 
 
 def planned_segments(trial: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -150,6 +156,6 @@ def batches(trials: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str, 
 def _segments(trials: Sequence[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
     """What all batches of a segment share."""
     for number, trial in enumerate(trials):
-        asked = {column.name: trial[column.name] for column in BATCHES if column.name in _ASKED}
+        asked = {column.name: _asked(trial, column.name) for column in BATCHES if column.name in _ASKED}
         for position, (name, visit, _) in enumerate(trial["segments"]):
             yield {**asked, "trial": number, "position": position, "segment": name, "visit": visit}
