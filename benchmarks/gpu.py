@@ -237,12 +237,14 @@ def _measure(bench: Bench, row: Row) -> None:
 SUITE = """
 name: noise
 plugins: [{plugin}]
-data: {{kind: noise, images: 10240}}
+data: {{kind: noise, images: 6144}}
 corruptions: [clean]
 models: [{{name: net, architecture: {architecture}, weights: "{weights}", mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}}]
 methods: [{methods}]
 batch_size: 64
-protocol: [{{kind: recurring, visits: 1}}, {{kind: recurring, visits: 3}}]
+protocol:    # one segment each
+  - {{kind: recurring, variant: petta, delta: 10.0, visits: 2}}
+  - {{kind: recurring, variant: petta, delta: 10.0, visits: 8}}
 precision: {mode.precision}
 compile: {compile}
 deterministic: {deterministic}
