@@ -8,7 +8,7 @@ eata, sar and deyo, whose margins are raised. A method's steps run under the har
 would have: the network, the loss, the optimizer. Each number is the median of three repetitions of at least ``--seconds``
 that alternate with those of the bare loop. ``--trials`` runs whole trials instead, with supervisor, shared memory, images
 from the cache and grading; images a second are of the difference of a long and a short one, without start and compilation.
-The method ``nothing`` only looks at the images: the speed of the way that they take.
+The method ``nothing`` takes images and computes nothing: the speed of their way to the device.
 """
 
 from __future__ import annotations
@@ -237,12 +237,14 @@ def _measure(bench: Bench, row: Row) -> None:
 SUITE = """
 name: noise
 plugins: [{plugin}]
-data: {{kind: noise, images: 10240}}
+data: {{kind: noise, images: 6144}}
 corruptions: [clean]
 models: [{{name: net, architecture: {architecture}, weights: "{weights}", mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}}]
 methods: [{methods}]
 batch_size: 64
-protocol: [{{kind: recurring, visits: 1}}, {{kind: recurring, visits: 3}}]
+protocol:    # one segment each
+  - {{kind: recurring, variant: petta, delta: 10.0, visits: 2}}
+  - {{kind: recurring, variant: petta, delta: 10.0, visits: 8}}
 precision: {mode.precision}
 compile: {compile}
 deterministic: {deterministic}

@@ -192,6 +192,7 @@ class _TrialRun:
         self.adapter = cls(model, config, context)
         self.steps = StepCounter()
         self.stopwatch = Stopwatch(self.device)
+        self.copies = torch.cuda.Stream() if self.device.type == "cuda" else None
         self.unreported = deque[Any]()  # CUDA events, each recorded after scores not yet reported to the supervisor
 
     def run(self) -> dict[str, Any]:
@@ -328,7 +329,14 @@ class _TrialRun:
 
     def _images(self, batch: messages.Batch) -> Tensor:
         pixels = self.ring.pixels[batch.slot, : batch.images]
-        return to_tensor(pixels, self.device, self.child.dtype)
+        if self.copies is None:
+            return to_tensor(pixels, self.device, self.child.dtype)
+        with torch.cuda.stream(self.copies):  # beside the steps of earlier batches
+            images = to_tensor(pixels, self.device, self.child.dtype)
+        present = torch.cuda.current_stream()
+        present.wait_stream(self.copies)
+        images.record_stream(present)
+        return images
 
     def _measurements(
         self, data_ms: np.ndarray, cold: np.ndarray, stats: list[Mapping[str, float | Tensor] | None]

@@ -179,8 +179,7 @@ class Engine:
         return part
 
     def _report(self, name: str, error: Exception) -> None:
-        text = str(error).strip().partition("\n")[0]
-        self._obstacles.append(f"{name}: {type(error).__name__}: {text:.200}")
+        self._obstacles.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split()):.200}")
         self._cold = True
 
 

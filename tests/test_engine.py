@@ -1,0 +1,269 @@
+"""Precisions and compiled passes: the same method, other arithmetic; what is compiled, counted, timed and said."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import batches, small_model
+from torch import Tensor
+
+from tta_bench import suite
+from tta_bench.adapter import Adapter, context_for
+from tta_bench.models import SourceModel
+from tta_bench.precision import Mode
+from tta_bench.registry import Registry
+from tta_bench.run import engine
+from tta_bench.run.engine import Engine
+from tta_bench.run.meters import PassCounter
+from tta_bench.setting import Setting
+from tta_bench.store.results import load
+from tta_bench.suite import plan
+from tta_bench.testing.replay import prepared
+
+COMPILED, HALF = Mode("float32", "on"), Mode("bfloat16")
+CPU = torch.device("cpu")
+CONFIGS: dict[str, dict[str, Any]] = {
+    "eata": {"entropy_margin": 10.0, "d_margin": 2.0, "fisher_images": 16},
+    "memo": {"num_views": 2},
+    "mgg": {"checkpoint": "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors", "source_images": 16},
+}
+
+
+@pytest.fixture(autouse=True)
+def traced_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Passes are traced as for a compiler, and then run as they are: compiling takes a minute on a CPU."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class Bench:
+    """A method on a small network under an engine."""
+
+    def __init__(self, method: str, kind: str, mode: Mode, model: SourceModel | None = None):
+        self.model = model or small_model(kind)
+        self.counter = PassCounter(self.model)
+        self.engine = Engine(mode, CPU, self.counter)
+        if self.engine.is_needed:
+            self.model.engine = self.engine
+        self.adapter = self.new(method)
+
+    def new(self, method: str) -> Adapter:
+        """The method on a copy of the network, set up as a trial does it."""
+        cls = Registry().load(method)
+        model = copy.deepcopy(self.model)
+        self.engine.begin(8)
+        config = cls.Config.model_validate(CONFIGS.get(method, {}))
+        made = prepared(
+            cls(model, config, context_for(model, 8, 32, CPU, 0)), iter(batches(2, seed=9)), self.engine.adjust
+        )
+        self.counter.read()
+        self.engine.was_cold()
+        return made
+
+    def scores(self, steps: int = 3, size: int = 8) -> Tensor:
+        """The scores of some batches, (steps, B, C)."""
+        return torch.stack([self.adapter.step(x) for x in batches(steps, size=size)])
+
+
+# -- compiled ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("source", "batch"), ("tent", "layer"), ("eata", "group"), ("sar", "batch"), ("mgg", "layer"), ("cotta", "batch"),
+     ("t3a", "layer"), ("shot", "group"), ("deyo", "layer"), ("memo", "batch")],
+)  # fmt: skip
+def test_a_compiled_method_computes_and_counts_as_the_one_that_is_not(method: str, kind: str) -> None:
+    plain, compiled = Bench(method, kind, Mode()), Bench(method, kind, COMPILED)
+    assert torch.equal(plain.scores(), compiled.scores())
+    counts = plain.counter.read()
+    assert counts == compiled.counter.read()
+    assert counts[0] >= 24
+    assert compiled.engine.facts() == {}
+
+
+def test_passes_are_compiled_once_for_all_trials_of_a_child() -> None:
+    bench = Bench("tent", "layer", COMPILED)
+    bench.scores()
+    before = engine._graphs()
+    assert before > 0
+    bench.adapter = bench.new("tent")
+    bench.scores()
+    assert engine._graphs() == before
+
+
+def test_a_short_batch_runs_as_written() -> None:
+    bench = Bench("source", "batch", COMPILED)
+    bench.scores(1)
+    before = engine._graphs()
+    assert bench.scores(1, size=5).shape == (1, 5, 10)
+    assert engine._graphs() == before
+    assert bench.counter.read() == (13, 0)
+
+
+def test_the_first_three_calls_are_cold() -> None:
+    bench = Bench("tent", "layer", COMPILED)
+    cold = [(bench.adapter.step(x), bench.engine.was_cold())[1] for x in batches(5)]
+    assert cold == [True, True, True, False, False]
+
+
+def test_a_network_that_cannot_be_compiled_runs_as_written_and_the_row_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def breaks(*_: Any) -> Any:
+        raise NotImplementedError("no such kernel")
+
+    plain = Bench("tent", "layer", Mode()).scores()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile.func, backend=breaks))  # type: ignore[attr-defined]
+    bench = Bench("tent", "layer", COMPILED)
+    assert torch.equal(bench.scores(), plain)
+    assert bench.counter.read() == (24, 24)
+    reason = bench.engine.facts()["not_compiled"]
+    assert reason.startswith("logits: ")
+    assert "no such kernel" in reason
+    assert reason.count("logits") == 1
+
+
+def test_a_network_that_changes_in_every_call_is_not_compiled_for_ever() -> None:
+    bench = Bench("source", "batch", COMPILED)
+    layer = bench.adapter.model.net.bn1
+    for x in batches(8):
+        hook = layer.register_forward_pre_hook(lambda _module, inputs: None)
+        bench.adapter.step(x)
+        hook.remove()
+    assert bench.engine.facts() == {"not_compiled": "logits: compiled anew at each call"}
+    assert engine._graphs() == 5
+
+
+def test_an_error_of_the_method_stays_its_error() -> None:
+    bench = Bench("source", "batch", COMPILED)
+    with pytest.raises(RuntimeError, match="expected input"):
+        bench.adapter.step(torch.rand(8, 4, 32, 32))
+
+
+# -- bfloat16 ----------------------------------------------------------------------------------------------------------
+
+
+def dtypes(model: SourceModel) -> dict[str, torch.dtype]:
+    return {name: parameter.dtype for name, parameter in model.net.named_parameters()}
+
+
+def test_frozen_weights_are_stored_in_bfloat16_and_what_is_adapted_is_not() -> None:
+    bench = Bench("tent", "layer", HALF)
+    found = dtypes(bench.adapter.model)
+    assert found["blocks.0.attn.qkv.weight"] == found["pos_embed"] == torch.bfloat16
+    kept = {name for name, dtype in found.items() if dtype == torch.float32}
+    assert {"blocks.0.norm1.weight", "norm.bias", "head.weight"} <= kept
+    assert all("norm" in name or name.startswith("head") for name in kept)
+    [optimizer] = [bench.adapter.optimizer]  # type: ignore[attr-defined]
+    scores = bench.scores()
+    assert scores.dtype == torch.float32
+    assert {value.dtype for state in optimizer.state.values() for value in state.values()} == {torch.float32}
+
+
+def test_a_teacher_that_follows_its_student_keeps_its_digits_and_a_constant_network_does_not() -> None:
+    adapter: Any = Bench("cotta", "batch", HALF).adapter
+    assert set(dtypes(adapter.teacher).values()) == {torch.float32}
+    assert dtypes(adapter.anchor)["conv1.weight"] == torch.bfloat16
+
+
+@pytest.mark.parametrize(("method", "kind"), [("tent", "batch"), ("sar", "group"), ("mgg", "layer"), ("foa", "layer")])
+def test_bfloat16_is_near_float32_and_reset_brings_it_back(method: str, kind: str) -> None:
+    plain, half = Bench(method, kind, Mode()), Bench(method, kind, HALF)
+    [x] = batches(1)
+    first = half.adapter.step(x)
+    difference = (plain.adapter.step(x) - first).abs().max()
+    assert 0 < difference < 0.1
+    if method != "foa":  # whose draws are not rewound
+        half.adapter.reset()
+        assert torch.equal(half.adapter.step(x), first)
+
+
+def test_normalisation_has_the_statistics_of_float32() -> None:
+    model = small_model("batch")
+    with torch.no_grad():
+        model.net.bn1.running_mean.add_(1e-4)
+    bench = Bench("source", "batch", HALF, model)
+    assert torch.equal(bench.adapter.model.net.bn1.running_mean, model.net.bn1.running_mean)
+
+
+# -- modes of a suite --------------------------------------------------------------------------------------------------
+
+SUITE = [
+    "methods=[source]",
+    "models=[{name: m, architecture: resnet18}]",
+]
+
+
+def test_modes_are_axes_with_keys_of_their_own(suite_file: Callable[..., pathlib.Path]) -> None:
+    file = suite_file(("[source, tent]", "[source]"), ("[clean, contrast]", "[contrast]"))
+    plain = plan.make(suite.load(str(file)))
+    sets = ["precision=[float32, bfloat16]", "compile=[off, on]", "deterministic=[true, false]"]
+    made = plan.make(suite.load(str(file), sets=sets))
+    assert len(made.trials) == 8 * len(plain.trials)
+    assert len({trial.key for trial in made.trials}) == len(made.trials)
+    assert {t.key for t in plain.trials} == {t.key for t in made.trials if t.mode == Mode()}
+    assert "compile" not in plain.trials[0].asked
+    assert {t.setting.id for t in plain.trials} < {t.setting.id for t in made.trials}
+    told = {t.setting.mode_told for t in made.trials}
+    assert {"float32", "bfloat16, compiled", "float32, compiled, any convolution algorithm"} < told
+
+
+def test_a_setting_reads_back_its_mode_and_leaves_the_default_out() -> None:
+    fast = Setting("D", "reset", precision="bfloat16", compile="on", deterministic=False)
+    assert Setting.of(fast.values()) == fast
+    assert fast.text.endswith("bfloat16, compiled, any convolution algorithm")
+    assert not {"compile", "deterministic"} & Setting("D", "reset").values().keys()
+    assert fast.without("compile").without("deterministic").without("precision") == Setting("D", "reset").without(
+        "precision"
+    )
+
+
+def test_a_run_in_bfloat16_is_near_one_in_float32(
+    suite_file: Callable[..., pathlib.Path], run_cli: Callable[..., Any], tmp_path: pathlib.Path
+) -> None:
+    file = suite_file(
+        ("[clean, contrast]", "[contrast]"), ("batch_size: 40", "batch_size: 40\nprecision: [float32, bfloat16]")
+    )
+    outcome = run_cli("run", file, "--executor", "local", "--cpus-per-trial", 1, "--out", "run")
+    assert outcome.code == 0, outcome.err
+    rows = load(tmp_path / "run").segments
+    by_mode = {precision: part for precision, part in rows.groupby("precision")}
+    assert set(by_mode) == {"float32", "bfloat16"}
+    assert (by_mode["float32"]["images_forwarded"].tolist(), by_mode["float32"]["updates"].tolist()) == (
+        by_mode["bfloat16"]["images_forwarded"].tolist(), by_mode["bfloat16"]["updates"].tolist())  # fmt: skip
+    assert rows["deterministic"].all()
+    assert set(rows["compile"]) == {"off"}
+    assert rows["compile_s"].isna().all()
+
+
+def test_the_switches_follow_the_mode() -> None:
+    from tta_bench.run.global_state import set_global_state
+
+    try:
+        set_global_state(1, Mode("tf32", deterministic=False))
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert not torch.backends.cudnn.deterministic
+    finally:
+        set_global_state(1)
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.deterministic
+
+
+def test_cold_batches_are_no_part_of_the_times() -> None:
+    from tta_bench.run.grading import _timing
+
+    step_ms, sizes = np.array([900.0, 10.0, 10.0, 800.0]), np.array([64, 64, 64, 64])
+    timing = _timing(step_ms, sizes, np.array([True, False, False, True]))
+    assert (timing["step_ms_median"], timing["images_per_s"], timing["warmup_ms"]) == (10.0, 6400.0, 1700.0)
