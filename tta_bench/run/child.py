@@ -48,6 +48,7 @@ from tta_bench.run.meters import (
 )
 from tta_bench.run.output import captured, printable
 
+_GLANCE_S = 2e-4  # between looks at whether scores have been copied, while no batch is there
 _MAX_PREPARED = 4  # results of prepare() that a child keeps
 _ARGUMENTS = ("tta-bench",)  # the command line that a method sees: a plugin that parses it must not find ours
 
@@ -300,9 +301,12 @@ class _TrialRun:
         return True
 
     def _report_finished(self) -> None:
-        """Report scores that have been copied; while no next batch is there, wait for the copies under way."""
-        while self.unreported and (self.unreported[0].query() or not self.child.connection.poll()):
-            self._report_oldest()
+        """Report scores that have been copied, until the next batch is there."""
+        while self.unreported:
+            if self.unreported[0].query():
+                self._report_oldest()
+            elif self.child.connection.poll(_GLANCE_S):
+                return
 
     def _batch(self, batch: messages.Batch, x: Tensor) -> Mapping[str, float | Tensor] | None:
         """Run the method on a batch and start copying its scores; returns its statistics, or None if it did not adapt."""
