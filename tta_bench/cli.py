@@ -61,6 +61,7 @@ def cli() -> None:
 @click.option("--retry-failed", is_flag=True, help="Also rerun trials that failed with an error of the method.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Use a seeded subset of N images.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, run nothing.")
+@click.option("--profile", is_flag=True, help="Trace a few steps of each selected method and model; store no result.")
 @plugin_option
 def run(**options: Any) -> None:
     """Run SUITE, a YAML file or the name of a shipped suite. Finished trials are skipped."""
