@@ -85,7 +85,7 @@ class _Profiles:
         file = self._folder / f"{_name(trial)}.json.gz"
         profile = pages.read(result.trace)
         trace = f"The trace, for <https://ui.perfetto.dev>: `{file.name}`."
-        page = pages.page(profile, title(trial), [_about(trial, result, profile.steps), trace])
+        page = pages.page(profile, title(trial), [_about(trial, result, profile), trace])
         with rundir.writing(self._folder):
             self._folder.mkdir(exist_ok=True)
             write_atomically(file, lambda stream: stream.write(result.trace))
@@ -109,12 +109,12 @@ def _name(trial: Trial) -> str:
     return f"{label}-{trial.model}-{trial.key[:8]}"
 
 
-def _about(trial: Trial, result: TrialResult, steps: int) -> str:
+def _about(trial: Trial, result: TrialResult, profile: pages.Profile) -> str:
     """How a profiled trial ran."""
     where = result.environment
     threads = f"{where['threads']} CPU thread{'s' if where['threads'] > 1 else ''}"
     not_compiled = f" Not compiled: {reason}." if (reason := result.facts.get("not_compiled")) else ""
-    return (
-        f"{steps} steps with batches of {trial.step_size}, after {warmup(trial.mode)} for warm-up; {trial.mode.text}. "
-        f"{where['device_name']} on {where['host']}, {threads}, torch {where['torch']}.{not_compiled}"
-    )
+    unseen = " The profiler recorded nothing of the GPU." if where["device"] == "cuda" and profile.gpu is None else ""
+    how = f"{profile.steps} steps with batches of {trial.step_size}, after {warmup(trial.mode)} for warm-up; {trial.mode.text}."
+    machine = f"{where['device_name']} on {where['host']}, {threads}, torch {where['torch']}."
+    return f"{how} {machine}{not_compiled}{unseen}"

@@ -29,7 +29,8 @@ KINDS: Mapping[str, str] = {
     WAIT: "waiting for the GPU",
     IDLE: "idle",
 }
-_OF_GPU = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of a trace's events
+_OF_HOST = "user_annotation"  # categories of a trace's events: a mark; another has a GPU's copies of the marks
+_OF_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
 _LONGEST = 8  # operations that the page names
 _NAME = 60  # characters of an operation's name
@@ -78,25 +79,27 @@ def read(trace: bytes) -> Profile:
     """
     events = [event for event in json.loads(gzip.decompress(trace))["traceEvents"] if event.get("ph") == "X"]
     steps, thread = _steps(events)
-    all_steps = _Span(steps[0].start, steps[-1].end, HARNESS)
+    count, window = len(steps), _Span(steps[0].start, steps[-1].end, HARNESS)
     own = [event for event in events if event["tid"] == thread]
-    marks = [span for event in own if event["cat"] == "user_annotation" and (span := _mark(event))]
-    marked = [*_innermost([all_steps, *marks])]
+    marks = [window, *(span for event in own if event["cat"] == _OF_HOST and (span := _mark(event)))]
     waits = [_span(event, WAIT) for event in own if event["cat"] in _LAUNCHES and "Synchronize" in event["name"]]
-    host = _total(_innermost([all_steps, *marks, *waits]), all_steps, len(steps))
+    host = _total(_innermost([*marks, *waits]), window, count)
     work = sorted((event for event in events if event["cat"] in _OF_GPU), key=lambda event: event["ts"])
-    operations = work or [event for event in own if event["cat"] == "cpu_op"]
-    gpu = _total(_busy(work, _launchers(events, marked)), all_steps, len(steps)) if work else None
-    if gpu is not None:
-        gpu[IDLE] = sum(host.values()) - sum(gpu.values())
+    if not work:
+        operations = [_span(event) for event in own if event["cat"] == "cpu_op"]
+        return Profile(count, host, None, 0.0, _longest(operations, _innermost(operations), window, count))
+    marked, kernels = [*_innermost(marks)], [*map(_span, work)]
+    gpu = _total(_busy(work, _launchers(events, marked)), window, count)
+    gpu[IDLE] = sum(host.values()) - sum(gpu.values())
     in_call = sum(_name_at(marked, wait.start) in (FORWARD, BACKWARD, OPTIMIZER, METHOD) for wait in waits)
-    return Profile(len(steps), host, gpu, in_call / len(steps), _longest(operations, all_steps, len(steps)))
+    return Profile(count, host, gpu, in_call / count, _longest(kernels, kernels, window, count))
 
 
 def _steps(events: Sequence[Mapping[str, Any]]) -> tuple[list[_Span], Any]:
     """The complete steps in order, and their thread. What follows the last batch is no step."""
-    calls = [event for event in events if event["name"] == METHOD]
-    spans = (_span(e) for e in events if e["cat"] == "user_annotation" and e["name"].startswith(STEP))
+    annotations = [event for event in events if event["cat"] == _OF_HOST]
+    calls = [event for event in annotations if event["name"] == METHOD]
+    spans = (_span(event) for event in annotations if event["name"].startswith(STEP))
     steps = [span for span in spans if any(span.start <= call["ts"] < span.end for call in calls)]
     if not steps:
         raise ValueError("the trace holds no complete step")
@@ -156,12 +159,11 @@ def _total(spans: Iterable[_Span], window: _Span, steps: int) -> dict[str, float
     return dict(total)
 
 
-def _longest(events: Sequence[Mapping[str, Any]], window: _Span, steps: int) -> list[Operation]:
-    """The operations that take the most time, without what they call."""
-    inside = [span for span in map(_span, events) if window.start <= span.start < window.end]
-    calls = Counter(span.name for span in inside)
-    times = _total(_innermost(inside), window, steps)
-    longest = sorted(times, key=times.__getitem__, reverse=True)[:_LONGEST]
+def _longest(operations: Iterable[_Span], counted: Iterable[_Span], window: _Span, steps: int) -> list[Operation]:
+    """The operations inside the window whose ``counted`` time is longest."""
+    calls = Counter(span.name for span in operations if window.start <= span.start < window.end)
+    times = _total(counted, window, steps)
+    longest = sorted(calls, key=times.__getitem__, reverse=True)[:_LONGEST]
     return [Operation(name, times[name], calls[name] / steps) for name in longest]
 
 

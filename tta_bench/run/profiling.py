@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -19,7 +21,8 @@ from torch.profiler import ProfilerActivity, record_function
 from tta_bench.precision import Mode
 from tta_bench.run.meters import Stopwatch, synchronize
 
-STEPS = 10  # that are traced
+STEPS = 10  # that are traced, or fewer once they have taken
+_ENOUGH_S = 5.0  # seconds: a trace of many short operations would be too large to read
 _WARMUP, _WARMUP_COMPILED = 3, 6  # steps before those; compiled passes warm up themselves, too
 
 FORWARD, BACKWARD, METHOD, DATA = (f"tta-bench: {name}" for name in ("forward", "backward", "method", "data"))
@@ -36,7 +39,7 @@ def warmup(mode: Mode) -> int:
 
 
 class Profiler:
-    """Traces :data:`STEPS` steps after a warm-up. Marks are set, and cost anything, in those steps alone.
+    """Traces up to :data:`STEPS` steps after a warm-up. Marks are set, and cost anything, in those steps alone.
 
     Args:
         device: of the networks.
@@ -46,7 +49,7 @@ class Profiler:
 
     def __init__(self, device: torch.device, mode: Mode, file: str):
         self._device, self._file, self._warmup = device, file, warmup(mode)
-        self._steps = 0
+        self._steps, self._traced_since = 0, math.inf
         gpu = [ProfilerActivity.CUDA] if device.type == "cuda" else []
         self._profile = torch.profiler.profile(
             activities=[ProfilerActivity.CPU, *gpu],
@@ -65,14 +68,18 @@ class Profiler:
             AllStepsTraced: it was the last.
         """
         self._steps += 1
-        if self._steps in (self._warmup, self._warmup + STEPS):
+        traced = self._steps - self._warmup
+        last = traced == STEPS or time.perf_counter() - self._traced_since > _ENOUGH_S
+        if traced == 0 or last:
             synchronize(self._device)  # the trace then holds the device's work for the traced steps, and no other
         self._profile.step()
-        if self._steps == self._warmup + STEPS:
+        if traced == 0:
+            self._traced_since = time.perf_counter()
+        if last:
             raise AllStepsTraced
 
     def write(self) -> None:
-        """Write the trace, also where the stream ended before the last step."""
+        """Write the trace, also where fewer steps were traced."""
         self._profile.stop()
 
     # -- marks ---------------------------------------------------------------------------------------------------------
