@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -168,10 +169,11 @@ def test_a_stream_may_end_before_the_last_step(run: Runner) -> None:
 def test_a_trial_after_a_profile_has_a_process_without_marks(run: Runner) -> None:
     store: dict[str, Any] = {}
     first = run(Plain, SMALL, trial=0, bench=store, profiles=True)
+    with pytest.raises(ProcessLookupError):
+        os.kill(first.environment["pid"], 0)
     second = run(Plain, SMALL, trial=0, bench=store)
     store["bench"].end_child()
     assert (second.status, second.trace) == ("ok", b"")
-    assert first.environment["pid"] != second.environment["pid"]
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
