@@ -235,15 +235,16 @@ def run(suite_file: Callable[..., pathlib.Path], cache: pathlib.Path) -> Callabl
     """Run ``cls`` on the small digits suite; text replaced in the suite as ``suite_file`` does."""
 
     def call(
-        cls: type[Adapter], *replacements: tuple[str, str], trial: int = 1, bench: dict[str, Any] | None = None
-    ) -> TrialResult:
+        cls: type[Adapter], *replacements: tuple[str, str], trial: int = 1, bench: dict[str, Any] | None = None,
+        profiles: bool = False,
+    ) -> TrialResult:  # fmt: skip
         made = plan.make(suite.load(str(suite_file(*replacements))))
         materials = dataclasses.replace(made.materials, registry=Replaced(source=cls))
         store = bench if bench is not None else {}
         if "bench" not in store:
             store["bench"] = supervisor(materials, cache)
-        store["trial"] = made.trials[trial]
-        result: TrialResult = store["bench"].run(made.trials[trial])
+        store["trial"] = dataclasses.replace(made.trials[trial], profiles=profiles)
+        result: TrialResult = store["bench"].run(store["trial"])
         if bench is None:
             store["bench"].end_child()
         return result

@@ -78,6 +78,7 @@ def cli() -> None:
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Use a seeded subset of N images.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, run nothing.")
 @click.option("--yes", is_flag=True, help="Also a plan of more than 10,000 trials.")
+@click.option("--profile", is_flag=True, help="Trace a few steps of each selected method and model; store no result.")
 @plugin_option
 def run(**options: Any) -> None:
     """Run SUITE, a YAML file or the name of a shipped suite. Finished trials are skipped."""

@@ -26,6 +26,7 @@ from tta_bench.run.runner import TrialResult
 from tta_bench.schedule import preflight, scheduler
 from tta_bench.schedule.estimates import Estimates, forecast
 from tta_bench.schedule.interrupts import EXIT_CODE, Interrupts
+from tta_bench.schedule.observer import title
 from tta_bench.schedule.options import RunOptions, available_cpus
 from tta_bench.schedule.progress import ImageProgress, ReadingProgress, TrialProgress, own_console
 from tta_bench.schedule.status import StatusFile, Tally, row_of
@@ -113,11 +114,11 @@ def _run_suite(
         plan = make_plan(costs=costs)
     _print_reading_cost(console, digests)
     selected = only.select(plan.trials)
+    if options.profile:
+        return _profile(options, plan, selected, out, console, connect)
     cache = options.image_cache()
     state = _resume_state(out, plan, selected, options.retry_failed)
-    missing = cache.to_build(plan.cache_entries(state.pending))
-    if problem := preflight.cache_space_problem(cache, missing):
-        raise UsageError(problem)
+    missing = _images_to_make(plan, state.pending, cache)
     for damage in state.damaged:
         _print(console, f"damaged, counted as not run: {damage}")
     for damage in rundir.damaged(out):
@@ -138,6 +139,35 @@ def _run_suite(
     with rundir.locked(out):
         _run_trials(options, loaded, plan, state, converted, out, console, interrupts, connect)
         return _conclude(plan, selected, out, console, interrupts)
+
+
+def _profile(
+    options: RunOptions, plan: Plan, selected: Sequence[Trial], out: pathlib.Path, console: Console, connect: Connect
+) -> int:
+    """Profile some of the selected trials in the place of running them."""
+    from tta_bench.commands import profile as profiles  # with its renderer, which other runs do without
+
+    trials, cache = profiles.chosen(plan, selected), options.image_cache()
+    missing = _images_to_make(plan, trials, cache)
+    say = functools.partial(_print, console)
+    say("\n".join([f"{plan.name}: profiles of", *(f"  {title(trial)}" for trial in trials)]))
+    if options.dry_run:
+        return 0
+    _build_cache(cache, missing, console)
+    with rundir.locked(out):
+        return profiles.run(plan, trials, options, connect, out, say)
+
+
+def _images_to_make(plan: Plan, trials: Sequence[Trial], cache: ImageCache) -> list[CacheEntry]:
+    """What the image cache lacks for trials.
+
+    Raises:
+        UsageError: the disk has no room for it.
+    """
+    missing = cache.to_build(plan.cache_entries(trials))
+    if problem := preflight.cache_space_problem(cache, missing):
+        raise UsageError(problem)
+    return missing
 
 
 def _print_reading_cost(console: Console, digests: Digests) -> None:
@@ -164,6 +194,9 @@ def _check(options: RunOptions) -> None:
         raise UsageError(
             Problem(f"--gpus-per-trial {options.gpus_per_trial:g}: no part of a second GPU can be had", hint=hint)
         )
+    if options.profile and options.retry_failed:
+        message = "--profile runs no trial anew: it stores no result"
+        raise UsageError(Problem(message, hint="omit --retry-failed, or --profile"))
     if options.address is not None:
         from tta_bench.schedule.cluster import check_address
 
@@ -315,7 +348,7 @@ def _run_trials(
     options: RunOptions, loaded: suite.LoadedSuite, plan: Plan, state: ResumeState, converted: Mapping[str, int],
     out: pathlib.Path, console: Console, interrupts: Interrupts, connect: Connect,
 ) -> None:  # fmt: skip
-    with _writing(out):
+    with rundir.writing(out):
         records.write_plan(out, plan)
         data = {"found": [dataclasses.asdict(each) for each in _found(plan)], "converted": converted}
         session = rundir.begin_session(out, loaded.suite.model_dump(mode="json"), data)
@@ -347,20 +380,6 @@ def _without_ratio(trial: Trial) -> TrialResult:
     return TrialResult(trial.key, obstacle.status, reason, obstacle.traceback, facts, log=obstacle.log)
 
 
-@contextlib.contextmanager
-def _writing(out: pathlib.Path) -> Iterator[None]:
-    """Stop the run if the disk is full or fails; no file is torn, since files are renamed into place.
-
-    Raises:
-        Stopped: a write failed.
-    """
-    try:
-        yield
-    except OSError as error:
-        problem = Problem(f"cannot write results: {error.strerror}", str(out), hint="free some space or fix the disk")
-        raise Stopped(problem) from error
-
-
 class _Recorder:
     """The scheduler's :class:`tta_bench.schedule.observer.Observer`: stores results, updates progress and status."""
 
@@ -370,7 +389,7 @@ class _Recorder:
 
     def finished(self, trial: Trial, result: TrialResult) -> None:
         result = dataclasses.replace(result, facts={**result.facts, "log": runlog.name(trial.key)})
-        with self._interrupts.deferred(), _writing(self._out):
+        with self._interrupts.deferred(), rundir.writing(self._out):
             runlog.write(self._out, trial, result)
             written = records.write(self._out, result, trial.asked, self._session)
         self._progress.finished(trial, written)
@@ -387,7 +406,7 @@ class _Recorder:
         self._update_status()
 
     def _update_status(self) -> None:
-        with _writing(self._out):
+        with rundir.writing(self._out):
             self.status.update()
 
 
@@ -397,7 +416,7 @@ def _conclude(
     """Write the tables and print a summary; returns exit code 3 if a selected trial failed or a file is damaged."""
     from tta_bench.store import results  # pandas, which the driver needs for nothing else
 
-    with interrupts.deferred(), _writing(out):
+    with interrupts.deferred(), rundir.writing(out):
         try:
             tables = results.write_tables(out)
         except UsageError as error:  # in a trial's files, not in the command: trials were run

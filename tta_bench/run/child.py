@@ -47,6 +47,7 @@ from tta_bench.run.meters import (
     synchronize,
 )
 from tta_bench.run.output import captured, printable
+from tta_bench.run.profiling import DATA, FORWARD, AllStepsTraced, MarkingStopwatch, Profiler
 
 _GLANCE_S = 2e-4  # between looks at whether scores have been copied, while no batch is there
 _MAX_PREPARED = 4  # results of prepare() that a child keeps
@@ -137,18 +138,17 @@ class Child:
 
         Whatever a method raises, also ``SystemExit`` and ``KeyboardInterrupt``, becomes the trial's outcome.
         """
-        outcome: messages.TrialDone | messages.TrialSkipped | messages.TrialFailed
+        outcome: messages.TrialDone | messages.TrialProfiled | messages.TrialSkipped | messages.TrialFailed
         with captured(request.log):
             try:
-                facts = (_CalibrationRun if request.calibrates else _TrialRun)(self, request).run()
-                outcome = messages.TrialDone(facts)
+                outcome = _kind_of_run(request)(self, request).run()
             except (_Skip, MissingPart) as skipped:
                 outcome = messages.TrialSkipped(printable(str(skipped)))
             except BaseException as error:
                 outcome = failure_message(error)
             changes = (*self.state.changes(), *(self.method_state.changes() if self.method else ()))
         self.connection.send(replace(outcome, changes=changes))
-        return not isinstance(outcome, messages.TrialFailed)
+        return not isinstance(outcome, messages.TrialFailed | messages.TrialProfiled)
 
     def load_method(self) -> type[Adapter]:
         """The method's class; the state of its modules is recorded when it is loaded."""
@@ -196,14 +196,14 @@ class _TrialRun:
         self.copies = torch.cuda.Stream() if self.device.type == "cuda" else None
         self.unreported = deque[Any]()  # CUDA events, each recorded after scores not yet reported to the supervisor
 
-    def run(self) -> dict[str, Any]:
-        """Set up the method, then process the stream as it arrives; returns facts about the trial."""
+    def run(self) -> messages.TrialDone | messages.TrialProfiled:
+        """Set up the method, then process the stream as it arrives."""
         with self.steps.watching(), rings.pin(self.ring, self.device):
             facts = self._set_up()
             self.child.connection.send(messages.MethodReady(self.adapter.outputs, facts))
             while self._block():
                 pass
-        return self.child.engine.facts()
+        return messages.TrialDone(self.child.engine.facts())
 
     # -- set-up --------------------------------------------------------------------------------------------------------
 
@@ -288,7 +288,7 @@ class _TrialRun:
         while True:
             self._report_finished()
             start = time.perf_counter()
-            message = self.child.connection.recv()
+            message = self._next()
             if isinstance(message, messages.TrialEnd):
                 return False
             if isinstance(message, messages.BlockEnd):
@@ -299,6 +299,9 @@ class _TrialRun:
             cold.append(self.child.engine.was_cold())
         self.child.connection.send(self._measurements(np.array(data_ms), np.array(cold, dtype=bool), stats))
         return True
+
+    def _next(self) -> Any:
+        return self.child.connection.recv()
 
     def _report_finished(self) -> None:
         """Report scores that have been copied, until the next batch is there."""
@@ -391,6 +394,43 @@ class _CalibrationRun(_TrialRun):
         times = {"forward_ms": self.forwards.read_ms(), "plain": np.array(self.plain, dtype=np.float64)}
         self.plain.clear()
         return replace(measured, stats=times)
+
+
+class _ProfiledRun(_TrialRun):
+    """A trial that ends after a few steps, of which it leaves a trace; see :mod:`tta_bench.run.profiling`."""
+
+    def __init__(self, child: Child, request: messages.TrialRequest):
+        assert request.trace is not None
+        self.profiler = Profiler(child.device, child.setup.mode, request.trace)
+        child.pristine.engine = self.profiler.marking(FORWARD, child.pristine.engine)
+        super().__init__(child, request)
+        self.stopwatch = MarkingStopwatch(child.device, self.profiler)
+
+    def run(self) -> messages.TrialProfiled:
+        with contextlib.suppress(AllStepsTraced), self.profiler.watching_backward():
+            super().run()
+        self.profiler.write()
+        return messages.TrialProfiled(self.child.engine.facts())
+
+    def _set_up(self) -> dict[str, Any]:
+        facts = super()._set_up()
+        self.profiler.start()
+        return facts
+
+    def _next(self) -> Any:
+        with self.profiler.mark(DATA):
+            return super()._next()
+
+    def _batch(self, batch: messages.Batch, x: Tensor) -> Mapping[str, float | Tensor] | None:
+        stats = super()._batch(batch, x)
+        self.profiler.step()
+        return stats
+
+
+def _kind_of_run(request: messages.TrialRequest) -> type[_TrialRun]:
+    if request.trace is not None:
+        return _ProfiledRun
+    return _CalibrationRun if request.calibrates else _TrialRun
 
 
 def _short_batch_reason(

@@ -60,6 +60,7 @@ class TrialRequest:
         log: file for the method's output.
         calibrates: whether a plain forward pass is timed after each step.
         mask: the classes that the source model keeps, or None for all.
+        trace: file for the trace of a profile, after which the trial ends; None for an ordinary trial.
     """
 
     config: Mapping[str, Any]
@@ -75,6 +76,7 @@ class TrialRequest:
     log: str
     calibrates: bool
     mask: tuple[int, ...] | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,14 @@ class TrialFailed:
     kind: FaultKind
     reason: str
     traceback: str
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrialProfiled:
+    """The trace of a profile is written, and the trial over. Attributes: see :class:`TrialDone`."""
+
+    facts: Mapping[str, Any]
     changes: tuple[str, ...] = ()
 
 

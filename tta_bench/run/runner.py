@@ -47,7 +47,7 @@ class TrialResult:
 
     Attributes:
         key: of the trial.
-        status: "ok", "failed" or "skipped".
+        status: "ok", "failed" or "skipped"; "profiled", with a trace and no rows, is never stored.
         reason, traceback: why it failed or was skipped.
         facts: scalars about the whole trial.
         segments: a dict per segment: :class:`tta_bench.store.schema.Segment`.
@@ -57,6 +57,7 @@ class TrialResult:
             stream.
         environment: host, device and versions.
         log: output of the method.
+        trace: of a profile: a Chrome trace, gzipped JSON.
     """
 
     key: str
@@ -70,12 +71,13 @@ class TrialResult:
     images: Mapping[str, np.ndarray] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     log: str = ""
+    trace: bytes = field(default=b"", repr=False)
 
 
 class _TrialEnded(Exception):
     """The child reported the end of the trial before the end of its stream."""
 
-    def __init__(self, message: messages.TrialFailed | messages.TrialSkipped):
+    def __init__(self, message: messages.TrialFailed | messages.TrialSkipped | messages.TrialProfiled):
         self.message = message
         super().__init__(message)
 
@@ -129,7 +131,7 @@ class Supervisor:
         environment = {"host": socket.gethostname(), "pid": os.getpid()}
         if self._child and self._child.loaded:
             environment = dict(self._child.loaded.environment)
-        if changes or outcome["status"] == "failed":
+        if changes or outcome["status"] in ("failed", "profiled"):
             self.end_child()
         facts = {**outcome.pop("facts", {}), "trial_s": time.perf_counter() - start}
         facts |= {"load_start": load, "load_end": meters.load()}
@@ -147,6 +149,9 @@ class Supervisor:
             return _TrialExchange(self, trial, log, deadline).result()
         except _TrialEnded as ended:
             message = ended.message
+            if isinstance(message, messages.TrialProfiled):
+                outcome = {"status": "profiled", "facts": message.facts, "trace": _taken(_trace_file(log))}
+                return outcome, message.changes
             if isinstance(message, messages.TrialSkipped):
                 return {"status": "skipped", "reason": message.reason}, message.changes
             return _failure(message.kind, message.reason, message.traceback), message.changes
@@ -212,7 +217,7 @@ class Supervisor:
         """The child's next message, which must be of type ``kind``.
 
         Raises:
-            _TrialEnded: the child reported that the trial failed or was skipped.
+            _TrialEnded: the child reported that the trial failed, was skipped or is profiled.
             TimeoutError: no message arrived before the deadline.
             EOFError: the child has ended.
             ConnectionError: the message is of another type.
@@ -221,11 +226,22 @@ class Supervisor:
         if deadline is not None and not connection.poll(max(0.0, deadline - time.perf_counter())):
             raise TimeoutError(f"no result after {self._timeout:g} s (--timeout)")
         message = connection.recv()
-        if isinstance(message, messages.TrialFailed | messages.TrialSkipped):
+        if isinstance(message, messages.TrialFailed | messages.TrialSkipped | messages.TrialProfiled):
             raise _TrialEnded(message)
         if not isinstance(message, kind):
             raise ConnectionError(f"the method's process sent an unexpected {type(message).__name__}")
         return message
+
+
+def _trace_file(log: pathlib.Path) -> pathlib.Path:
+    return log.with_suffix(".json.gz")
+
+
+def _taken(file: pathlib.Path) -> bytes:
+    """The content of a file, which is deleted."""
+    content = file.read_bytes()
+    file.unlink()
+    return content
 
 
 def _failure(kind: FaultKind, reason: str, traceback: str = "") -> dict[str, Any]:
@@ -319,6 +335,7 @@ class _TrialExchange:
             str(self._log),
             trial.calibrates,
             trial.mask,
+            str(_trace_file(self._log)) if trial.profiles else None,
         )
         self._send(request)
         with _reading():

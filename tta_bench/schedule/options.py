@@ -31,6 +31,7 @@ class RunOptions:
         retry_failed: rerun trials that failed with an error of the method.
         limit: size of the seeded subset of images, or None.
         dry_run: only check and print the plan.
+        profile: profile trials in the place of running them.
         plugins: plugin files.
         yes: also a plan of very many trials.
     """
@@ -50,6 +51,7 @@ class RunOptions:
     retry_failed: bool = False
     limit: int | None = None
     dry_run: bool = False
+    profile: bool = False
     plugins: Sequence[str] = ()
     yes: bool = False
 

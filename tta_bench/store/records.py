@@ -84,7 +84,7 @@ def _arrays(result: TrialResult) -> bytes:
 
 def _record(result: TrialResult, arrays: bytes, asked: Mapping[str, Any], session: int) -> bytes:
     """The content of a trial's JSON."""
-    record = {k: v for k, v in vars(result).items() if k not in ("batches", "images", "log")}
+    record = {k: v for k, v in vars(result).items() if k not in ("batches", "images", "log", "trace")}
     record |= {"schema_version": SCHEMA_VERSION, "session": session, "asked": dict(asked)}
     read_back = json.loads(json.dumps(record))  # as a reader will find it: tuples are lists then
     sealed: dict[str, Any] = read_back | {"checksum": checksum(read_back, arrays)}

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tta_bench import __version__, files, preparation
-from tta_bench.errors import Problem, UsageError
+from tta_bench.errors import Problem, Stopped, UsageError
 from tta_bench.run.server import own_server
 from tta_bench.store import documents, records, schema
 
@@ -63,6 +63,20 @@ def damaged(run: pathlib.Path) -> Iterator[str]:
                 read(run)
         except UsageError as error:
             yield f"{error.problems[0].where} {error.problems[0].message}"
+
+
+@contextlib.contextmanager
+def writing(run: pathlib.Path) -> Iterator[None]:
+    """Stop the run where its disk is full or fails; no file is torn, since files are renamed into place.
+
+    Raises:
+        Stopped: a write failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        problem = Problem(f"cannot write results: {error.strerror}", str(run), hint="free some space or fix the disk")
+        raise Stopped(problem) from error
 
 
 def begin_session(run: pathlib.Path, suite: Mapping[str, Any], data: Mapping[str, Any] = MappingProxyType({})) -> int:

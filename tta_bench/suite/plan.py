@@ -63,6 +63,7 @@ class Trial:
         mask: the class mask: the source model's classes that are kept, or None for all.
         obstacle: why the trial cannot run: the outcome of measuring its cost ratio; else None.
         calibrates: whether it measures a cost ratio.
+        profiles: whether it ends after a few steps, of which it leaves a trace in the place of a result.
         seed: the trial's seed.
         mode: how the network computes.
         asked: everything that was asked for, and that the key depends on.
@@ -86,6 +87,7 @@ class Trial:
     mask: tuple[int, ...] | None = field(default=None, repr=False)
     obstacle: CostRatio | None = None
     calibrates: bool = False
+    profiles: bool = False
 
     @property
     def cost_row(self) -> CostRow | None:
