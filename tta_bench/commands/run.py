@@ -13,6 +13,7 @@ from rich.console import Console
 
 from tta_bench import suite
 from tta_bench.commands import preparations
+from tta_bench.commands.measuring import Measuring
 from tta_bench.data.base import Found
 from tta_bench.data.cache import CacheEntry, ImageCache
 from tta_bench.data.digests import Digests
@@ -72,7 +73,8 @@ def run(options: RunOptions, resume: str) -> int:
                 connect()  # while the fork server imports what planning needs
             code = _run_suite(options, loaded, out, console, interrupts, connect)
     except KeyboardInterrupt:
-        _print(console, f"interrupted; finished trials are kept. To resume:\n  {resume}")
+        kept = "nothing was stored" if options.measure else f"finished trials are kept. To resume:\n  {resume}"
+        _print(console, f"interrupted; {kept}")
         return EXIT_CODE
     except Stopped as stopped:
         _print(console, f"{stopped}\nstopped; finished trials are kept. To resume:\n  {resume}")
@@ -103,12 +105,16 @@ def _run_suite(
     selected = only.select(plan.trials)
     cache = options.image_cache()
     state = _resume_state(out, plan, selected, options.retry_failed)
+    measuring = Measuring(plan.materials, loaded.suite.shifts()[-1], digests, options, say)
+    options = measuring.packed(state.pending, out)
     missing = cache.to_build(plan.cache_entries(state.pending))
     if problem := preflight.cache_space_problem(cache, missing):
         raise UsageError(problem)
     for damage in state.damaged:
         _print(console, f"damaged, counted as not run: {damage}")
     _print(console, _summary(plan, selected, state.pending, cache, missing, options, out))
+    if options.measure:
+        return measuring.compare(selected)
     if options.dry_run:
         if state.pending:
             slots = scheduler.slots(options)
@@ -137,6 +143,9 @@ def _print(console: Console, text: str) -> None:
 
 def _check(options: RunOptions) -> None:
     """Refuse options that contradict each other and an unusable cluster address."""
+    if options.measure and not options.dry_run:
+        hint = "give both: the suite is measured instead of run"
+        raise UsageError(Problem("--measure needs --dry-run", hint=hint))
     if options.executor == "local":
         for name in ("address", "workers"):
             if getattr(options, name) is not None:

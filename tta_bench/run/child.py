@@ -37,7 +37,15 @@ from tta_bench.run.engine import Engine, prepare_compiler
 from tta_bench.run.faults import DataFault, kind_of
 from tta_bench.run.global_state import GlobalState, MethodState, function_snapshot, set_global_state
 from tta_bench.run.loading import to_tensor
-from tta_bench.run.meters import PassCounter, StepCounter, Stopwatch, peak_memory_mib, reset_peak_memory, synchronize
+from tta_bench.run.meters import (
+    PassCounter,
+    StepCounter,
+    Stopwatch,
+    held_memory_mib,
+    peak_memory_mib,
+    reset_peak_memory,
+    synchronize,
+)
 from tta_bench.run.output import captured, printable
 
 _MAX_PREPARED = 4  # results of prepare() that a child keeps
@@ -193,7 +201,7 @@ class _TrialRun:
             self.child.connection.send(messages.MethodReady(self.adapter.outputs, facts))
             while self._block():
                 pass
-        return self.child.engine.facts()
+        return {**self.child.engine.facts(), "device_held_mib": held_memory_mib(self.device)}
 
     # -- set-up --------------------------------------------------------------------------------------------------------
 

@@ -175,3 +175,11 @@ def reset_peak_memory(device: torch.device) -> None:
 def peak_memory_mib(device: torch.device) -> float | None:
     """Largest device memory in use since the last reset, in MiB; None on the CPU, where no such figure is meaningful."""
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
+
+
+def held_memory_mib(device: torch.device) -> float | None:
+    """Device memory that torch's allocator holds for this process, in use or not, in MiB; None on the CPU.
+
+    It is what other processes cannot have. The process's CUDA context comes on top.
+    """
+    return torch.cuda.max_memory_reserved(device) / 2**20 if device.type == "cuda" else None
