@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 from tta_bench.data.digests import Digests
 from tta_bench.precision import Mode
-from tta_bench.run.calibration import WARMUP_BATCHES
 from tta_bench.streams import Shift
 from tta_bench.suite.calibration import fitting, shortened
 from tta_bench.suite.plan import Materials, Trial
 
-_TIMED_BATCHES = 8  # at least
+_WARMUP_BATCHES, _TIMED_BATCHES = 3, 8  # with a window: its length at least
 
 
 class Row(NamedTuple):
@@ -92,7 +91,7 @@ def measurings(
     They are under ``shift``, where its labels fit the row's network.
     """
     for row, [first, *_] in by_row(trials).items():
-        warmup = row.window or WARMUP_BATCHES
+        warmup = row.window or _WARMUP_BATCHES
         batches, rules = warmup + max(row.window, _TIMED_BATCHES), json.loads(row.rules)
         for mode in modes:
             fits = fitting(materials, first, shift)
