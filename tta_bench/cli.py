@@ -37,6 +37,13 @@ cache_option = click.option(
 )
 
 
+class _GpuShare(Finite):
+    """A number, or ``auto``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="tta-bench")
 def cli() -> None:
@@ -65,8 +72,8 @@ def cli() -> None:
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Maximum number of Ray workers.")
 @click.option("--cpus-per-trial", type=click.IntRange(1), metavar="N",
               help="CPU cores and torch threads for each trial.  [default: 1 with ray, all with local]")  # fmt: skip
-@click.option("--gpus-per-trial", type=Finite(0, min_open=True), default=1.0, show_default=True, metavar="X",
-              help="GPUs for each trial: a fraction of one, or a whole number.")  # fmt: skip
+@click.option("--gpus-per-trial", type=_GpuShare(0, min_open=True), default=1.0, show_default=True, metavar="X|auto",
+              help="GPUs for each trial: a fraction of one, a whole number, or auto, from measured memory.")  # fmt: skip
 @click.option("--timeout", type=Finite(0, MAX_TIMEOUT_S, min_open=True), metavar="S",
               help="Time limit of a trial in seconds; a trial that exceeds it fails.")  # fmt: skip
 @click.option("--retries", type=click.IntRange(0), default=2, show_default=True, metavar="N",
@@ -79,12 +86,13 @@ def cli() -> None:
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, run nothing.")
 @click.option("--yes", is_flag=True, help="Also a plan of more than 10,000 trials.")
 @click.option("--profile", is_flag=True, help="Trace a few steps of each selected method and model; store no result.")
+@click.option("--measure", is_flag=True, help="With --dry-run: compare speed, memory and predictions in several modes.")
 @plugin_option
 def run(**options: Any) -> None:
     """Run SUITE, a YAML file or the name of a shipped suite. Finished trials are skipped."""
     from tta_bench.run.server import own_server
 
-    if not options["dry_run"] and options["address"] is None:
+    if (options["measure"] or not options["dry_run"]) and options["address"] is None:
         own_server()  # its imports take seconds, in parallel with this process's
     from tta_bench.commands import run as sweep
     from tta_bench.schedule.options import RunOptions

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from tta_bench import suite
 from tta_bench.commands import preparations
+from tta_bench.commands.measuring import Measuring
 from tta_bench.data.base import Found, absent_lines, digest
 from tta_bench.data.cache import CacheEntry, ImageCache
 from tta_bench.data.comparison import unlike_published
@@ -84,7 +85,8 @@ def run(options: RunOptions, resume: str) -> int:
                 connect()  # while the fork server imports what planning needs
             code = _run_suite(options, loaded, out, console, interrupts, connect)
     except KeyboardInterrupt:
-        _print(console, f"interrupted; finished trials are kept. To resume:\n  {resume}")
+        kept = "nothing was stored" if options.measure else f"finished trials are kept. To resume:\n  {resume}"
+        _print(console, f"interrupted; {kept}")
         return EXIT_CODE
     except Stopped as stopped:
         _print(console, f"{stopped}\nstopped; finished trials are kept. To resume:\n  {resume}")
@@ -118,6 +120,8 @@ def _run_suite(
         return _profile(options, plan, selected, out, console, connect)
     cache = options.image_cache()
     state = _resume_state(out, plan, selected, options.retry_failed)
+    measuring = Measuring(plan.materials, loaded.suite.shifts()[-1], digests, options, say)
+    options = measuring.packed(state.pending, out)
     missing = _images_to_make(plan, state.pending, cache)
     for damage in state.damaged:
         _print(console, f"damaged, counted as not run: {damage}")
@@ -128,6 +132,8 @@ def _run_suite(
                         "choose another folder with --out DIR")  # fmt: skip
     unlike = _unlike_published(loaded.suite, plan)
     _print(console, _summary(plan, selected, state.pending, cache, missing, unlike, options, out))
+    if options.measure:
+        return measuring.compare(selected)
     if options.dry_run:
         if state.pending:
             slots = scheduler.slots(options)
@@ -185,14 +191,17 @@ def _print(console: Console, text: str) -> None:
 
 def _check(options: RunOptions) -> None:
     """Refuse options that contradict each other and an unusable cluster address."""
+    if options.measure and not options.dry_run:
+        hint = "give both: the suite is measured instead of run"
+        raise UsageError(Problem("--measure needs --dry-run", hint=hint))
     if options.executor == "local":
         for name in ("address", "workers"):
             if getattr(options, name) is not None:
                 raise UsageError(Problem(f"--{name} needs --executor ray", hint="omit it, or use --executor ray"))
-    if options.gpus_per_trial > 1 and options.gpus_per_trial % 1:
+    if options.gpu_share > 1 and options.gpu_share % 1:
         hint = "give a fraction of one, or a whole number"
         raise UsageError(
-            Problem(f"--gpus-per-trial {options.gpus_per_trial:g}: no part of a second GPU can be had", hint=hint)
+            Problem(f"--gpus-per-trial {options.gpu_share:g}: no part of a second GPU can be had", hint=hint)
         )
     if options.profile and options.retry_failed:
         message = "--profile runs no trial anew: it stores no result"

@@ -41,6 +41,7 @@ from tta_bench.run.meters import (
     PassCounter,
     StepCounter,
     Stopwatch,
+    held_memory_mib,
     others_memory_mib,
     peak_memory_mib,
     reset_peak_memory,
@@ -203,7 +204,8 @@ class _TrialRun:
             self.child.connection.send(messages.MethodReady(self.adapter.outputs, facts))
             while self._block():
                 pass
-        return messages.TrialDone(self.child.engine.facts())
+        held = {"device_held_mib": held_memory_mib(self.device)}
+        return messages.TrialDone({**self.child.engine.facts(), **held})
 
     # -- set-up --------------------------------------------------------------------------------------------------------
 

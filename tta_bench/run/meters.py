@@ -192,3 +192,11 @@ def load() -> float | None:
         return os.getloadavg()[0] / (os.cpu_count() or 1)
     except (OSError, AttributeError):  # not on every system
         return None
+
+
+def held_memory_mib(device: torch.device) -> float | None:
+    """Device memory that torch's allocator holds for this process, in use or not, in MiB; None on the CPU.
+
+    It is what other processes cannot have. The process's CUDA context comes on top.
+    """
+    return torch.cuda.max_memory_reserved(device) / 2**20 if device.type == "cuda" else None

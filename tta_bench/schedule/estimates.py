@@ -128,6 +128,19 @@ def measure(model: SourceModel, side: int, device: torch.device) -> ModelCost:
     return ModelCost(seconds, sum(weights.values()), activations // _TIMED_IMAGES)
 
 
+def row_seconds(images: int, trials: int, image_s: float, first_s: float, at_once: int) -> float:
+    """Expected duration of trials that are alike, spread evenly over what runs at the same time.
+
+    Args:
+        images: of all trials together.
+        trials: number of them.
+        image_s: seconds for each image.
+        first_s: seconds that the first trial in a process takes on top; the others find what it has loaded and compiled.
+        at_once: trials that run at the same time without sharing a device.
+    """
+    return (images * image_s + min(trials, at_once) * first_s) / at_once
+
+
 def forecast(plan: Plan, trials: Sequence[Trial], estimates: Estimates, threads: int, slots: int) -> str:
     """Expected duration and memory of ``trials``, in two lines.
 

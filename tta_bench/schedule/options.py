@@ -6,6 +6,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from tta_bench.data.cache import ImageCache, default_root
 from tta_bench.run import faults
@@ -23,7 +24,7 @@ class RunOptions:
         address: an existing Ray cluster (``auto`` or HOST:PORT); None starts one on this machine.
         workers: maximum number of Ray workers; None for as many as fit.
         cpus_per_trial: CPU cores and torch threads per trial; None for all with "local", 1 with "ray".
-        gpus_per_trial: fraction of a GPU per trial, on machines with GPUs.
+        gpus_per_trial: fraction of a GPU per trial, on machines with GPUs; "auto" until it is measured.
         timeout: seconds after which a trial's process is killed, or None.
         retries: further attempts at a trial after an infrastructure fault (Ray).
         out: the run's folder; None for ``results/<suite name>``, or one beside it with ``sets`` and ``plugins``.
@@ -32,6 +33,7 @@ class RunOptions:
         limit: size of the seeded subset of images, or None.
         dry_run: only check and print the plan.
         profile: profile trials in the place of running them.
+        measure: with ``dry_run``: also run a few batches of each row in several modes.
         plugins: plugin files.
         yes: also a plan of very many trials.
     """
@@ -43,7 +45,7 @@ class RunOptions:
     address: str | None = None
     workers: int | None = None
     cpus_per_trial: int | None = None
-    gpus_per_trial: float = 1.0
+    gpus_per_trial: float | Literal["auto"] = 1.0
     timeout: float | None = None
     retries: int = faults.RETRIES
     out: str | None = None
@@ -52,6 +54,7 @@ class RunOptions:
     limit: int | None = None
     dry_run: bool = False
     profile: bool = False
+    measure: bool = False
     plugins: Sequence[str] = ()
     yes: bool = False
 
@@ -59,6 +62,11 @@ class RunOptions:
     def threads(self) -> int:
         """CPU threads per trial."""
         return self.cpus_per_trial or (available_cpus() if self.executor == "local" else 1)
+
+    @property
+    def gpu_share(self) -> float:
+        """GPUs per trial: a whole one until they are measured."""
+        return 1.0 if self.gpus_per_trial == "auto" else self.gpus_per_trial
 
     def resolved(self, cache: str) -> RunOptions:
         """These options with the image cache set from the suite's ``cache`` ("on" or "off") and the environment."""

@@ -29,7 +29,7 @@ def describe(options: RunOptions, trials: int) -> str:
         return f"{trials} trials, one after another, on {device}"
     if options.address:
         return f"{trials} trials on the Ray cluster at {options.address}"
-    size = f"{options.gpus_per_trial:g} GPU" if gpus else f"{options.threads} CPU"
+    size = f"{options.gpu_share:g} GPU" if gpus else f"{options.threads} CPU"
     return f"{trials} trials on {slots(options)} Ray workers of {size} each, on this machine"
 
 
@@ -40,7 +40,7 @@ def slots(options: RunOptions) -> int:
     from tta_bench.schedule.cluster import Slot
 
     gpus = torch.cuda.device_count()
-    slot = Slot(options.cpus_per_trial or 1, options.gpus_per_trial if gpus else 0.0)
+    slot = Slot(options.cpus_per_trial or 1, options.gpu_share if gpus else 0.0)
     fitting = max(1, slot.fits({"CPU": available_cpus(), "GPU": gpus}))
     return min(fitting, options.workers or fitting)
 
@@ -92,7 +92,7 @@ def run(
 
     cluster = connect()
     any_gpu = any(node.resources.get("GPU") for node in cluster.nodes().values())
-    slot = Slot(options.cpus_per_trial or 1, options.gpus_per_trial if any_gpu else 0.0)
+    slot = Slot(options.cpus_per_trial or 1, options.gpu_share if any_gpu else 0.0)
     needed = requirements(materials, trials)
     server = None if options.address else own_server().address  # workers may be on other machines
     arguments = (cluster.share(materials), options, needed.code, server)

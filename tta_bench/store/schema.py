@@ -212,6 +212,11 @@ class Facts:
     not_compiled: str | None = fact(
         "cost", "why passes ran as written though compile is on, by pass; empty where all were compiled", default=None
     )
+    device_held_mib: float | None = fact(
+        "cost",
+        "device memory that torch held for the trial's process at its end, in use or not, MiB; empty on the CPU",
+        default=None,
+    )
     source_images: int | None = fact("origin", "clean unlabelled source images that the method saw", default=None)
     reset_keeps: str = fact("origin", "state that the published reset() leaves alone")
     needs_backward: bool = fact("origin", "the method takes backward passes")
