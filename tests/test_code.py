@@ -42,7 +42,7 @@ def write_plugin(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def test_a_built_in_methods_closure_is_what_it_imports_of_the_methods() -> None:
-    names = ("", ".eata", ".eta", ".functional", ".norm_layers")
+    names = ("", ".eata", ".eta", ".functional", ".norm_layers", ".transfer")
     assert set(package_closure(["tta_bench.methods.eata"])) == {f"tta_bench.methods{name}" for name in names}
     assert set(package_closure(["tta_bench.methods.source"])) == {"tta_bench.methods", "tta_bench.methods.source"}
     assert "tta_bench.methods.tent" not in package_closure(["tta_bench.methods.sar"])
@@ -54,7 +54,7 @@ def test_a_plugin_files_closure_goes_on_beside_it_and_into_the_methods_and_stops
     found = plugin_closure(write_plugin(tmp_path, "first"))
     assert set(found) == {
         "", "first_helper", "first_deep", "first_helper_late", "tta_bench.methods", "tta_bench.methods.tent",
-        "tta_bench.methods.functional", "tta_bench.methods.norm_layers",
+        "tta_bench.methods.functional", "tta_bench.methods.norm_layers", "tta_bench.methods.transfer",
     }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from tta_bench.precision import Mode
 from tta_bench.registry import Registry
 from tta_bench.run import engine
 from tta_bench.run.engine import Engine
+from tta_bench.run.global_state import function_snapshot
 from tta_bench.run.meters import PassCounter
 from tta_bench.setting import Setting
 from tta_bench.store.results import load
@@ -43,6 +44,7 @@ def traced_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+    function_snapshot.cache_clear()  # the compiler replaces functions of torch, for good
 
 
 class Bench:

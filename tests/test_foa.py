@@ -106,7 +106,7 @@ def test_candidates_forwarded_together_or_one_by_one_give_the_same(
     class Watched(Foa):
         @torch.no_grad()
         def step(self, x: Tensor) -> Tensor:
-            hook = self.model.register_forward_pre_hook(lambda _m, given: sizes.append(len(given[0])))
+            hook = self.model.net.register_forward_pre_hook(lambda _m, given: sizes.append(len(given[0])))
             scores = super().step(x)
             hook.remove()
             return scores

@@ -149,7 +149,7 @@ class Measuring:
 
 
 def _read(file: pathlib.Path) -> Held:
-    return Held(**json.loads(file.read_text()))
+    return Held(**json.loads(file.read_text(encoding="utf-8")))
 
 
 def _to_repeat(file: pathlib.Path) -> bool:

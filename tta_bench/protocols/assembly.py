@@ -106,7 +106,7 @@ def _bounded(parts: Iterable[Part]) -> Iterator[Part]:
     """
     images = 0
     for part in parts:
-        images += len(part.image)
+        images += len(part.image) if isinstance(part, Part) else 0  # what else it may be is refused later
         if images > LONGEST:
             raise refusal(
                 "kind", f"the stream has more than {LONGEST:,} images", "use fewer images, or repeat them less"

@@ -267,7 +267,9 @@ def _conditions(run: Results, rows: pd.DataFrame) -> dict[str, list[str]]:
 
 def modes(rows: pd.DataFrame) -> list[str]:
     """How the networks of rows computed, each way once: ``float32``, ``bfloat16, compiled``."""
-    return [Mode(*values).text for values in rows[[*vars(Mode())]].drop_duplicates().itertuples(index=False)]
+    defaults = vars(Mode())  # of rows without a result
+    values = rows.reindex(columns=[*defaults]).astype(object).fillna(defaults).drop_duplicates()
+    return [Mode(*each).text for each in values.itertuples(index=False)]
 
 
 def _used_sessions(run: Results, rows: pd.DataFrame) -> list[dict[str, Any]]:
