@@ -71,7 +71,7 @@ RUNS: dict[str, tuple[int, str, list[str]]] = {
     "numeric-folders": (0, "0 is '1', 9 is '10', in the order of their numbers", data("numeric-folders")),
     "labels-2d": (0, "base: 1 ok", arrays("labels-2d")),
     "labels-from-one": (2, "labels count from 0: subtract 1", arrays("labels-from-one")),
-    "labels-onehot": (2, "of one-hot rows take argmax(1)", arrays("labels-onehot")),
+    "labels-onehot": (2, "one-hot rows become numbers", arrays("labels-onehot")),
     "empty-array": (2, "not a readable array", arrays("empty-array")),
     "grey16": (0, "200 16-bit grey scaled to 8 bits", data("grey16")),
     "huge-image": (2, "5/0003.png: image is too large", data("huge-image")),
