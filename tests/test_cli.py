@@ -309,18 +309,20 @@ def test_a_second_run_on_a_folder_is_refused_by_name(
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_keeps_what_finished_and_prints_how_to_go_on(
-    suite_file: SuiteFile, tmp_path: pathlib.Path, cache: pathlib.Path, run_cli: Cli
+    suite_file: SuiteFile, tmp_path: pathlib.Path, cache: pathlib.Path, run_cli: Cli, number: signal.Signals
 ) -> None:
+    """To the whole group, as a terminal and a scheduler send it."""
     (tmp_path / "slow.py").write_text(FLAKY.replace("if not", "import time; time.sleep(1)\n        if not"))
     (tmp_path / "fixed").touch()
     methods = f"[source, {{name: flaky, config: {{fixed: {tmp_path}/fixed}}}}]"
     file = suite_file(("[source, tent]", methods), ("name: small", "name: small\nplugins: [slow.py]"))
     command = [sys.executable, "-m", "tta_bench", "run", str(file), "--executor", "local", "--out", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                               env=clean_environment(TTA_BENCH_CACHE=str(cache)))  # fmt: skip
+                               start_new_session=True, env=clean_environment(TTA_BENCH_CACHE=str(cache)))  # fmt: skip
     wait_until(lambda: len(list((tmp_path / "out" / "trials").glob("*.json"))) >= 2, process)
-    os.kill(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, err = process.communicate(timeout=LONG_S)
     assert process.returncode == 130
     assert f"tta-bench run {file} --executor local --out out" in err.decode()

@@ -139,6 +139,15 @@ def test_a_damaged_trial_is_named_and_the_others_stand(
     assert shifts["error_pct"].dropna().tolist() == finished.results.shifts["error_pct"].drop(1).tolist()
 
 
+def test_a_link_to_nowhere_is_a_damaged_trial(run: pathlib.Path, run_cli: Cli, finished: Finished) -> None:
+    file = run / trial_file(finished)
+    file.unlink()
+    file.symlink_to(file)
+    outcome = run_cli("report", run, "--format", "md")
+    assert outcome.code == 0
+    assert str(file).removesuffix(".json") in outcome.err
+
+
 @pytest.mark.parametrize("name", ["plan.json", "run.json", "status.json", "tables.json", "trials", "logs", "lock"])
 @pytest.mark.parametrize("fault", ALL)
 def test_run_rebuilds_what_it_can(run: pathlib.Path, run_cli: Cli, finished: Finished, name: str, fault: str) -> None:

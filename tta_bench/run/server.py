@@ -153,10 +153,11 @@ def _short_folder() -> str | None:
 
 def serve(listener: int, address: str) -> None:
     """Answer requests until the first client, which started this process, disconnects."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to all processes; the driver handles it
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # still deletes the folder
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes by a terminal or scheduler: for the driver
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, lambda *_: _leave(address))
     try:
-        die_with_parent(signal.SIGTERM)
+        die_with_parent(signal.SIGUSR1)
         for module in PRELOADED:
             importlib.import_module(module)
         from tta_bench.run import global_state  # here: a process that only starts servers must not import torch
@@ -167,6 +168,12 @@ def serve(listener: int, address: str) -> None:
             _serve_clients(listening)
     finally:
         shutil.rmtree(pathlib.Path(address).parent, ignore_errors=True)
+
+
+def _leave(address: str) -> NoReturn:
+    """Delete the folder and end at once: the process that started this one has ended."""
+    shutil.rmtree(pathlib.Path(address).parent, ignore_errors=True)
+    os._exit(0)
 
 
 def _serve_clients(listening: socket.socket) -> None:
@@ -219,7 +226,7 @@ def _fork(client: Connection, inherited: list[Any]) -> int:
 def _run_child(descriptor: int, inherited: list[Any]) -> NoReturn:
     code = 1
     try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
         die_with_parent()
         for each in inherited:
             each.close()

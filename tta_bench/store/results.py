@@ -160,7 +160,11 @@ def _digest(run: pathlib.Path) -> str:
     """SHA-256 over the plan and the name, size and times of every trial's file: it changes when one of them does."""
     found = []
     for path in sorted((run / "trials").glob("[!.]*")):  # not those being written
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError:  # a link to nowhere: damaged
+            found.append((path.name, 0, 0, 0))
+            continue
         found.append((path.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     version = f"{__version__} {records.SCHEMA_VERSION}"
     plan = (run / documents.PLAN).read_bytes()
