@@ -112,10 +112,19 @@ def test_a_short_batch_runs_as_written() -> None:
     assert bench.counter.read() == (13, 0)
 
 
-def test_the_first_three_calls_are_cold() -> None:
+def test_the_batch_that_compiles_is_cold_and_the_next_trial_has_none() -> None:
     bench = Bench("tent", "layer", COMPILED)
     cold = [(bench.adapter.step(x), bench.engine.was_cold())[1] for x in batches(5)]
-    assert cold == [True, True, True, False, False]
+    assert cold == [True, False, False, False, False]
+    bench.adapter = bench.new("tent")
+    bench.scores()
+    assert not bench.engine.was_cold()
+
+
+def test_where_nothing_can_be_compiled_all_runs_as_written() -> None:
+    model = small_model("layer")
+    unable = Engine(COMPILED, CPU, PassCounter(model), "no C++ compiler")
+    assert (unable.is_needed, unable.facts()) == (False, {"not_compiled": "no C++ compiler"})
 
 
 def test_a_network_that_cannot_be_compiled_runs_as_written_and_the_row_says_why(
@@ -223,6 +232,30 @@ def test_a_setting_reads_back_its_mode_and_leaves_the_default_out() -> None:
     assert fast.without("compile").without("deterministic").without("precision") == Setting("D", "reset").without(
         "precision"
     )
+
+
+def test_a_run_without_the_default_mode_is_reported_and_read_again(
+    suite_file: Callable[..., pathlib.Path], run_cli: Callable[..., Any], tmp_path: pathlib.Path
+) -> None:
+    modes = "batch_size: 40\ncompile: [off, on]\ndeterministic: false"
+    file = suite_file(("[source, tent]", "[source]"), ("[clean, contrast]", "[contrast]"), ("batch_size: 40", modes))
+    options = (
+        "--executor",
+        "local",
+        "--cpus-per-trial",
+        1,
+        "--limit",
+        20,
+        "--out",
+        "run",
+    )  # of less than a batch: as written
+    for _ in range(2):
+        outcome = run_cli("run", file, *options)
+        assert outcome.code == 0, outcome.err
+    assert "0 to run" in outcome.err
+    assert run_cli("report", "run", "--format", "md").code == 0
+    rows = load(tmp_path / "run").segments
+    assert (sorted(set(rows["compile"])), rows["deterministic"].any()) == (["off", "on"], False)
 
 
 def test_a_run_in_bfloat16_is_near_one_in_float32(

@@ -163,6 +163,8 @@ def words(name: str, value: Any) -> str:
         keys = sorted(value, key=lambda key: (key not in _LEADING, key))
         parts = [f"{key} {_in_rule(value[key])}" for key in keys]
         return ", ".join(parts).removeprefix("shift ")  # probe clean
+    if isinstance(value, bool):
+        return str(value).lower()  # as in a suite
     return "all" if (name, value) == ("adapt_images", None) else str(value)
 
 

@@ -121,15 +121,16 @@ class Child:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = PRECISIONS[setup.mode.precision].dtype
         compiles = setup.mode.compile == "on"
+        obstacle = ""
         if compiles:
-            prepare_compiler(self.device, pathlib.Path(setup.compiled))
+            obstacle = prepare_compiler(self.device, pathlib.Path(setup.compiled))
             function_snapshot.cache_clear()  # the compiler has replaced functions of torch
         self.state = GlobalState(compiles=compiles)
         self.method: type[Adapter] | None = None  # loaded in the first trial
         model = _load(setup)
         self.pristine = model.to(self.device, self.dtype)
         self.counter = PassCounter(self.pristine)
-        self.engine = Engine(setup.mode, self.device, self.counter)
+        self.engine = Engine(setup.mode, self.device, self.counter, obstacle)
         if self.engine.is_needed:
             self.pristine.engine = self.engine
         self.prepared: OrderedDict[str, tuple[dict[str, Tensor], dict[str, Any]]] = OrderedDict()
@@ -279,6 +280,7 @@ class _TrialRun:
                     messages.SourceImagesRequest(start, min(self.request.ring.images, end - start))
                 )
                 parts.append(self._images(self.child.connection.recv()))
+                synchronize(self.device)  # the next images come into the same slot
             yield torch.cat(parts)
 
     # -- the stream ----------------------------------------------------------------------------------------------------

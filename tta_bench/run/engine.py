@@ -40,13 +40,15 @@ class Engine:
         mode: the precision, and whether to compile.
         device: of the networks.
         counter: of their passes; hooks are not part of compiled code, so that the engine counts for them.
+        obstacle: why nothing can be compiled in this process, or empty.
     """
 
-    def __init__(self, mode: Mode, device: torch.device, counter: PassCounter):
+    def __init__(self, mode: Mode, device: torch.device, counter: PassCounter, obstacle: str = ""):
         self.survives_reset = Untouched()
         self._precision = PRECISIONS[mode.precision]
         self._device, self._counter = device, counter
-        self._compiles = mode.compile == "on"
+        self._compiles, self._obstacle = mode.compile == "on" and not obstacle, obstacle
+        self._cold_calls = _COLD if device.type == "cuda" else 0
         self._compiled: dict[Pass, Callable[[SourceModel, Tensor], Any]] = {}
         self.begin(0)
 
@@ -60,7 +62,8 @@ class Engine:
 
     def facts(self) -> dict[str, Any]:
         """Why passes of this trial were not compiled, as a fact."""
-        return {"not_compiled": "; ".join(dict.fromkeys(self._obstacles))} if self._obstacles else {}
+        reasons = dict.fromkeys(filter(None, [self._obstacle, *self._obstacles]))
+        return {"not_compiled": "; ".join(reasons)} if reasons else {}
 
     def begin(self, batch_size: int) -> None:
         """Begin a trial with this nominal batch size."""
@@ -104,14 +107,14 @@ class Engine:
         before = _graphs()
         try:
             outputs = self._function(computes)(model, x)
-        except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+        except Exception as error:  # of many kinds; the method's own comes again from the pass as written
             return self._fall_back(key, error, model, x)
-        if _graphs() > before:
+        if compiled := _graphs() > before:
             self._calls[key] = 1
             self._compilations[key] += 1
             if self._compilations[key] > _MOST_COMPILATIONS:
                 self._obstacles.append(f"{computes.__name__.strip('_')}: compiled anew at each call")
-        self._cold |= self._calls[key] <= _COLD
+        self._cold |= compiled or self._calls[key] <= self._cold_calls
         return self._handed_out(computes, outputs, x)
 
     def was_cold(self) -> bool:
@@ -169,7 +172,7 @@ class Engine:
             if not fails:
                 try:
                     return compiled(*inputs)
-                except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+                except Exception as error:
                     fails = True
                     self._report(name, error)
                 finally:
@@ -242,8 +245,12 @@ def _graphs() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-def prepare_compiler(device: torch.device, folder: pathlib.Path) -> None:
-    """Set up torch's compiler in this process: code is kept in ``folder``; its own processes and threads are started."""
+def prepare_compiler(device: torch.device, folder: pathlib.Path) -> str:
+    """Set up torch's compiler in this process: code is kept in ``folder``; its own processes and threads are started.
+
+    Returns:
+        Why nothing can be compiled here, such as the lack of a C++ compiler; or empty.
+    """
     for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
         os.environ[variable] = str(folder / name)
     import torch._dynamo.config
@@ -253,7 +260,13 @@ def prepare_compiler(device: torch.device, folder: pathlib.Path) -> None:
     for name in ("recompile_limit", "cache_size_limit"):  # the second until torch 2.6
         if hasattr(torch._dynamo.config, name):
             setattr(torch._dynamo.config, name, 64)
+    if hasattr(torch._inductor.config.triton, "cudagraph_unexpected_rerecord_limit"):  # each trial has new weights
+        torch._inductor.config.triton.cudagraph_unexpected_rerecord_limit = 10**9
     torch._inductor.config.fx_graph_cache = True
     torch._functorch.config.enable_autograd_cache = True
     warm = torch.compile(lambda x: torch.sin(x) + 1, dynamic=False)
-    warm(torch.zeros(8, device=device))
+    try:
+        warm(torch.zeros(8, device=device))
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+    return ""

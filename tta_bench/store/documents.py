@@ -40,6 +40,8 @@ class SettingValues(Document):
     parameters: dict[str, Any]
     severities: list[FiniteFloat]
     mask: str = ""
+    compile: str = "off"
+    deterministic: bool = True
     varied: dict[str, Any] = {}
 
 

@@ -207,7 +207,9 @@ class Facts:
     prepare_s: float | None = fact("cost", "time of prepare() in the run that made its result, s", default=None)
     trial_s: float = fact("cost", "wall time of the whole trial, s")
     compile_s: float | None = fact(
-        "cost", "time of the batches in which passes were compiled, s; no other time has them", default=None
+        "cost",
+        "time of the batches in which passes were compiled, s; of other times only trial_s has them",
+        default=None,
     )
     not_compiled: str | None = fact(
         "cost", "why passes ran as written though compile is on, by pass; empty where all were compiled", default=None
