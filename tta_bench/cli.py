@@ -70,7 +70,7 @@ def cli() -> None:
               help="ray, or local: one trial at a time, without Ray.")  # fmt: skip
 @click.option("--address", metavar="auto|HOST:PORT", help="Join an existing Ray cluster.")
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Maximum number of Ray workers.")
-@click.option("--cpus-per-trial", type=click.IntRange(1, 1024), metavar="N",
+@click.option("--cpus-per-trial", type=click.IntRange(1, 4096), metavar="N",
               help="CPU cores and torch threads for each trial.  [default: 1 with ray, all with local]")  # fmt: skip
 @click.option("--gpus-per-trial", type=_GpuShare(0, min_open=True), default=1.0, show_default=True, metavar="X|auto",
               help="GPUs for each trial: a fraction of one, a whole number, or auto, from measured memory.")  # fmt: skip
