@@ -18,7 +18,7 @@ import pytest
 
 from tta_bench.commands import data_get
 from tta_bench.data import download, published_sets
-from tta_bench.data.published_sets import SETS, PublishedSet, Remote
+from tta_bench.data.published_sets import SETS, Download, Remote
 from tta_bench.errors import UsageError
 from tta_bench.files import locked
 
@@ -104,9 +104,7 @@ def publish(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
 
     def make(*files: Remote, folder: str = ".") -> None:
         line, root = "data: {{kind: folder, root: {root}}}", "Digits" if folder == "." else folder
-        monkeypatch.setitem(
-            SETS, "digits", PublishedSet("Digits", "MIT", "page", line, "DIGITS", root, "", files, folder)
-        )
+        monkeypatch.setitem(SETS, "digits", Download("Digits", "MIT", "page", line, "DIGITS", root, "", files, folder))
 
     make(offered(server, "digits.tar.gz", IMAGES))
     return make

@@ -19,9 +19,11 @@ from tta_bench.adapter import Adapter, context_for
 from tta_bench.models import SourceModel
 from tta_bench.precision import Mode
 from tta_bench.registry import Registry
-from tta_bench.run import engine
+from tta_bench.run import engine, metrics
 from tta_bench.run.engine import Engine
 from tta_bench.run.global_state import function_snapshot
+from tta_bench.run.grading import Grader
+from tta_bench.run.messages import BlockMeasurements
 from tta_bench.run.meters import PassCounter
 from tta_bench.setting import Setting
 from tta_bench.store.results import load
@@ -291,9 +293,19 @@ def test_the_switches_follow_the_mode() -> None:
     assert torch.backends.cudnn.deterministic
 
 
-def test_cold_batches_are_no_part_of_the_times() -> None:
-    from tta_bench.run.grading import _timing
-
-    step_ms, sizes = np.array([900.0, 10.0, 10.0, 800.0]), np.array([64, 64, 64, 64])
-    timing = _timing(step_ms, sizes, np.array([True, False, False, True]))
-    assert (timing["step_ms_median"], timing["images_per_s"], timing["warmup_ms"]) == (10.0, 6400.0, 1700.0)
+def test_cold_batches_are_no_part_of_the_times(suite_file: Callable[..., pathlib.Path]) -> None:
+    file = suite_file(
+        ("[source, tent]", "[source]"), ("[clean, contrast]", "[contrast]"), ("batch_size: 40", "batch_size: 10")
+    )
+    made = plan.make(suite.load(str(file)), limit=50)
+    trial, dataset = made.trials[0], made.materials.datasets[made.trials[0].model]
+    stream = made.materials.streams().build(trial.model, trial.stream)
+    grader = Grader(stream, dataset, per_image=1000)
+    scores = np.eye(dataset.num_classes, dtype=np.float32)[:1].repeat(10, 0) * 5
+    verdicts = [metrics.grade(scores, grader.labels(number), "logits") for number in range(5)]
+    step_ms, cold = np.array([50.0, 40.0, 900.0, 10.0, 30.0]), np.array([False, False, True, False, False])
+    grader.add(0, verdicts, BlockMeasurements(50, 0, 0, None, np.ones(5, bool), step_ms, np.zeros(5), cold, {}))
+    grader.end_segment(0)
+    [row] = grader.results()["segments"]
+    assert (row["step_ms_median"], row["images_per_s"], row["warmup_ms"]) == (20.0, 500.0, 990.0)
+    assert grader.facts() == {"compile_s": 0.9}

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.filesize import decimal
 
 from tta_bench.commands.data_page import Page, show_found
 from tta_bench.data.cache import CacheEntry
+from tta_bench.data.published_sets import SETS
 from tta_bench.data.reference import OWN, PublishedSet
 from tta_bench.schedule.options import RunOptions
 from tta_bench.schedule.preflight import cache_space_problem
@@ -94,8 +96,10 @@ def _show_absent(page: Page, place: Place) -> None:
 
 
 def _download(published: PublishedSet) -> list[str]:
-    """The command that gets a set, where there is one."""
-    return [f"tta-bench data get {published.get} DIR    # or by hand:"] if published.get else []
+    """The command that gets a set, where there is one, with the size of what it fetches."""
+    if not published.get:
+        return []
+    return [f"tta-bench data get {published.get} DIR    # {decimal(SETS[published.get].bytes)}; or by hand:"]
 
 
 def _show_cache(page: Page, found: SuiteData, options: DataOptions) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from tta_bench.data.download import fetch, unpack, wrong_checksum
-from tta_bench.data.published_sets import SETS, PublishedSet, Remote
+from tta_bench.data.published_sets import SETS, Download, Remote
 from tta_bench.errors import Problem, Stopped, UsageError, near_miss
 from tta_bench.files import locked, write_json
 
@@ -57,13 +57,13 @@ def get(name: str, folder: str) -> int:
     return 0
 
 
-def by_hand(published: PublishedSet, root: pathlib.Path) -> str:
+def by_hand(published: Download, root: pathlib.Path) -> str:
     """What to do for a set without address, and the suite's line then."""
     lines = [published.by_hand.replace("DIR", shlex.quote(str(root))), f"expected: {published.layout}"]
     return "\n  ".join([*lines, *suite_lines(published, root)])
 
 
-def suite_lines(published: PublishedSet, root: pathlib.Path) -> list[str]:
+def suite_lines(published: Download, root: pathlib.Path) -> list[str]:
     """The suite's line, and the variable of shipped suites, for a set that lies in ``root``."""
     place = str(root / published.root)
     lines = [published.line.format(root=json.dumps(place, ensure_ascii=False))]
@@ -80,7 +80,7 @@ class _Fetching:
         console: for progress.
     """
 
-    def __init__(self, published: PublishedSet, root: pathlib.Path, work: pathlib.Path, console: Console):
+    def __init__(self, published: Download, root: pathlib.Path, work: pathlib.Path, console: Console):
         self._set, self._target, self._work, self._console = published, root / published.folder, work, console
         self._root, self._shown = root, 0.0
         self._state: dict[str, dict[str, Any]] = self._read_state()

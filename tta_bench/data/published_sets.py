@@ -39,8 +39,8 @@ class Remote:
 
 
 @dataclass(frozen=True)
-class PublishedSet:
-    """A published data set.
+class Download:
+    """A published data set as it is fetched; what it holds is a :class:`tta_bench.data.reference.PublishedSet`.
 
     Attributes:
         title: its name.
@@ -66,23 +66,28 @@ class PublishedSet:
     folder: str = "."
     by_hand: str = ""
 
+    @property
+    def bytes(self) -> int:
+        """Of all its files."""
+        return sum(remote.bytes for remote in self.files)
 
-def _cifar_binary(classes: int, size: int, sha256: str, folder: str, layout: str) -> PublishedSet:
+
+def _cifar_binary(classes: int, size: int, sha256: str, folder: str, layout: str) -> Download:
     name = f"cifar-{classes}-binary.tar.gz"
     seen = (f"{_TFDS}/url_checksums/cifar{classes}.txt", f"{_JULIA}/cifar{classes}.jl")
     remote = Remote(name, f"https://www.cs.toronto.edu/~kriz/{name}", size, f"sha256:{sha256}", seen)
     line = f"data: {{{{kind: cifar_c, root: CIFAR-{classes}-C, classes: {classes}, archive: {{root}}}}}}"
-    return PublishedSet(
+    return Download(
         f"CIFAR-{classes}, binary version", "none stated", "https://www.cs.toronto.edu/~kriz/cifar.html", line,
         "CIFAR10_BINARY" if classes == 10 else "", folder, layout, [remote],
     )  # fmt: skip
 
 
-def _cifar_c(classes: int, record: int, size: int, md5: str) -> PublishedSet:
+def _cifar_c(classes: int, record: int, size: int, md5: str) -> Download:
     name = f"CIFAR-{classes}-C.tar"
     seen = (f"{_UNCERTAINTY}/cifar/cifar_c.py", f"{_OOD}/cifar.py", f"{_RAI}/cifar_corruptions.py")
     remote = Remote(name, f"https://zenodo.org/record/{record}/files/{name}", size, f"md5:{md5}", seen)
-    return PublishedSet(
+    return Download(
         f"CIFAR-{classes}-C", "CC BY 4.0", f"https://zenodo.org/records/{record}",
         f"data: {{{{kind: cifar_c, root: {{root}}, classes: {classes}}}}}", "CIFAR10_C" if classes == 10 else "",
         f"CIFAR-{classes}-C", "19 corruptions `<corruption>.npy`, `labels.npy`", [remote],
@@ -115,10 +120,10 @@ def _imagenet_v2(variant: str, size: int, sha256: str) -> Remote:
     return Remote(name, f"{_V2}/{name}", size, f"sha256:{sha256}", seen)
 
 
-def _hendrycks(letter: str, page: str, count: int, size: int, sha256: str, second: str) -> PublishedSet:
+def _hendrycks(letter: str, page: str, count: int, size: int, sha256: str, second: str) -> Download:
     name = f"imagenet-{letter}"
     seen = (f"{_TFDS}/url_checksums/imagenet_{letter}.txt", second)
-    return PublishedSet(
+    return Download(
         f"ImageNet-{letter.upper()}", f"MIT; {_NOT_OURS}", f"https://github.com/hendrycks/{page}",
         f"data: {{{{kind: imagenet, imagenet_{letter}: {{root}}}}}}", f"IMAGENET_{letter.upper()}", name,
         f"200 classes `<wnid>/<image>`, {count:,} images",
@@ -126,7 +131,7 @@ def _hendrycks(letter: str, page: str, count: int, size: int, sha256: str, secon
     )  # fmt: skip
 
 
-SETS: dict[str, PublishedSet] = {
+SETS: dict[str, Download] = {
     "cifar10": _cifar_binary(
         10, 170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
         "cifar-10-batches-bin", "`data_batch_1.bin` to `data_batch_5.bin`, `test_batch.bin`",
@@ -137,7 +142,7 @@ SETS: dict[str, PublishedSet] = {
     ),
     "cifar10_c": _cifar_c(10, 2535967, 2_918_471_680, "56bf5dcef84df0e2308c6dcbcbbd8499"),
     "cifar100_c": _cifar_c(100, 3555552, 2_918_473_216, "11f0ed0f1191edbf9fa23466ae6021d3"),
-    "cifar10_1": PublishedSet(
+    "cifar10_1": Download(
         "CIFAR-10.1", f"MIT; {_NOT_OURS}", "https://github.com/modestyachts/CIFAR-10.1",
         "data: {{kind: cifar10_1, root: {root}}}", "", "CIFAR-10.1",
         "`cifar10.1_v4_data.npy`, `cifar10.1_v4_labels.npy`, and the same of v6",
@@ -149,7 +154,7 @@ SETS: dict[str, PublishedSet] = {
         ],
         "CIFAR-10.1",
     ),
-    "imagenet": PublishedSet(
+    "imagenet": Download(
         "ImageNet, validation images", "ImageNet's terms of access", "https://image-net.org/download-images",
         "data: {{kind: imagenet, source: {root}}}", "IMAGENET_VAL", "val", "1,000 classes `<wnid>/<image>`, 50,000 images",
         by_hand="log in at https://image-net.org/download-images, and fetch ILSVRC2012_img_val.tar (6,744,924,160 bytes, "
@@ -158,7 +163,7 @@ SETS: dict[str, PublishedSet] = {
         '    cd DIR && python -c "import tta_bench.torchvision_repair, torchvision; '
         "torchvision.datasets.ImageNet('.', 'val')\"",
     ),
-    "imagenet_c": PublishedSet(
+    "imagenet_c": Download(
         "ImageNet-C", "CC BY 4.0", "https://zenodo.org/records/2235448",
         "data: {{kind: imagenet_c, root: {root}}}", "IMAGENET_C", "ImageNet-C",
         "19 corruptions `<corruption>/<severity>/<wnid>/<image>`, 50,000 images each and severity",
@@ -179,7 +184,7 @@ SETS: dict[str, PublishedSet] = {
         "a", "natural-adv-examples", 7_500, 687_552_512,
         "3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e", "95616ARG/PRDNN: README.md",
     ),
-    "imagenet_v2": PublishedSet(
+    "imagenet_v2": Download(
         "ImageNet-V2", f"MIT; {_NOT_OURS}", "https://github.com/modestyachts/ImageNetV2",
         "data: {{kind: imagenet, imagenet_v2: {root}}}", "IMAGENET_V2", "ImageNetV2",
         "three variants `imagenetv2-<variant>-format-val/<number>/<image>`, 10,000 images each",
@@ -196,7 +201,7 @@ SETS: dict[str, PublishedSet] = {
         ],
         "ImageNetV2",
     ),
-    "imagenet_sketch": PublishedSet(
+    "imagenet_sketch": Download(
         "ImageNet-Sketch", f"MIT; {_NOT_OURS}", "https://github.com/HaohanWang/ImageNet-Sketch",
         "data: {{kind: imagenet, imagenet_sketch: {root}}}", "IMAGENET_SKETCH", "sketch",
         "1,000 classes `<wnid>/<image>`, 50,889 images",
@@ -206,13 +211,13 @@ SETS: dict[str, PublishedSet] = {
         "    https://huggingface.co/datasets/songweig/imagenet_sketch/resolve/main/data/ImageNet-Sketch.zip\n"
         "  and unpack it: unzip ImageNet-Sketch.zip -d DIR",
     ),
-    "imagenet_c_bar": PublishedSet(
+    "imagenet_c_bar": Download(
         "ImageNet-C-bar", "see the page", "https://github.com/facebookresearch/augmentation-corruption",
         "data: {{kind: imagenet, imagenet_c_bar: {root}}}", "", "ImageNet-C-bar",
         "10 corruptions `<corruption>/<severity>/<wnid>/<image>`",
         by_hand="its authors' page has the images, or the code that makes them from the validation images",
     ),
-    "imagenet_3dcc": PublishedSet(
+    "imagenet_3dcc": Download(
         "ImageNet-3DCC", "see the page", "https://github.com/EPFL-VILAB/3DCommonCorruptions",
         "data: {{kind: imagenet, imagenet_3dcc: {root}}}", "", "ImageNet-3DCC",
         "12 corruptions `<corruption>/<severity>/<wnid>/<image>`",

@@ -20,10 +20,10 @@ class PublishedSet:
         layout: of its folder.
         images: number of images under each shift, or by the shift's name; None where that is not fixed.
         classes: number of its classes, or None.
-        size: of the download, as text, or empty where its authors do not say it.
+        size: of the download, as text, where it is fetched by hand and its authors say it.
         steps: what to do by hand, in order: shell commands and sentences, in which DIR is a folder of the user's choice.
         folder: what the suite's key names afterwards, below DIR.
-        get: its name for ``tta-bench data get``, or empty where that does not know it.
+        get: its name for ``tta-bench data get``, which knows the size, or empty where that does not know it.
         class_names: a function that returns the names of its class folders, where these are known.
     """
 

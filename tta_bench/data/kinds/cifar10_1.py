@@ -25,7 +25,6 @@ SET = PublishedSet(
     "cifar10.1_<version>_data.npy and cifar10.1_<version>_labels.npy",
     images={"cifar10_1_v4": 2021, "cifar10_1_v6": 2000},
     classes=CLASSES,
-    size="6 MB for each version",
     steps=("download the two files of a version (v6, v4) into DIR/CIFAR-10.1",),
     folder="CIFAR-10.1",
     get="cifar10_1",

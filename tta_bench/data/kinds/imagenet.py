@@ -69,7 +69,6 @@ SETS = {
         "<wnid>/<image>",
         images=30_000,
         classes=200,
-        size="2.2 GB",
         steps=("tar -xf imagenet-r.tar -C DIR",),
         folder="imagenet-r",
         get="imagenet_r",
@@ -81,7 +80,6 @@ SETS = {
         "<wnid>/<image>",
         images=7_500,
         classes=200,
-        size="0.7 GB",
         steps=("tar -xf imagenet-a.tar -C DIR",),
         folder="imagenet-a",
         get="imagenet_a",
@@ -104,7 +102,6 @@ SETS = {
         "imagenetv2-matched-frequency-format-val/<number of the class>/<image>",
         images=10_000,
         classes=1000,
-        size="1.3 GB for each variant",
         steps=(
             "download imagenetv2-matched-frequency.tar.gz (further variants: -threshold0.7, -top-images)",
             "mkdir -p DIR/ImageNetV2 && tar -xf imagenetv2-matched-frequency.tar.gz -C DIR/ImageNetV2",

@@ -47,7 +47,6 @@ CORRUPTED = PublishedSet(
     "<corruption>/<severity>/<wnid>/<image>",
     images=50_000,
     classes=1000,
-    size="66 GB, 50 GB without extra.tar",
     steps=(
         "download noise.tar, blur.tar, weather.tar and digital.tar (extra.tar has 4 further corruptions)",
         "mkdir -p DIR/ImageNet-C && for f in noise blur weather digital; do tar -xf $f.tar -C DIR/ImageNet-C; done",
