@@ -100,6 +100,7 @@ def test_a_machine_without_the_natural_variants_gets_one_page(
         assert f"  layout     {wanted.layout}: {wanted.summary()}" in lines
         assert lines[-1] == f"  then       export {variable}=DIR/{wanted.folder}"
         assert [step for step in wanted.steps if not any(step in line for line in lines)] == []
+    assert "tta-bench data get imagenet_v2 DIR    # 3.8 GB; or by hand:" in outcome.out, "of all three variants"
     assert "not ready: ImageNet validation set; ImageNet-R; ImageNet-A; ImageNet-Sketch; ImageNet-V2" in outcome.out
     assert len(outcome.out.splitlines()) < 60
 
