@@ -130,7 +130,7 @@ def test_modes_are_the_reference_then_the_suites_then_faster_ones() -> None:
 # -- measuring trials --------------------------------------------------------------------------------------------------
 
 
-def jobs(made: Plan, *modes: Mode) -> list[measuring.Measuring]:
+def jobs(made: Plan, *modes: Mode) -> list[measuring.MeasuringTrial]:
     return list(measuring.measurings(made.materials, made.trials, modes, made.trials[-1].stream.shifts[-1], Digests()))
 
 

@@ -71,7 +71,9 @@ class Measuring:
         modes = measuring.compared_modes(own, compiles=gpus > 0)
         self._say(f"measuring {len(rows)} rows in {len(modes)} modes: {'; '.join(mode.text for mode in modes)}")
         outcomes: dict[Row, dict[Mode, Outcome]] = {row: {} for row in rows}
-        for job in self._jobs(trials, modes):
+        jobs = self._jobs(trials, modes)
+        self._make_images(jobs)
+        for job in jobs:
             outcome = outcomes[job.row][job.trial.mode] = self._outcome(job)
             told = outcome if isinstance(outcome, str) else f"{outcome.images_per_s:,.0f} images/s"
             self._say(f"  {job.row.text}, {job.trial.mode.text}: {told}")
@@ -80,20 +82,21 @@ class Measuring:
         failed = [str(each[mode]).startswith("failed") for each in outcomes.values() for mode in own]
         return 3 if any(failed) else 0
 
-    def _jobs(self, trials: Sequence[Trial], modes: Sequence[Mode]) -> list[measuring.Measuring]:
-        """The measuring trials; their images are put into the cache, from which those of a run come."""
-        jobs = list(measuring.measurings(self._materials, trials, modes, self._shift, self._digests))
+    def _jobs(self, trials: Sequence[Trial], modes: Sequence[Mode]) -> list[measuring.MeasuringTrial]:
+        return list(measuring.measurings(self._materials, trials, modes, self._shift, self._digests))
+
+    def _make_images(self, jobs: Sequence[measuring.MeasuringTrial]) -> None:
+        """Put the images of measuring trials into the cache, from which those of a run come."""
         cache = self._options.image_cache()
         cached = [(job, shift) for job in jobs for shift in job.trial.stream.cached]
         entries = [job.materials.cache_entry(job.trial.model, job.trial.stream, shift) for job, shift in cached]
         cache.build(cache.to_build(list({entry.key: entry for entry in entries}.values())), available_cpus())
-        return jobs
 
-    def _outcome(self, job: measuring.Measuring) -> Outcome:
+    def _outcome(self, job: measuring.MeasuringTrial) -> Outcome:
         result = self._run(job)
         return measured(result, job.warmup) if result.status == "ok" else f"{result.status}: {result.reason}"
 
-    def _run(self, job: measuring.Measuring) -> TrialResult:
+    def _run(self, job: measuring.MeasuringTrial) -> TrialResult:
         try:
             return local.run_alone(job.materials, job.trial, self._options)
         except Stopped as stopped:  # its process has ended; other rows are measured all the same
@@ -128,6 +131,7 @@ class Measuring:
             if options.dry_run:
                 self._say(f"{_AUTO}: memory of {len(pending)} rows to measure first; until then a whole GPU each")
                 return 1.0
+            self._make_images(jobs)
             with rundir.locked(out):
                 preparation.finish(pending, out, self._say)
         files = preparation.results(preparations, out)
@@ -135,12 +139,12 @@ class Measuring:
         self._say(f"{_AUTO}: {share:g}, {trials_at_once(share)} trials on a GPU: {why}")
         return share
 
-    def _preparation(self, job: measuring.Measuring, found: Card) -> Preparation:
+    def _preparation(self, job: measuring.MeasuringTrial, found: Card) -> Preparation:
         asked = {**job.trial.asked, "device": found.name}
         name = f"memory-{job.trial.method}-{job.trial.model}"
         return Preparation(name, asked, ".json", functools.partial(self._measure_memory, job), _to_repeat)
 
-    def _measure_memory(self, job: measuring.Measuring, out: pathlib.Path, say: Callable[[str], None]) -> str:
+    def _measure_memory(self, job: measuring.MeasuringTrial, out: pathlib.Path, say: Callable[[str], None]) -> str:
         result = self._run(job)
         kind = str(result.facts.get("failure", ""))
         held = Held(f"{job.row.text}, {job.trial.mode.text}", result.facts.get("device_held_mib"), result.reason, kind)

@@ -44,7 +44,7 @@ class Row(NamedTuple):
         return ", ".join([self.label, self.model, f"batch {self.batch_size}", *rules])
 
 
-class Measuring(NamedTuple):
+class MeasuringTrial(NamedTuple):
     """A trial that measures a row in the trial's mode. Attributes: warmup: batches that are not timed."""
 
     row: Row
@@ -85,7 +85,7 @@ def compared_modes(own: Sequence[Mode], *, compiles: bool) -> list[Mode]:
 
 def measurings(
     materials: Materials, trials: Sequence[Trial], modes: Sequence[Mode], shift: Shift, digests: Digests
-) -> Iterator[Measuring]:
+) -> Iterator[MeasuringTrial]:
     """The measuring trials of the rows of ``trials``, each in all ``modes`` on the same batches.
 
     They are under ``shift``, where its labels fit the row's network.
@@ -96,4 +96,4 @@ def measurings(
         for mode in modes:
             fits = fitting(materials, first, shift)
             own, trial = shortened(materials, replace(first, mode=mode), fits, digests, batches, rules)
-            yield Measuring(row, replace(own, per_image=trial.stream.length), trial, warmup)
+            yield MeasuringTrial(row, replace(own, per_image=trial.stream.length), trial, warmup)
