@@ -21,9 +21,7 @@ NOMINAL_BATCH = 64  # the published loss divides by it, whatever the batch is
 def logits_and_features(model: SourceModel, x: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (B, C) and features (B, D) of one forward pass; D sums the widths of all blocks or stages."""
     if model.has_class_token:
-        logits, tokens = model.token_features(x)
-        norms = following_norms(model)
-        return logits, torch.cat([norm(token) for norm, token in zip(norms, tokens, strict=True)], 1)
+        return model.normed_tokens(x, following_norms(model))
     logits, outputs = model.stage_features(x)
     return logits, torch.cat(outputs, 1)
 
@@ -65,19 +63,19 @@ def distance(features: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return ((now_std - std).square().sum() + (now_mean - mean).square().sum()) / NOMINAL_BATCH
 
 
-def objective(
-    model: SourceModel, x: Tensor, statistics: tuple[Tensor, Tensor] | None, weight: float
-) -> tuple[Tensor, Tensor]:
-    """Logits (B, C), and the mean entropy plus ``weight`` times the distance from ``statistics`` (None: entropy alone).
+def loss(logits: Tensor, features: Tensor, statistics: tuple[Tensor, Tensor], weight: float) -> Tensor:
+    """The mean entropy of a batch plus ``weight`` times the distance of its features from ``statistics``.
 
     Args:
-        model: as it is adapted.
-        x: images (B, 3, H, W) in [0, 1]; at least two where there are statistics.
+        logits: (B, C), at least two rows.
+        features: (B, D).
         statistics: the source's mean and standard deviation, each (D,).
         weight: λ.
     """
-    if statistics is None:
-        logits = model(x)
-        return logits, softmax_entropy(logits).mean()
+    return softmax_entropy(logits).mean() + weight * distance(features, *statistics)
+
+
+def objective(model: SourceModel, x: Tensor, statistics: tuple[Tensor, Tensor], weight: float) -> tuple[Tensor, Tensor]:
+    """Logits (B, C) of images (B, 3, H, W) in [0, 1], at least two, and the :func:`loss` of one forward pass."""
     logits, features = logits_and_features(model, x)
-    return logits, softmax_entropy(logits).mean() + weight * distance(features, *statistics)
+    return logits, loss(logits, features, statistics, weight)

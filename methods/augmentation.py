@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import tta_bench.torchvision_repair  # noqa: F401  (before torchvision)
-from tta_bench.methods.transfer import to_device
+from tta_bench.methods.transfer import normal, to_device
 
 # isort: split
 from torchvision.transforms import functional as F
@@ -49,8 +49,7 @@ def augment(x: Tensor, generator: torch.Generator, kind: Literal["cotta", "roid"
     if torch.rand(1, generator=generator).item() < 0.5:
         x = F.hflip(x)
     if kind == "cotta":
-        noise = torch.randn(x.shape, generator=generator) * _NOISE
-        x = x + to_device(noise, x.device)
+        x = x + normal(x.shape, generator, x.device) * _NOISE
     return x.clamp(0, 1)
 
 

@@ -70,10 +70,6 @@ class Eta(NormAdapter):
         self.moving_probability: Tensor | None = None
         self.kept = torch.tensor(0)
 
-    def regulariser(self) -> Tensor | float:
-        """What is added to the loss; nothing here."""
-        return 0.0
-
     def step(self, x: Tensor) -> Tensor:
         logits = self.model(x)
         entropy = softmax_entropy(logits)
@@ -82,7 +78,7 @@ class Eta(NormAdapter):
         selected = self._select(probabilities, entropy.detach())
         self.kept = selected.sum()
         weights = torch.exp(self.margin - entropy.detach())
-        if self.update(mean_of(weights * entropy, selected) + self.regulariser(), selected):
+        if self.update(mean_of(weights * entropy, selected), selected):
             self._move_mean(probabilities, selected)
         return scores
 

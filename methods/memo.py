@@ -96,6 +96,7 @@ class Memo(Adapter):
         if prior is not None:
             self.blended = blend_statistics(self.model.net, lambda _images: 1 / (prior + 1))
         self.losses = torch.empty(0)
+        self.compiled_batches = (self.config.num_views, 1)
 
     def step(self, x: Tensor) -> Tensor:
         scores, losses = [], []

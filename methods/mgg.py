@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tta_bench.adapter import Declared, FilePath, Needs, Preset, SourceRequest
 from tta_bench.methods import alignment, mgg_checkpoint
+from tta_bench.methods.functional import softmax_entropy
 from tta_bench.methods.mgg_optimizer import readable
 from tta_bench.methods.mgg_pretraining import Pretraining, pretrain
 from tta_bench.methods.norm_layers import NormAdapter
@@ -60,6 +61,7 @@ class Mgg(NormAdapter):
         ),
     }
     needs = NormAdapter.needs | Needs(source_images=True, checkpoint=True, min_batch=2)
+    compiled_parts = ("_loss",)
     example = {"checkpoint": "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors"}
 
     @classmethod
@@ -88,10 +90,18 @@ class Mgg(NormAdapter):
         return self.prepared["mean"], self.prepared["std"]
 
     def step(self, x: Tensor) -> Tensor:
-        logits, loss = alignment.objective(self.model, x, self._source_statistics(), self.config.alignment_weight)
-        self.update(loss)
+        statistics = self._source_statistics()
+        if statistics is None:
+            logits = self.model(x)
+            self.update(softmax_entropy(logits).mean())
+        else:
+            logits, features = alignment.logits_and_features(self.model, x)
+            self.update(self._loss(logits, features, *statistics))
         scores: Tensor = logits.detach()
         return scores
+
+    def _loss(self, logits: Tensor, features: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        return alignment.loss(logits, features, (mean, std), self.config.alignment_weight)
 
     Pretraining = Pretraining
 

@@ -35,6 +35,9 @@ class NormAdapter(Adapter):
         """Freeze the model but for what is adapted, and return that."""
         return adapt_norm_affine(self.model)
 
+    def complete_gradients(self) -> None:
+        """What comes between the backward pass and the optimizer's step; nothing here."""
+
     def update(self, loss: Tensor, selected: Tensor | None = None) -> bool:
         """Take one optimizer step down ``loss``, but none where of ``selected`` (B,), if given, nothing is true.
 
@@ -43,6 +46,7 @@ class NormAdapter(Adapter):
         """
         any_selected = (lambda: True) if selected is None else transfer.fetch(selected.any())
         loss.backward()
+        self.complete_gradients()
         if taken := bool(any_selected()):
             self.optimizer.step()
         self.optimizer.zero_grad()

@@ -86,6 +86,7 @@ class Note(Adapter):
         parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
         self.optimizer = config.build(parameter.requires_grad_() for parameter in parameters)
         self.memory = Reservoir(config.memory_size)
+        self.compiled_batches = (config.memory_size,)
         self.images_seen = 0
         self.updates = 0
         self.losses: list[Tensor] = []

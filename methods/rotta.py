@@ -72,6 +72,7 @@ class Rotta(Adapter):
         config = self.config
         use_robust_statistics(self.model.net, config.alpha)
         self.optimizer = config.build(adapt_norm_affine(self.model))
+        self.compiled_batches = (config.memory_size,)
         self.teacher = copy.deepcopy(self.model).requires_grad_(False)
         self.memory = MemoryBank(config.memory_size, self.model.num_classes, config.lambda_t, config.lambda_u)
         self.images_seen = 0

@@ -19,6 +19,12 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     return pinned.to(device, non_blocking=True)
 
 
+def normal(shape: torch.Size, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Standard normal draws, float32, of a generator of the host, copied to ``device`` as :func:`to_device` does."""
+    pinned = device.type == "cuda"  # which torch uses again, so that the pages are not new each time
+    return torch.randn(shape, generator=generator, pin_memory=pinned).to(device, non_blocking=True)
+
+
 def fetch(values: Tensor) -> Callable[[], Any]:
     """Start to copy a tensor to the host.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tta_bench import suite
 from tta_bench.adapter import Adapter, context_for
-from tta_bench.models import SourceModel
+from tta_bench.models import SourceModel, as_written
 from tta_bench.precision import Mode
 from tta_bench.registry import Registry
 from tta_bench.run import engine, metrics
@@ -35,6 +35,9 @@ CPU = torch.device("cpu")
 CONFIGS: dict[str, dict[str, Any]] = {
     "eata": {"entropy_margin": 10.0, "d_margin": 2.0, "fisher_images": 16},
     "memo": {"num_views": 2},
+    "foa": {"num_prompts": 2, "popsize": 4, "source_images": 16},
+    "rotta": {"memory_size": 6, "update_frequency": 8},
+    "note": {"memory_size": 6, "update_interval": 8},
     "mgg": {"checkpoint": "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors", "source_images": 16},
 }
 
@@ -84,7 +87,8 @@ class Bench:
 @pytest.mark.parametrize(
     ("method", "kind"),
     [("source", "batch"), ("tent", "layer"), ("eata", "group"), ("sar", "batch"), ("mgg", "layer"), ("cotta", "batch"),
-     ("t3a", "layer"), ("shot", "group"), ("deyo", "layer"), ("memo", "batch")],
+     ("t3a", "layer"), ("shot", "group"), ("deyo", "layer"), ("memo", "batch"), ("foa", "layer"), ("rotta", "batch"),
+     ("note", "batch"), ("lame", "layer"), ("roid", "group")],
 )  # fmt: skip
 def test_a_compiled_method_computes_and_counts_as_the_one_that_is_not(method: str, kind: str) -> None:
     plain, compiled = Bench(method, kind, Mode()), Bench(method, kind, COMPILED)
@@ -144,6 +148,37 @@ def test_a_network_that_cannot_be_compiled_runs_as_written_and_the_row_says_why(
     assert reason.startswith("logits: ")
     assert "no such kernel" in reason
     assert reason.count("logits") == 1
+
+
+def test_a_hook_that_a_method_adds_or_removes_later_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench("source", "layer", COMPILED)
+    model, [x] = bench.adapter.model, batches(1)
+    before = model(x)
+    for number in (1.0, 2.0):
+        hook = model.net.norm.register_forward_hook(lambda _module, _inputs, output, by=number: output * by * 3)
+        logits = model(x)
+        assert torch.equal(logits, as_written(model, SourceModel._logits, x))
+        assert not torch.equal(logits, before)
+        hook.remove()
+    assert torch.equal(model(x), before)
+    assert bench.engine.facts() == {}
+
+
+def test_numbers_of_images_that_a_method_names_are_compiled_too() -> None:
+    bench = Bench("memo", "layer", COMPILED)
+    bench.scores(1)
+    assert {key[1][0] for key in bench.engine._compilations} == {1, 2}
+    before = engine._graphs()
+    bench.adapter.model(torch.rand(3, 3, 32, 32))
+    assert engine._graphs() == before
+
+
+def test_a_part_of_a_method_is_compiled_for_one_shape() -> None:
+    bench, plain = Bench("mgg", "layer", COMPILED), Bench("mgg", "layer", Mode())
+    bench.scores(1), plain.scores(1)
+    before = engine._graphs()
+    assert torch.equal(bench.scores(1, size=5), plain.scores(1, size=5))
+    assert engine._graphs() == before
 
 
 def test_a_network_that_changes_in_every_call_is_not_compiled_for_ever() -> None:

@@ -93,11 +93,11 @@ class MemoryLog:
 
         def logged(memory: MemoryBank, image: Tensor, label: int, uncertainty: float) -> None:
             alive = [*memory]  # an id is unique among live objects only
-            before = [[id(item) for item in items] for items in memory.classes]
+            before = {label: [id(item) for item in items] for label, items in memory.classes.items()}
             add(memory, image, label, uncertainty)
             assert len(memory) >= len(alive)
-            after = [[id(item) for item in items] for items in memory.classes]
-            evicted = [c for c, ids in enumerate(before) if set(ids) - set(after[c])]
+            after = {label: [id(item) for item in items] for label, items in memory.classes.items()}
+            evicted = [c for c, ids in before.items() if set(ids) - set(after.get(c, ()))]
             accepted = before != after
             self.offered.append(image.clone())
             kind = FREE if not evicted else OWN_CLASS if evicted == [label] else MAJORITY
@@ -117,7 +117,7 @@ def test_a_trajectory_of_rotta_is_reproduced(case: str, monkeypatch: pytest.Monk
 
     def record(adapter: Any) -> None:
         losses.append(adapter.losses)
-        items = [(label, item) for label, items in enumerate(adapter.memory.classes) for item in items]
+        items = [(label, item) for label, items in sorted(adapter.memory.classes.items()) for item in items]
         memories.append({
             "index": [log.index(item.image) for _, item in items],
             "class": [label for label, _ in items],

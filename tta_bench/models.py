@@ -145,6 +145,7 @@ class SourceModel(nn.Module):
         self.num_classes = self.structure.num_classes(net)
         self.engine: Callable[[SourceModel, Pass, Tensor], Any] = as_written
         self._at_classifier, self._after_stages = _Tap(before=True), _Tap(before=False)
+        self._norms: tuple[nn.Module, ...] = ()  # of the last call of normed_tokens()
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x − mean) / std, (B, 3, H, W)."""
@@ -177,10 +178,30 @@ class SourceModel(nn.Module):
         Raises:
             MissingPart: the network has no class token.
         """
+        self._watch_tokens()
+        outputs: tuple[Tensor, list[Tensor]] = self.engine(self, SourceModel._token_features, x)
+        return outputs
+
+    def _watch_tokens(self) -> None:
         if not self.has_class_token:
             raise MissingPart(f"{type(self.net).__name__} has no class token")
         self._after_stages.watch(self.stages())
-        outputs: tuple[Tensor, list[Tensor]] = self.engine(self, SourceModel._token_features, x)
+
+    def normed_tokens(self, x: Tensor, norms: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
+        """Logits (B, C), and the class token after each block, each through its norm layer, side by side (B, depth·D).
+
+        One forward pass, apart from those norm layers.
+
+        Args:
+            x: images (B, 3, H, W) in [0, 1].
+            norms: a norm layer of the network for each block.
+
+        Raises:
+            MissingPart: the network has no class token.
+        """
+        self._watch_tokens()
+        self._norms = (*norms,)
+        outputs: tuple[Tensor, Tensor] = self.engine(self, SourceModel._normed_tokens, x)
         return outputs
 
     def stage_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -208,6 +229,10 @@ class SourceModel(nn.Module):
     def _token_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         logits, outputs = self._tapped(self._after_stages, x)
         return logits, [out[:, 0] for out in outputs]
+
+    def _normed_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, tokens = self._token_features(x)
+        return logits, torch.cat([norm(token) for norm, token in zip(self._norms, tokens, strict=True)], 1)
 
     def _stage_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         logits, outputs = self._tapped(self._after_stages, x)

@@ -5,8 +5,9 @@ of what they return, as ever. Under an engine the matrix products inside run in 
 are float32 again; compiled, a pass and its backward pass are one CUDA graph each. Losses, filters, optimizers and scores
 stay outside.
 
-Compiled are the passes of full batches, once for each set of adapted parameters: a short last batch, the part of a batch
-that passed a filter, and the head on its own run as written. A child keeps what it compiled for all of its trials, and
+Compiled are the passes of full batches, and of the numbers of images that a method names in ``compiled_batches``, once for
+each set of adapted parameters: a short last batch, the part of a batch that passed a filter, and the head on its own run
+as written. A child keeps what it compiled for all of its trials, and
 Inductor's code stays on disk.
 """
 
@@ -16,7 +17,7 @@ import collections
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -31,6 +32,9 @@ from tta_bench.snapshot import Untouched
 
 _COLD = 3  # calls after a compilation that are not timed: a CUDA graph warms up in the first, is recorded in the second
 _MOST_COMPILATIONS = 4  # of a pass with one batch size in a trial; with more, the network is another in each call
+# Outputs of passes through which gradients come to the classifier: the logits, and the classifier's input. A pass that is
+# not named has the logits first, and then features from before the classifier.
+_AT_CLASSIFIER: dict[Pass, int] = {SourceModel._features: 0, SourceModel._embeddings: 2}
 
 
 class Engine:
@@ -50,6 +54,8 @@ class Engine:
         self._compiles, self._obstacle = mode.compile == "on" and not obstacle, obstacle
         self._cold_calls = _COLD if device.type == "cuda" else 0
         self._compiled: dict[Pass, Callable[[SourceModel, Tensor], Any]] = {}
+        if self._compiles:
+            _configure_compiler()
         self.begin(0)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
@@ -67,7 +73,7 @@ class Engine:
 
     def begin(self, batch_size: int) -> None:
         """Begin a trial with this nominal batch size."""
-        self._batch_size = batch_size
+        self._sizes = {batch_size}  # of the batches that are compiled
         self._calls = collections.Counter[tuple[Any, ...]]()
         self._compilations = collections.Counter[tuple[Any, ...]]()
         self._cold = False
@@ -77,6 +83,7 @@ class Engine:
         """Adjust a method that has just been set up: its frozen weights, and the parts of it that can be compiled."""
         self.store_frozen(adapter)
         if self._compiles:
+            self._sizes.update(getattr(adapter, "compiled_batches", ()))
             for owner in (adapter, *optimizers.found_on(adapter).values()):
                 for name in getattr(owner, "compiled_parts", ()):
                     setattr(owner, name, self._part(name.strip("_"), getattr(owner, name)))
@@ -102,7 +109,7 @@ class Engine:
             return self._as_written(model, computes, x)
         key = (computes, x.shape, torch.is_grad_enabled())
         self._calls[key] += 1
-        if len(x) != self._batch_size or self._compilations[key] > _MOST_COMPILATIONS:
+        if len(x) not in self._sizes or self._compilations[key] > _MOST_COMPILATIONS:
             return self._as_written(model, computes, x)
         before = _graphs()
         try:
@@ -151,25 +158,23 @@ class Engine:
 
     def _handed_out(self, computes: Pass, outputs: Any, x: Tensor) -> Any:
         """Copies of a graph's outputs, which its next replay overwrites; gradients that come back are counted."""
-        is_features = computes is SourceModel._features
-        self._counter.add_forwarded(len(x), at_classifier=not is_features)
-        tensors = list(_leaves(outputs))
-        # A gradient goes through the classifier from the logits and from its input, not from the features of stages.
-        counted = 0 if is_features else len([outputs] if isinstance(outputs, Tensor) else _plain(outputs))
-        copies = iter(_Copies.apply(self._counter, counted, *tensors))
+        counted = _AT_CLASSIFIER.get(computes, 1)
+        self._counter.add_forwarded(len(x), at_classifier=counted > 0)
+        copies = iter(_Copies.apply(self._counter, counted, *_leaves(outputs)))
         return _mapped(lambda _: next(copies), outputs)
 
     # -- other code ----------------------------------------------------------------------------------------------------
 
     def _part(self, name: str, as_written: Callable[..., Any]) -> Callable[..., Any]:
-        """A function, compiled; as written from the first failure on."""
+        """A function, compiled for inputs of the shapes of its first call; as written from the first failure on."""
         compiled = torch.compile(as_written, fullgraph=True, dynamic=False)
-        fails = False
+        fails, shapes = False, list[torch.Size]()
 
         def part(*inputs: Tensor) -> Any:
-            nonlocal fails
-            before = _graphs()
-            if not fails:
+            nonlocal fails, shapes
+            before, now = _graphs(), [tensor.shape for tensor in inputs]
+            shapes = shapes or now
+            if not fails and now == shapes:
                 try:
                     return compiled(*inputs)
                 except Exception as error:
@@ -221,10 +226,6 @@ def _named(computes: Pass, as_written: Callable[..., Any]) -> Callable[[SourceMo
     return compute
 
 
-def _plain(outputs: Iterable[Any]) -> list[Tensor]:
-    return [each for each in outputs if isinstance(each, Tensor)]
-
-
 def _leaves(outputs: Any) -> Iterator[Tensor]:
     """The tensors of a pass's outputs, in the order of :func:`_mapped`."""
     if isinstance(outputs, Tensor):
@@ -253,10 +254,22 @@ def prepare_compiler(device: torch.device, folder: pathlib.Path) -> str:
     """
     for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
         os.environ[variable] = str(folder / name)
+    _configure_compiler()
+    warm = torch.compile(lambda x: torch.sin(x) + 1, dynamic=False)
+    try:
+        warm(torch.zeros(8, device=device))
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+    return ""
+
+
+def _configure_compiler() -> None:
     import torch._dynamo.config
     import torch._functorch.config
     import torch._inductor.config
 
+    # by default a hook that a method registers after a pass was compiled is not noticed, and the pass goes on without it
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
     for name in ("recompile_limit", "cache_size_limit"):  # the second until torch 2.6
         if hasattr(torch._dynamo.config, name):
             setattr(torch._dynamo.config, name, 64)
@@ -264,9 +277,3 @@ def prepare_compiler(device: torch.device, folder: pathlib.Path) -> str:
         torch._inductor.config.triton.cudagraph_unexpected_rerecord_limit = 10**9
     torch._inductor.config.fx_graph_cache = True
     torch._functorch.config.enable_autograd_cache = True
-    warm = torch.compile(lambda x: torch.sin(x) + 1, dynamic=False)
-    try:
-        warm(torch.zeros(8, device=device))
-    except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-    return ""
