@@ -14,6 +14,7 @@ The method ``nothing`` takes images and computes nothing: the speed of their way
 from __future__ import annotations
 
 import argparse
+import collections
 import copy
 import csv
 import dataclasses
@@ -50,6 +51,7 @@ from tta_bench.suite import plan
 from tta_bench.testing.replay import prepared
 
 BATCH = 64
+AHEAD = 3  # steps
 MODES = {
     "float32": Mode(),
     "float32, any algorithm": Mode(deterministic=False),
@@ -167,20 +169,24 @@ class Bench:
     def rates(self, steps: list[Callable[[Tensor], Tensor]]) -> list[float]:
         """Images a second of steps that take turns, medians of three."""
         for step in steps:
-            for x in 2 * self.batches:
+            for x in (2 if self.engine.is_needed else 1) * self.batches:
                 step(x.clone())
         measured = [[self._rate(step) for step in steps] for _ in range(3)]
         return [statistics.median(column) for column in zip(*measured, strict=True)]
 
     def _rate(self, step: Callable[[Tensor], Tensor]) -> float:
         torch.cuda.synchronize()
-        start, count = time.perf_counter(), 0
-        while time.perf_counter() - start < self.seconds:
-            for x in self.batches:
-                step(x)
-            count += len(self.batches)
-            torch.cuda.synchronize()
-        return count * BATCH / (time.perf_counter() - start)
+        start, done, running = time.perf_counter(), 0, collections.deque[Any]()
+        for x in itertools.cycle(self.batches):
+            step(x)
+            done += 1
+            running.append(torch.cuda.current_stream().record_event())
+            if len(running) > AHEAD:  # the host launches so many steps ahead, as in a trial
+                running.popleft().synchronize()
+            if time.perf_counter() - start > self.seconds:
+                break
+        torch.cuda.synchronize()
+        return done * BATCH / (time.perf_counter() - start)
 
 
 @dataclasses.dataclass
@@ -244,7 +250,7 @@ methods: [{methods}]
 batch_size: 64
 protocol:    # one segment each
   - {{kind: recurring, variant: petta, delta: 10.0, visits: 2}}
-  - {{kind: recurring, variant: petta, delta: 10.0, visits: 8}}
+  - {{kind: recurring, variant: petta, delta: 10.0, visits: 14}}
 precision: {mode.precision}
 compile: {compile}
 deterministic: {deterministic}
@@ -252,7 +258,7 @@ deterministic: {deterministic}
 
 
 def trials(models: list[str], methods: list[str], modes: list[str], seconds: float) -> Iterator[Row]:
-    """Rows of whole trials; ``seconds`` is not used."""
+    """Rows of whole trials, beside bare loops that ``seconds`` are for."""
     import timm
 
     torch.set_num_threads(1)  # as a worker does, which grades in this process
@@ -265,8 +271,8 @@ def trials(models: list[str], methods: list[str], modes: list[str], seconds: flo
             cache = ImageCache(folder / "cache")
             cache.build(cache.to_build(made.cache_entries()), processes=8)
             supervisor = Supervisor(made.materials, cache, 4, own_server())
-            for method in methods:
-                row = Row(architecture, method, f"{name}, trial")
+            rows = [Row(architecture, method, f"{name}, trial") for method in methods]
+            for method, row in zip(methods, rows, strict=True):
                 short, long = (trial for trial in made.trials if trial.label == method)
                 results = [supervisor.run(trial) for trial in (short, short, long, short, long)]
                 row.remark = results[0].reason or str(results[0].facts.get("not_compiled") or "")
@@ -278,9 +284,19 @@ def trials(models: list[str], methods: list[str], modes: list[str], seconds: flo
                     row.peak_mib = max(s["peak_memory_mib"] or 0 for s in results[-1].segments)
                     row.remark += f" start {walls[3] - images[3] / row.images_per_s:.1f} s, first {walls[0]:.1f} s"
                     row.remark += f" step {statistics.median(s['images_per_s'] for s in results[-1].segments):,.0f}"
+                    row.remark += f" data {statistics.median(s['data_ms_median'] for s in results[-1].segments):.2f} ms"
                     row.remark += f" {results[-1].facts.get('global_changes', '')}"
-                yield row
             supervisor.end_child()
+            _beside_bare(rows, Bench(architecture, MODES[name], seconds))
+            yield from rows
+
+
+def _beside_bare(rows: list[Row], bench: Bench) -> None:
+    """Fill in the speed of the bare loops."""
+    for row in rows:
+        if row.images_per_s and (bare := bench.bare(row.method)):
+            (row.bare_images_per_s,) = bench.rates([bare])
+            row.ratio = row.images_per_s / row.bare_images_per_s
 
 
 def _planned(folder: pathlib.Path, architecture: str, methods: list[str], mode: Mode) -> plan.Plan:

@@ -10,6 +10,7 @@ from tta_bench.data import DataConfig, DataRequest, Generated
 from tta_bench.data.images import ArrayImages
 
 SIDE = 224
+SOURCE = 256  # source images
 
 
 class Noise(Generated):
@@ -30,7 +31,7 @@ class Noise(Generated):
         names = [f"noise/{i}" for i in range(config.images)]
         super().__init__(
             ArrayImages(pixels, labels, names, config.classes),
-            None,
+            ArrayImages(pixels[:SOURCE], labels[:SOURCE], [f"source/{i}" for i in range(SOURCE)], config.classes),
             strengths="imagenet",
             seed=config.seed,
             title="Noise",

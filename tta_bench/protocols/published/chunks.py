@@ -14,9 +14,9 @@ _LARGER = "use a larger delta, or leave variant out: the own order cannot fail"
 _MORE = "use more images, or leave variant out: the own order cannot fail"
 
 
-def cuts(proportions: np.ndarray, size: int) -> np.ndarray:
-    """(K - 1,) where ``size`` images are cut by proportions (K,)."""
-    ends: np.ndarray = (np.cumsum(proportions)[:-1] * size).astype(np.int64)
+def cuts(proportions: np.ndarray, size: int | np.ndarray) -> np.ndarray:
+    """(…, K - 1) where ``size`` images, a number or (…, 1), are cut by proportions (…, K)."""
+    ends: np.ndarray = (np.cumsum(proportions, -1)[..., :-1] * size).astype(np.int64)
     return ends
 
 
@@ -96,6 +96,11 @@ def by_slot(
     Returns:
         The positions of all members in order.
     """
-    split = [np.split(rows, cuts(p, len(rows))) for rows, p in zip(members, proportions, strict=True)]
-    slots = range(proportions.shape[1])
-    return np.concatenate([split[k][slot] for slot in slots for k in generator.permutation(len(split))])
+    images = np.array([len(rows) for rows in members])[:, None]
+    before = np.cumsum(images)[:, None] - images  # of each class in the concatenated members
+    bounds = before + np.concatenate([0 * images, cuts(proportions, images), images], 1)
+    first, size = bounds[:, :-1].T, np.diff(bounds).T  # (K, C), of each piece
+    orders = np.stack([generator.permutation(len(members)) for _ in first])
+    first, size = (np.take_along_axis(each, orders, 1).ravel() for each in (first, size))
+    within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+    return np.concatenate(members)[np.repeat(first, size) + within]
