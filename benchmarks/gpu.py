@@ -52,6 +52,7 @@ from tta_bench.testing.replay import prepared
 
 BATCH = 64
 AHEAD = 3  # steps
+CACHE = pathlib.Path(tempfile.gettempdir()) / "tta-bench-gpu"  # images and compiled code
 MODES = {
     "float32": Mode(),
     "float32, any algorithm": Mode(deterministic=False),
@@ -62,7 +63,8 @@ MODES = {
 METHODS: dict[str, dict[str, Any]] = {  # hyperparameters with which every sample counts
     "source": {}, "norm": {}, "tent": {}, "eta": {"entropy_margin": 10.0, "d_margin": 2.0},
     "eata": {"entropy_margin": 10.0, "d_margin": 2.0, "fisher_images": 64},
-    "sar": {"entropy_margin": 10.0, "recovery_threshold": -1.0}, "deyo": {}, "rdumb": {}, "roid": {}, "cmf": {},
+    "sar": {"entropy_margin": 10.0, "recovery_threshold": -1.0},
+    "deyo": {"entropy_margin": 10.0, "deyo_margin": 10.0, "plpd_threshold": -2.0}, "rdumb": {}, "roid": {}, "cmf": {},
     "cotta": {}, "rotta": {}, "note": {}, "shot": {}, "lame": {}, "t3a": {}, "memo": {"num_views": 4}, "foa": {},
     "mgg": {},
 }  # fmt: skip
@@ -243,14 +245,14 @@ def _measure(bench: Bench, row: Row) -> None:
 SUITE = """
 name: noise
 plugins: [{plugin}]
-data: {{kind: noise, images: 6144}}
+data: {{kind: noise, images: 2048}}
 corruptions: [clean]
 models: [{{name: net, architecture: {architecture}, weights: "{weights}", mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}}]
 methods: [{methods}]
 batch_size: 64
 protocol:    # one segment each
-  - {{kind: recurring, variant: petta, delta: 10.0, visits: 2}}
-  - {{kind: recurring, variant: petta, delta: 10.0, visits: 14}}
+  - {{kind: recurring, variant: petta, delta: 10.0, visits: 6}}
+  - {{kind: recurring, variant: petta, delta: 10.0, visits: 42}}
 precision: {mode.precision}
 compile: {compile}
 deterministic: {deterministic}
@@ -268,7 +270,7 @@ def trials(models: list[str], methods: list[str], modes: list[str], seconds: flo
         safetensors.torch.save_file(timm.create_model(architecture).state_dict(), folder / "weights.safetensors")
         for name in modes:
             made = _planned(folder, architecture, methods, MODES[name])
-            cache = ImageCache(folder / "cache")
+            cache = ImageCache(CACHE)
             cache.build(cache.to_build(made.cache_entries()), processes=8)
             supervisor = Supervisor(made.materials, cache, 4, own_server())
             rows = [Row(architecture, method, f"{name}, trial") for method in methods]
@@ -318,7 +320,7 @@ def main() -> int:
     parser.add_argument("--trials", action="store_true")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("gpu.csv"))
     options = parser.parse_args()
-    prepare_compiler(torch.device("cuda"), pathlib.Path(tempfile.gettempdir()) / "compiled")
+    prepare_compiler(torch.device("cuda"), CACHE / "compiled")
     print(torch.cuda.get_device_name(), "torch", torch.__version__, flush=True)
     lists = options.models.split(","), options.methods.split(","), options.modes.split(";")
     with options.out.open("w", newline="") as file:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 
 import torch
-from gpu import METHODS, MODES, Bench
+from gpu import CACHE, METHODS, MODES, Bench
 from torch import Tensor
 
 from tta_bench.run.engine import prepare_compiler
@@ -59,7 +59,7 @@ def main() -> int:
     parser.add_argument("--out", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
-        prepare_compiler(torch.device("cuda"), pathlib.Path(tempfile.gettempdir()) / "compiled")
+        prepare_compiler(torch.device("cuda"), CACHE / "compiled")
         architecture, methods, mode = options.job.split("|")
         torch.save({method: scores(architecture, method, mode) for method in methods.split(",")}, options.out)
         return 0

@@ -321,11 +321,13 @@ def test_the_switches_follow_the_mode() -> None:
         assert torch.backends.cudnn.allow_tf32
         assert torch.backends.cuda.matmul.allow_tf32
         assert not torch.backends.cudnn.deterministic
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
     finally:
         set_global_state(1)
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cuda.mem_efficient_sdp_enabled()
 
 
 def test_cold_batches_are_no_part_of_the_times(suite_file: Callable[..., pathlib.Path]) -> None:

@@ -79,6 +79,8 @@ def set_global_state(threads: int, mode: Mode = _DEFAULT) -> None:
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.benchmark = False  # it selects kernels by timing them
     torch.backends.cudnn.deterministic = mode.deterministic
+    # the gradients of these attention kernels, which float32 would get, add up in the order in which threads happen to end
+    torch.backends.cuda.enable_mem_efficient_sdp(not mode.deterministic)
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32
 
