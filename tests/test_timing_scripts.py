@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from networks import ready, small_model
@@ -194,3 +195,26 @@ def test_a_line_of_memory_follows_each_fifth_of_the_stream() -> None:
     held = [float(line.partition("held")[2].split()[0]) for line in lines]
     assert 0 < held[0] < held[-1], "supports are added"
     assert [line.split(", ")[0].split()[-2] for line in lines] == ["supports"] * 5
+
+
+def test_precisions_are_compared_shift_by_shift() -> None:
+    errors = {("fog", "float32"): 10.0, ("fog", "tf32"): 10.5, ("fog", "bfloat16"): 9.0,
+              ("snow", "float32"): 20.0, ("snow", "tf32"): 20.0, ("snow", "bfloat16"): 22.0,
+              ("frost", "float32"): 30.0, ("frost", "tf32"): 90.0}  # fmt: skip
+    same = {"label": "tent", "model": "net", "protocol": "reset", "status": "ok"}
+    rows = [{**same, "shift": shift, "precision": name, "error_pct": e} for (shift, name), e in errors.items()]
+    rows.append({**same, "shift": "frost", "precision": "bfloat16", "error_pct": None, "status": "failed"})
+    [row] = script("precision_errors").differences(pd.DataFrame(rows)).to_dict("records")
+    assert row == {
+        ("tf32", "mean"): 0.25, ("tf32", "largest"): 0.5,
+        ("bfloat16", "mean"): 0.5, ("bfloat16", "largest"): 2.0, ("shifts", ""): 2,
+    }  # fmt: skip
+
+
+def test_what_differs_between_processes_is_said_in_numbers() -> None:
+    compared, first = script("repeatability").compared, torch.eye(4)
+    assert compared(first, first.clone()) == "equal bit for bit"
+    second = first.clone()
+    second[0, 1] = 1.5
+    assert compared(first, second) == "largest difference 1.5, same class 75.00%"
+    assert compared("needs a class token", "needs a class token") == "needs a class token"
