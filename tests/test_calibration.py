@@ -329,7 +329,7 @@ def test_a_terminal_shows_one_table_of_it(run_cli: Cli, tmp_path: pathlib.Path) 
         write_run(tmp_path / name, {("source", "m", "fog-5", 0): verdicts(10, 10)}, dataset=name, facts=values)
     outcome = run_cli("report", "A", "B", "--format", "md")
     assert outcome.out.count(": calibration") == 1
-    assert "Calibration in 1 further settings is in the report's files." in outcome.out
+    assert "Calibration in one further setting is in the report's files." in outcome.out
     assert (tmp_path / "A" / "report" / "errors.md").read_text().count(": calibration") == 2
 
 

@@ -61,6 +61,11 @@ def test_all_text_is_read_and_written_in_utf_8() -> None:
     assert [call for file in files for call in unspecified(file)] == []
 
 
+def test_a_terminal_without_columns_gets_the_default_width(tmp_path: pathlib.Path) -> None:
+    done = tta_bench_process("plugins", cwd=tmp_path, COLUMNS="0")
+    assert b"tent " in done.stdout, done.stderr.decode()
+
+
 @pytest.mark.parametrize("how", ["ascii", "C"])
 def test_a_report_is_printed_with_replacements_and_its_files_are_utf_8(
     how: str, part_copy: Callable[..., pathlib.Path], tmp_path: pathlib.Path

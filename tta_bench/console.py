@@ -26,8 +26,11 @@ def _similar(character: str) -> str:
 
 
 def prepare() -> None:
-    """Make standard output and error replace what their encoding lacks, also bytes of file names that are no text."""
+    """Make standard output and error replace what their encoding lacks, also bytes of file names that are no text; and a
+    terminal that has no columns the default width."""
     codecs.register_error(PLAIN, plain)
+    if os.environ.get("COLUMNS") == "0":  # as some terminals in editors say, to which rich would print nothing
+        del os.environ["COLUMNS"]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=PLAIN)

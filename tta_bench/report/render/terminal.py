@@ -26,7 +26,8 @@ def show(content: Content, console: Console) -> None:
         if grid.name not in several:
             _print(grid, console, explained)
     if several:
-        console.print(Text(f"Calibration in {len(several)} further settings is in the report's files.", style="dim"))
+        more = "one further setting" if len(several) == 1 else f"{len(several)} further settings"
+        console.print(Text(f"Calibration in {more} is in the report's files.", style="dim"))
     for status, sentence in grids.gap_sentences(content):
         console.print(Text(sentence, style=_STATES.get(status, "")))
     for note in content.notes:
