@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tta_bench import suite
 from tta_bench.adapter import Adapter, context_for
+from tta_bench.methods import alignment
 from tta_bench.models import SourceModel, as_written
 from tta_bench.precision import Mode
 from tta_bench.registry import Registry
@@ -35,7 +36,7 @@ CPU = torch.device("cpu")
 CONFIGS: dict[str, dict[str, Any]] = {
     "eata": {"entropy_margin": 10.0, "d_margin": 2.0, "fisher_images": 16},
     "memo": {"num_views": 2},
-    "foa": {"num_prompts": 2, "popsize": 4, "source_images": 16},
+    "foa": {"num_prompts": 2, "popsize": 7, "source_images": 16},
     "rotta": {"memory_size": 6, "update_frequency": 8},
     "note": {"memory_size": 6, "update_interval": 8},
     "mgg": {"checkpoint": "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors", "source_images": 16},
@@ -164,10 +165,27 @@ def test_a_hook_that_a_method_adds_or_removes_later_counts(monkeypatch: pytest.M
     assert bench.engine.facts() == {}
 
 
-def test_numbers_of_images_that_a_method_names_are_compiled_too() -> None:
-    bench = Bench("memo", "layer", COMPILED)
-    bench.scores(1)
-    assert {key[1][0] for key in bench.engine._compilations} == {1, 2}
+@pytest.mark.parametrize("passes", ["features", "embeddings", "normed_tokens", "stage_features"])
+def test_gradients_of_features_count_as_those_of_hooks(passes: str) -> None:
+    counts = []
+    for bench in (Bench("tent", "layer", Mode()), Bench("tent", "layer", COMPILED)):
+        model, [x] = bench.adapter.model, batches(1)
+        given = (alignment.following_norms(model),) if passes == "normed_tokens" else ()
+        outputs = getattr(model, passes)(x, *given)
+        features = outputs if passes == "features" else outputs[1]
+        (features[0] if passes == "stage_features" else features)[:3].sum().backward()
+        counts.append(bench.counter.read())
+    assert counts[0] == counts[1]
+    assert counts[0][0] == 8
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "sizes"), [("memo", "layer", {1, 2}), ("foa", "layer", {8, 64}), ("note", "batch", {8, 6})]
+)
+def test_numbers_of_images_that_a_method_names_are_compiled_too(method: str, kind: str, sizes: set[int]) -> None:
+    bench = Bench(method, kind, COMPILED)
+    bench.scores(2)
+    assert {key[1][0] for key in bench.engine._compilations} == sizes
     before = engine._graphs()
     bench.adapter.model(torch.rand(3, 3, 32, 32))
     assert engine._graphs() == before

@@ -339,6 +339,14 @@ def test_of_equally_old_and_uncertain_items_the_last_gives_way() -> None:
     assert second not in memory.classes[0]
 
 
+def test_a_class_that_loses_its_last_image_is_forgotten() -> None:
+    memory = MemoryBank(1, 2, 1.0, 1.0)
+    memory.add(torch.zeros(1), 0, 0.6)
+    memory.add(torch.ones(1), 1, 0.1)
+    assert list(memory.classes) == [1]
+    assert [float(item.image) for item in memory] == [1.0]
+
+
 def test_the_memory_holds_copies_of_images() -> None:
     memory, x = MemoryBank(4, 2, 1.0, 1.0), torch.zeros(2, 3)
     memory.add(x[0], 1, 0.5)
