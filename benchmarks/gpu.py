@@ -263,7 +263,6 @@ def trials(models: list[str], methods: list[str], modes: list[str], seconds: flo
     """Rows of whole trials, beside bare loops that ``seconds`` are for."""
     import timm
 
-    torch.set_num_threads(1)  # as a worker does, which grades in this process
     for architecture in models:
         folder = pathlib.Path(tempfile.mkdtemp())
         torch.manual_seed(0)
@@ -272,6 +271,7 @@ def trials(models: list[str], methods: list[str], modes: list[str], seconds: flo
             made = _planned(folder, architecture, methods, MODES[name])
             cache = ImageCache(CACHE)
             cache.build(cache.to_build(made.cache_entries()), processes=8)
+            torch.set_num_threads(1)  # as a worker does, which grades in this process
             supervisor = Supervisor(made.materials, cache, 4, own_server())
             rows = [Row(architecture, method, f"{name}, trial") for method in methods]
             for method, row in zip(methods, rows, strict=True):

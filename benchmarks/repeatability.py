@@ -37,8 +37,10 @@ def scores(architecture: str, method: str, mode: str) -> Tensor | str:
 
 def compared(first: Tensor | str, second: Tensor | str) -> str:
     """What a line of the table says."""
-    if isinstance(first, str) or isinstance(second, str):
-        return str(first)
+    if isinstance(first, str):
+        return first
+    if isinstance(second, str):
+        return second
     if torch.equal(first, second):
         return "equal bit for bit"
     same = (first.argmax(-1) == second.argmax(-1)).float().mean()

@@ -77,8 +77,9 @@ class Foa(Adapter):
         return super().skip(model, config, context) or unsuitable(model)
 
     def setup(self) -> None:
-        candidates = max(1, IMAGES_AT_ONCE[self.context.device.type] // self.context.batch_size)
-        self.compiled_batches = (candidates * self.context.batch_size,)
+        total, batch_size = self.config.popsize + 1, self.context.batch_size
+        at_once = min(total, max(1, IMAGES_AT_ONCE[self.context.device.type] // batch_size))
+        self.compiled_batches = {at_once * batch_size, total % at_once * batch_size} - {0}
         import_cma()  # takes a second, which is not the first batch's
         self.strategy: EvolutionStrategy | None = None
         self.best_prompts = torch.empty(0)  # of the last batch, the drawn ones before the first, (P·D,), on the CPU

@@ -61,7 +61,7 @@ class MGG(torch.optim.Optimizer):
             raise ValueError("mgg needs parameters of one dtype on one device")
         phi = mgg_checkpoint.read(checkpoint) if isinstance(checkpoint, str) else checkpoint
         self.provenance = mgg_checkpoint.provenance(checkpoint) if isinstance(checkpoint, str) else {}
-        self._phi = {name: value.to(first.device, first.dtype) for name, value in phi.items()}
+        self._phi = {name: phi[name].to(first.device, first.dtype) for name in mgg_memory.SHAPES}
         self._sizes = [p.numel() for p in self._parameters]
         n = sum(self._sizes)
         memory = mgg_memory.initial_memory(self._phi, n)
@@ -97,7 +97,7 @@ class MGG(torch.optim.Optimizer):
         state = self.state[self._parameters[0]]
         now = state["memory"] if where is None else state["memory"][:, where]
         gradient = torch.cat([p.grad.flatten() for p in chosen])
-        new, delta, finite = self._computed(now, gradient, state["step"] + 1)
+        new, delta, finite = self._computed(now, gradient, state["step"] + 1, *self._phi.values())
         self.refused = (~finite).to(self.refused.dtype)
         if where is None:
             state["memory"].copy_(new)
@@ -106,14 +106,15 @@ class MGG(torch.optim.Optimizer):
         state["step"].add_(finite)
         self._apply(given, delta)
 
-    def _computed(self, now: Tensor, gradient: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @staticmethod  # it is then compiled once for all optimizers of a process
+    def _computed(now: Tensor, gradient: Tensor, count: Tensor, *phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The state after step ``count`` (0-dim) from that before it (rows, n), Δ (n,), and whether all is finite.
 
-        Where it is not, the state is as before and Δ is zero.
+        Where it is not, the state is as before and Δ is zero. φ is in the order of :data:`mgg_memory.SHAPES`.
         """
         m, v, u = mgg_memory.moments(now[0], now[1], gradient, count)
         memory = Memory(now[2:-HIDDEN].view(HIDDEN, HIDDEN, -1), now[-HIDDEN:])
-        delta, after = mgg_memory.update(self._phi, u, memory)
+        delta, after = mgg_memory.update(dict(zip(mgg_memory.SHAPES, phi, strict=True)), u, memory)
         finite = v.isfinite().all() & delta.isfinite().all()
         new = torch.cat([m[None], v[None], after.weight.flatten(0, 1), after.bias])
         return torch.where(finite, new, now), delta.masked_fill(~finite, 0), finite

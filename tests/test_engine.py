@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,7 +38,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "eata": {"entropy_margin": 10.0, "d_margin": 2.0, "fisher_images": 16},
     "memo": {"num_views": 2},
     "foa": {"num_prompts": 2, "popsize": 7, "source_images": 16},
-    "rotta": {"memory_size": 6, "update_frequency": 8},
+    "rotta": {"memory_size": 1, "update_frequency": 8},
     "note": {"memory_size": 6, "update_interval": 8},
     "mgg": {"checkpoint": "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors", "source_images": 16},
 }
@@ -100,12 +101,13 @@ def test_a_compiled_method_computes_and_counts_as_the_one_that_is_not(method: st
     assert compiled.engine.facts() == {}
 
 
-def test_passes_are_compiled_once_for_all_trials_of_a_child() -> None:
-    bench = Bench("tent", "layer", COMPILED)
+@pytest.mark.parametrize("method", ["tent", "mgg", "foa"])
+def test_all_is_compiled_once_for_all_trials_of_a_child(method: str) -> None:
+    bench = Bench(method, "layer", COMPILED)
     bench.scores()
     before = engine._graphs()
     assert before > 0
-    bench.adapter = bench.new("tent")
+    bench.adapter = bench.new(method)
     bench.scores()
     assert engine._graphs() == before
 
@@ -180,7 +182,8 @@ def test_gradients_of_features_count_as_those_of_hooks(passes: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "kind", "sizes"), [("memo", "layer", {1, 2}), ("foa", "layer", {8, 64}), ("note", "batch", {8, 6})]
+    ("method", "kind", "sizes"),
+    [("memo", "layer", {1, 2}), ("foa", "layer", {8, 64}), ("note", "batch", {8, 6}), ("rotta", "layer", {8, 1})],
 )
 def test_numbers_of_images_that_a_method_names_are_compiled_too(method: str, kind: str, sizes: set[int]) -> None:
     bench = Bench(method, kind, COMPILED)
@@ -191,12 +194,13 @@ def test_numbers_of_images_that_a_method_names_are_compiled_too(method: str, kin
     assert engine._graphs() == before
 
 
-def test_a_part_of_a_method_is_compiled_for_one_shape() -> None:
+def test_parts_of_a_method_run_as_written_in_a_short_batch() -> None:
     bench, plain = Bench("mgg", "layer", COMPILED), Bench("mgg", "layer", Mode())
-    bench.scores(1), plain.scores(1)
-    before = engine._graphs()
-    assert torch.equal(bench.scores(1, size=5), plain.scores(1, size=5))
-    assert engine._graphs() == before
+    graphs = [engine._graphs()]
+    for size in (5, 8, 5):
+        assert torch.equal(bench.scores(1, size=size), plain.scores(1, size=size))
+        graphs.append(engine._graphs())
+    assert [after - before for before, after in itertools.pairwise(graphs)] == [0, 3, 0]  # pass, loss, optimizer
 
 
 def test_a_network_that_changes_in_every_call_is_not_compiled_for_ever() -> None:
@@ -252,6 +256,12 @@ def test_bfloat16_is_near_float32_and_reset_brings_it_back(method: str, kind: st
     if method != "foa":  # whose draws are not rewound
         half.adapter.reset()
         assert torch.equal(half.adapter.step(x), first)
+
+
+def test_features_that_are_normed_have_the_digits_of_float32() -> None:
+    model = Bench("mgg", "layer", HALF).adapter.model
+    _, features = model.normed_tokens(batches(1)[0], alignment.following_norms(model))
+    assert (features != features.bfloat16()).float().mean() > 0.9
 
 
 def test_normalisation_has_the_statistics_of_float32() -> None:

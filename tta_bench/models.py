@@ -232,6 +232,7 @@ class SourceModel(nn.Module):
 
     def _normed_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits, tokens = self._token_features(x)
+        tokens = [token.to(self.mean.dtype) for token in tokens]  # a CPU's autocast would leave the norms in bfloat16
         return logits, torch.cat([norm(token) for norm, token in zip(self._norms, tokens, strict=True)], 1)
 
     def _stage_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -39,7 +39,7 @@ class Mode:
     Attributes:
         precision: a key of :data:`PRECISIONS`.
         compile: "on": passes through the network are compiled (:mod:`tta_bench.run.engine`).
-        deterministic: whether convolutions and attention use deterministic algorithms alone.
+        deterministic: whether convolutions, and attention in float32, use deterministic algorithms alone.
     """
 
     precision: str = "float32"

@@ -1,9 +1,9 @@
 """The engine of a trial: computes the passes through its networks in bfloat16, or compiled.
 
-A method calls ``self.model(x)``, ``features``, ``embeddings``, ``token_features`` or ``stage_features`` and takes losses
-of what they return, as ever. Under an engine the matrix products inside run in the precision's dtype, and the outputs
-are float32 again; compiled, a pass and its backward pass are one CUDA graph each. Losses, filters, optimizers and scores
-stay outside.
+A method calls ``self.model(x)``, ``features``, ``embeddings``, ``token_features``, ``normed_tokens`` or ``stage_features``
+and takes losses of what they return, as ever. Under an engine the matrix products inside run in the precision's dtype, and
+the outputs are float32 again; compiled, a pass and its backward pass are one CUDA graph each. Losses, filters, optimizers
+and scores stay outside.
 
 Compiled are the passes of full batches, and of the numbers of images that a method names in ``compiled_batches``, once for
 each set of adapted parameters: a short last batch, the part of a batch that passed a filter, and the head on its own run
@@ -76,6 +76,7 @@ class Engine:
         self._sizes = {batch_size}  # of the batches that are compiled
         self._calls = collections.Counter[tuple[Any, ...]]()
         self._compilations = collections.Counter[tuple[Any, ...]]()
+        self._is_full = False  # whether the last pass had such a number of images
         self._cold = False
         self._obstacles = list[str]()  # why passes run as written
 
@@ -109,7 +110,8 @@ class Engine:
             return self._as_written(model, computes, x)
         key = (computes, x.shape, torch.is_grad_enabled())
         self._calls[key] += 1
-        if len(x) not in self._sizes or self._compilations[key] > _MOST_COMPILATIONS:
+        self._is_full = len(x) in self._sizes
+        if not self._is_full or self._compilations[key] > _MOST_COMPILATIONS:
             return self._as_written(model, computes, x)
         before = _graphs()
         try:
@@ -166,15 +168,14 @@ class Engine:
     # -- other code ----------------------------------------------------------------------------------------------------
 
     def _part(self, name: str, as_written: Callable[..., Any]) -> Callable[..., Any]:
-        """A function, compiled for inputs of the shapes of its first call; as written from the first failure on."""
+        """A function, compiled; as written after a pass of a short batch, and from the first failure on."""
         compiled = torch.compile(as_written, fullgraph=True, dynamic=False)
-        fails, shapes = False, list[torch.Size]()
+        fails = False
 
         def part(*inputs: Tensor) -> Any:
-            nonlocal fails, shapes
-            before, now = _graphs(), [tensor.shape for tensor in inputs]
-            shapes = shapes or now
-            if not fails and now == shapes:
+            nonlocal fails
+            before = _graphs()
+            if self._is_full and not fails:
                 try:
                     return compiled(*inputs)
                 except Exception as error:

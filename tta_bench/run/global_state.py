@@ -53,6 +53,7 @@ _SWITCHES: Mapping[str, Callable[[], Any]] = {
         torch.backends.cuda.flash_sdp_enabled(),
         torch.backends.cuda.mem_efficient_sdp_enabled(),
         torch.backends.cuda.math_sdp_enabled(),
+        torch.backends.cuda.cudnn_sdp_enabled(),
     ],
     "torch: modes on the stack": lambda: [torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()],
     "torch: hooks on all modules or optimizers": lambda: _global_hooks(),

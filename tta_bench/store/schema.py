@@ -74,7 +74,9 @@ class Asked:
     batch_size: int = fact("key", "nominal batch size")
     precision: str = fact("key", "in which the network computes: float32, tf32, bfloat16, float64")
     compile: str = fact("key", "on: passes through the network were to be compiled", default="off")
-    deterministic: bool = fact("key", "convolutions and attention use deterministic algorithms alone", default=True)
+    deterministic: bool = fact(
+        "key", "convolutions and float32 attention use deterministic algorithms alone", default=True
+    )
     data: str = fact("key", "fingerprint of the images: rows are compared only where it is the same")
     classes: int | None = fact(
         "key", "classes that the network tells apart under a class mask; empty for all of its own", default=None
