@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import pandas as pd
 import pytest
 from conftest import DIGITS_SUITE, run_locally
 
-from tta_bench.report import content
+from tta_bench.report import across, content
 from tta_bench.report.content import Content, ReportOptions
 from tta_bench.report.evidence import gather
 from tta_bench.report.figures import drawings
@@ -126,6 +127,14 @@ def test_the_overview_has_a_column_for_each_protocol_and_the_average_rank(made: 
         assert values == errors.loc[label].tolist()
         assert rank == errors.rank().mean(axis=1)[label]
     assert grids.grids(made)[0].title.endswith("error in per cent by protocol")
+
+
+def test_an_overview_of_precisions_is_not_called_one_of_protocols(made: Content) -> None:
+    first = next(table for table in made.tables if table.setting.protocol == "reset")
+    setting = dataclasses.replace(first.setting, base=dataclasses.replace(first.setting.base, precision="bfloat16"))
+    [table] = across.overview("digits", [first, dataclasses.replace(first, setting=setting)], ())
+    assert table.title == "digits: error in per cent by setting"
+    assert "under every setting" in table.caption
 
 
 def test_what_a_suite_varies_has_a_table_and_a_figure(made: Content) -> None:

@@ -45,9 +45,11 @@ def _overview(title: str, dataset: str, tables: Sequence[ErrorTable], mixed: tup
     names = _protocol_names(tables)
     table = _joined({names[table.setting.base]: table for table in tables}, mixed)
     ranks = _ranks(table)
+    protocols = {each.setting.base.protocol_text for each in tables}
+    what = "protocol" if len(protocols) == len(tables) else "setting"
     text = (
-        f"Mean error over the {table.setting.noun} in per cent on {dataset}, by protocol{_severities(tables)}; rank: mean "
-        "over protocols of a method's rank among the methods of its source model that have a result under every protocol."
+        f"Mean error over the {table.setting.noun} in per cent on {dataset}, by {what}{_severities(tables)}; rank: mean "
+        f"over {what}s of a method's rank among the methods of its source model that have a result under every {what}."
     )
     rows = []
     for row in table.rows:
@@ -57,12 +59,11 @@ def _overview(title: str, dataset: str, tables: Sequence[ErrorTable], mixed: tup
     return replace(
         table,
         name="-".join([OVERVIEW, identifier(dataset), *_family_part(table)]),
-        title=f"{title}: error in per cent by protocol"
-        + "".join(f", {table.setting.noun}" for _ in _family_part(table)),
+        title=f"{title}: error in per cent by {what}" + "".join(f", {table.setting.noun}" for _ in _family_part(table)),
         caption=text,
         corruptions=[*table.corruptions, "rank"],
         rows=rows,
-        untested="protocols are not tested against each other",
+        untested=f"{what}s are not tested against each other",
         view=OVERVIEW,
     )
 
