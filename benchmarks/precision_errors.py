@@ -25,12 +25,20 @@ def differences(shifts: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         shifts: the tables of shifts of runs; shifts that lack a precision do not count.
+
+    Raises:
+        SystemExit: no shift has an error in float32 and in each other precision.
     """
     finished = shifts[shifts["status"] == "ok"]
     errors = finished.pivot_table(
         index=[*ROW, "protocol", "shift"], columns="precision", values="error_pct", sort=False
     )
-    changes = errors.dropna().pipe(lambda table: table.sub(table["float32"], axis=0)).drop(columns="float32")
+    complete = errors.dropna()
+    if complete.empty or "float32" not in complete or len(complete.columns) == 1:
+        raise SystemExit(
+            "no shift has an error in float32 and in each other precision: run with --set 'precision=[float32, …]'"
+        )
+    changes = complete.sub(complete["float32"], axis=0).drop(columns="float32")
     grouped = changes.groupby(level=ROW, sort=False)
     largest = grouped.agg(lambda values: values.loc[values.abs().idxmax()])
     parts = {(name, "mean"): table for name, table in grouped.mean().items()}

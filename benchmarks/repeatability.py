@@ -15,6 +15,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 
 import torch
 from gpu import CACHE, METHODS, MODES, Bench
@@ -65,20 +66,26 @@ def main() -> int:
         architecture, methods, mode = options.job.split("|")
         torch.save({method: scores(architecture, method, mode) for method in methods.split(",")}, options.out)
         return 0
-    folder = pathlib.Path(tempfile.mkdtemp())
     jobs = [(model, options.methods, mode) for model in options.models.split(",") for mode in options.modes.split(";")]
-    files = {job: [folder / f"{number}-{time}.pt" for time in range(2)] for number, job in enumerate(jobs)}
-    with concurrent.futures.ThreadPoolExecutor(options.processes) as pool:
-        for first in range(2):  # the second of a pair finds compiled code on disk
-            list(pool.map(lambda job: _run(job, files[job][first]), jobs))  # noqa: B023
-    for job in jobs:
-        if not all(file.exists() for file in files[job]):
-            print(f"{job[0]:22} {job[2]:33} failed, see above", flush=True)
-            continue
-        runs = [torch.load(file, weights_only=True) for file in files[job]]
-        for method in runs[0]:
-            print(f"{job[0]:22} {method:8} {job[2]:24} {compared(runs[0][method], runs[1][method])}", flush=True)
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(options.processes) as pool:
+        runs = [
+            [pathlib.Path(folder, f"{number}-{run}.pt") for number in range(len(jobs))] for run in ("first", "second")
+        ]
+        for files in runs:  # the second of a pair finds compiled code on disk
+            list(pool.map(_run, jobs, files))
+        for job, *pair in zip(jobs, *runs, strict=True):
+            print(*_lines(job, *pair), sep="\n", flush=True)
     return 0
+
+
+def _lines(job: tuple[str, str, str], first: pathlib.Path, second: pathlib.Path) -> Iterator[str]:
+    model, _, mode = job
+    if not (first.exists() and second.exists()):
+        yield f"{model:22} {mode:33} failed, see above"
+        return
+    before, after = (torch.load(file, weights_only=True) for file in (first, second))
+    for method in before:
+        yield f"{model:22} {method:8} {mode:24} {compared(before[method], after[method])}"
 
 
 if __name__ == "__main__":

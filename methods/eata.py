@@ -12,6 +12,7 @@ the per-sample Fisher information, and a short last batch counts like a full one
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -64,10 +65,7 @@ class Eata(Eta):
 
         As a term of the loss it has two additions for each of the parameters, which a GPU runs one after another.
         """
-        trained = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
-        changes = torch._foreach_sub(
-            [self.parameters[i] for i in trained], [self.source_parameters[i] for i in trained]
-        )
-        fisher = [self.prepared[str(i)] for i in trained]
-        gradients = [self.parameters[i].grad for i in trained]
+        changes = torch._foreach_sub(self.parameters, self.source_parameters)
+        fisher = [self.prepared[str(i)] for i in range(len(self.parameters))]
+        gradients: list[Any] = [parameter.grad for parameter in self.parameters]  # prepare() refused one without
         torch._foreach_addcmul_(gradients, fisher, changes, value=2 * self.config.fisher_alpha)

@@ -20,8 +20,8 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 
 def normal(shape: torch.Size, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Standard normal draws, float32, of a generator of the host, copied to ``device`` as :func:`to_device` does."""
-    pinned = device.type == "cuda"  # which torch uses again, so that the pages are not new each time
+    """Standard normal draws of ``shape``, float32, by a generator of the host, copied as by :func:`to_device`."""
+    pinned = device.type == "cuda"  # torch uses pinned memory again; ordinary memory would be new pages for each batch
     return torch.randn(shape, generator=generator, pin_memory=pinned).to(device, non_blocking=True)
 
 

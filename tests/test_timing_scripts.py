@@ -211,6 +211,14 @@ def test_precisions_are_compared_shift_by_shift() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("precisions", [["tf32", "bfloat16"], ["float32"]])
+def test_precisions_without_anything_to_compare_are_refused(precisions: list[str]) -> None:
+    same = {"label": "tent", "model": "net", "protocol": "reset", "status": "ok", "shift": "fog", "error_pct": 1.0}
+    rows = pd.DataFrame([{**same, "precision": name} for name in precisions])
+    with pytest.raises(SystemExit, match=r"precision=\[float32, …\]"):
+        script("precision_errors").differences(rows)
+
+
 def test_what_differs_between_processes_is_said_in_numbers() -> None:
     compared, first = script("repeatability").compared, torch.eye(4)
     assert compared(first, first.clone()) == "equal bit for bit"

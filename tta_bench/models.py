@@ -145,7 +145,7 @@ class SourceModel(nn.Module):
         self.num_classes = self.structure.num_classes(net)
         self.engine: Callable[[SourceModel, Pass, Tensor], Any] = as_written
         self._at_classifier, self._after_stages = _Tap(before=True), _Tap(before=False)
-        self._norms: tuple[nn.Module, ...] = ()  # of the last call of normed_tokens()
+        self._norms: tuple[nn.Module, ...] = ()  # of normed_tokens(), as a pass is given images alone
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x − mean) / std, (B, 3, H, W)."""
@@ -190,7 +190,7 @@ class SourceModel(nn.Module):
     def normed_tokens(self, x: Tensor, norms: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
         """Logits (B, C), and the class token after each block, each through its norm layer, side by side (B, depth·D).
 
-        One forward pass, apart from those norm layers.
+        One forward pass, after which the norm layers run once more on the class tokens.
 
         Args:
             x: images (B, 3, H, W) in [0, 1].

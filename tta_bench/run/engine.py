@@ -84,7 +84,7 @@ class Engine:
         """Adjust a method that has just been set up: its frozen weights, and the parts of it that can be compiled."""
         self.store_frozen(adapter)
         if self._compiles:
-            self._sizes.update(getattr(adapter, "compiled_batches", ()))
+            self._sizes.update(adapter.compiled_batches)
             for owner in (adapter, *optimizers.found_on(adapter).values()):
                 for name in getattr(owner, "compiled_parts", ()):
                     setattr(owner, name, self._part(name.strip("_"), getattr(owner, name)))
