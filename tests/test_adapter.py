@@ -212,6 +212,18 @@ def test_reset_restores_buffers_that_a_method_deleted() -> None:
     assert torch.equal(adapter.predict(x), before)
 
 
+def test_reset_forms_no_text_of_a_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys of an optimizer's state are parameters; a text of one makes a GPU wait for each of its values."""
+    adapter = ready(Tent, small_model("layer"))
+    adapter.step(batches(1)[0])
+    texts = list[Tensor]()
+    for name in ("__repr__", "__format__", "__str__"):
+        monkeypatch.setattr(Tensor, name, lambda tensor, *_: texts.append(tensor) or "text")
+    monkeypatch.setattr(torch.nn.Parameter, "__repr__", Tensor.__repr__)
+    adapter.reset()
+    assert len(texts) == 0
+
+
 @pytest.mark.parametrize(("outputs", "sums_to_1"), [("probabilities", True), ("logits", False)])
 def test_the_default_predict_returns_what_outputs_says(outputs: Any, sums_to_1: bool) -> None:
     class Returns(Source):
