@@ -40,12 +40,13 @@ class InstanceAwareBN(nn.BatchNorm2d):
         self.k, self.skip_threshold, self.rho = k, skip_threshold, momentum
         self.train(layer.training)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, given: Tensor) -> Tensor:
+        x = given.to(self.running_mean.dtype)  # under autocast its statistics would be rounded
         mean, variance = self._reference(x)
         if x.shape[2] * x.shape[3] > self.skip_threshold:
             mean, variance = self._corrected(x, mean, variance)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return (x - mean[..., None, None]) * scale[..., None, None] + self.bias[:, None, None]
+        return ((x - mean[..., None, None]) * scale[..., None, None] + self.bias[:, None, None]).to(given.dtype)
 
     def _reference(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """μ_B and σ²_B, both (C,); in training mode the batch's, which also move the running statistics."""

@@ -43,6 +43,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mgg": {"checkpoint": "package:tta_bench.methods/weights/digits_c/mgg-vit_ln.safetensors", "source_images": 16},
 }
 
+ONLY_ON = {"norm": ("batch",), "note": ("batch",), "foa": ("layer",)}
+
 
 @pytest.fixture(autouse=True)
 def traced_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -194,6 +196,27 @@ def test_numbers_of_images_that_a_method_names_are_compiled_too(method: str, kin
     assert engine._graphs() == before
 
 
+def test_cuda_graphs_begin_anew_unless_a_backward_pass_may_still_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else torch records a graph anew in each batch of which a method keeps nothing for its loss."""
+    begun = list[int]()
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(len(passes)))
+    model, passes = Bench("tent", "layer", COMPILED).adapter.model, list[Tensor]()
+    for x in batches(2):
+        passes.append(model(x))
+    assert begun == [0]  # the second pass comes while the first one's gradients are awaited
+    with torch.no_grad():
+        model(x)
+    assert begun == [0]
+    sum(passes).sum().backward()
+    model(x)
+    assert begun == [0, 2]  # kept, but their backward passes are over
+    passes.clear()
+    model(x)
+    with torch.no_grad():
+        model(x)
+    assert begun == [0, 2, 0, 0]  # nothing is left of the passes before
+
+
 def test_parts_of_a_method_run_as_written_in_a_short_batch() -> None:
     bench, plain = Bench("mgg", "layer", COMPILED), Bench("mgg", "layer", Mode())
     graphs = [engine._graphs()]
@@ -256,6 +279,18 @@ def test_bfloat16_is_near_float32_and_reset_brings_it_back(method: str, kind: st
     if method != "foa":  # whose draws are not rewound
         half.adapter.reset()
         assert torch.equal(half.adapter.step(x), first)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [(entry.name, kind) for entry in Registry().entries() if entry.target.startswith("tta_bench.")
+     for kind in ONLY_ON.get(entry.name, ("batch", "layer"))],
+)  # fmt: skip
+def test_every_method_computes_in_bfloat16(method: str, kind: str) -> None:
+    plain, half = Bench(method, kind, Mode()), Bench(method, kind, HALF)
+    for x in batches(3, size=2 if method == "memo" else 8):
+        difference = plain.adapter.step(x) - half.adapter.step(x)
+    assert 0 < difference.abs().max() < 0.5
 
 
 def test_features_that_are_normed_have_the_digits_of_float32() -> None:

@@ -17,6 +17,7 @@ import collections
 import itertools
 import os
 import pathlib
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -53,6 +54,7 @@ class Engine:
         self._device, self._counter = device, counter
         self._compiles, self._obstacle = mode.compile == "on" and not obstacle, obstacle
         self._cold_calls = _COLD if device.type == "cuda" else 0
+        self._pending = weakref.WeakSet[Any]()  # passes whose backward pass may still come
         self._compiled: dict[Pass, Callable[[SourceModel, Tensor], Any]] = {}
         if self._compiles:
             _configure_compiler()
@@ -114,6 +116,8 @@ class Engine:
         if not self._is_full or self._compilations[key] > _MOST_COMPILATIONS:
             return self._as_written(model, computes, x)
         before = _graphs()
+        if not self._pending:  # else torch records the graph anew behind a pass that had no backward pass
+            torch.compiler.cudagraph_mark_step_begin()
         try:
             outputs = self._function(computes)(model, x)
         except Exception as error:  # of many kinds; the method's own comes again from the pass as written
@@ -162,7 +166,7 @@ class Engine:
         """Copies of a graph's outputs, which its next replay overwrites; gradients that come back are counted."""
         counted = _AT_CLASSIFIER.get(computes, 1)
         self._counter.add_forwarded(len(x), at_classifier=counted > 0)
-        copies = iter(_Copies.apply(self._counter, counted, *_leaves(outputs)))
+        copies = iter(_Copies.apply(self._counter, self._pending, counted, *_leaves(outputs)))
         return _mapped(lambda _: next(copies), outputs)
 
     # -- other code ----------------------------------------------------------------------------------------------------
@@ -195,21 +199,26 @@ class Engine:
 class _Copies(torch.autograd.Function):
     """Copies of outputs that have a row for each image.
 
-    In the first ``counted`` of them an image counts where the gradient of its rows is not all zero.
+    In the first ``counted`` of them an image counts where the gradient of its rows is not all zero. The pass is one of
+    ``pending`` until its gradients come, or nothing is left that could send some.
     """
 
     @staticmethod
-    def forward(ctx: Any, counter: PassCounter, counted: int, *outputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.counter, ctx.counted = counter, counted
+    def forward(
+        ctx: Any, counter: PassCounter, pending: weakref.WeakSet[Any], counted: int, *outputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.counter, ctx.pending, ctx.counted = counter, pending, counted
+        pending.add(ctx)
         ctx.set_materialize_grads(False)
         return tuple(torch._foreach_mul(outputs, 1))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        ctx.pending.discard(ctx)
         rows = [gradient.flatten(1).any(1) for gradient in gradients[: ctx.counted] if gradient is not None]
         if rows:
             ctx.counter.add_backwarded(torch.stack(rows).any(0))
-        return None, None, *gradients
+        return None, None, None, *gradients
 
 
 def _storable(model: SourceModel) -> Iterator[nn.Parameter]:
