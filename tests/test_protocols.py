@@ -16,6 +16,7 @@ from tta_bench.data.generated import Generated
 from tta_bench.errors import UsageError
 from tta_bench.protocols import ProtocolConfig
 from tta_bench.protocols.markov import _Chain
+from tta_bench.protocols.published.chunks import by_class
 from tta_bench.registry import PROTOCOLS, installed
 from tta_bench.schedule import preflight
 from tta_bench.streams import CLEAN, COMPOUND, Shift, Stream
@@ -148,6 +149,11 @@ def test_variant_sar_is_the_order_of_torchs_loader() -> None:
         order = torch.randperm(4, generator=torch.Generator().manual_seed(seed)).tolist()
         found = made_of({"kind": "reset", "variant": "sar"}, seed=2021)
         assert found.image[found.shift == number].tolist() == order
+
+
+def test_images_of_a_class_keep_their_order_and_later_classes_are_left_out() -> None:
+    found = by_class(np.array([2, 0, 5, 2, 0, 2]), 4)
+    assert [rows.tolist() for rows in found] == [[1, 4], [], [0, 3, 5], []]
 
 
 def test_variant_note_drops_a_short_batch_and_rotta_a_last_single_image() -> None:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from tta_bench.protocols.base import Part, Protocol, Source, loaded, refusal
 from tta_bench.protocols.config import LONGEST, ONE_OR_MORE, Conflict, ProtocolConfig
+from tta_bench.protocols.published.chunks import by_class
 
 _DRAWS_SEED = 2022
 _RATIOS = (1, 1000, 2000, 3000, 4000, 5000, 500000)  # for which the authors shuffled class orders one after another
@@ -59,7 +60,7 @@ class LabelShift(Protocol):
 
     def parts(self, source: Source) -> Iterator[Part]:
         for number, (shift, labels) in enumerate(zip(source.shifts, source.labels, strict=True)):
-            members = [np.flatnonzero(labels == k) for k in range(1 + int(labels.max()))]
+            members = by_class(labels, 1 + int(labels.max()))
             if self.config.samples < len(members):
                 what = f"{self.config.samples} samples are fewer than the {len(members)} classes of {shift.id}"
                 raise refusal("samples", what, f"give {len(members)} or more")

@@ -17,7 +17,7 @@ from pydantic import Field
 from tta_bench.protocols.base import Outline, Part, Protocol, Source
 from tta_bench.protocols.config import ONE_OR_MORE, Conflict, ProtocolConfig
 from tta_bench.protocols.published import md
-from tta_bench.protocols.published.chunks import MAX_SLOTS, by_slot
+from tta_bench.protocols.published.chunks import MAX_SLOTS, by_class, by_slot
 
 DeltaRule = Literal["free", "positive", "needed", "none"]
 Published = Callable[[Any, Source, Sequence[Outline]], Iterator[Part]]
@@ -102,7 +102,7 @@ def _correlated(generator: np.random.Generator, label: np.ndarray, delta: float)
     """Labels in at most 100 slots, classes that are absent included."""
     classes = 1 + int(label.max())
     members, proportions = [], []
-    for k in range(classes):
-        members.append(generator.permutation(np.flatnonzero(label == k)))
+    for rows in by_class(label, classes):
+        members.append(generator.permutation(rows))
         proportions.append(generator.dirichlet(np.repeat(delta, min(classes, MAX_SLOTS))))
     return by_slot(generator, members, np.array(proportions))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +13,13 @@ MAX_SLOTS = 100
 _TRIES = 10_000
 _LARGER = "use a larger delta, or leave variant out: the own order cannot fail"
 _MORE = "use more images, or leave variant out: the own order cannot fail"
+
+
+def by_class(label: np.ndarray, classes: int) -> list[np.ndarray]:
+    """Of each of the first classes, the positions of its images (n,) in order."""
+    order = np.argsort(label, kind="stable")
+    bounds = np.searchsorted(label[order], np.arange(classes + 1))
+    return [order[first:end] for first, end in itertools.pairwise(bounds)]
 
 
 def cuts(proportions: np.ndarray, size: int | np.ndarray) -> np.ndarray:
@@ -39,7 +47,7 @@ def balanced(state: np.random.RandomState, label: np.ndarray, classes: int, delt
     if len(label) < least * classes:
         what = f"{classes} chunks of {least} images or more cannot be made of {len(label)} images"
         raise refusal("delta", what, _MORE)
-    members = [np.flatnonzero(label == k) for k in range(classes)]
+    members = by_class(label, classes)
     for _ in range(_TRIES):
         pieces = _drawn(state, members, delta, len(label) / classes)
         sizes = sum(np.diff(ends, prepend=0, append=len(rows)) for rows, ends in pieces)

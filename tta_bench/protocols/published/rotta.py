@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tta_bench.protocols.base import Outline, Part, Source, joined
-from tta_bench.protocols.published.chunks import MAX_SLOTS, by_slot, finite
+from tta_bench.protocols.published.chunks import MAX_SLOTS, by_class, by_slot, finite
 
 _Thin = Callable[[np.random.RandomState, list[np.ndarray]], list[np.ndarray]]
 
@@ -49,7 +49,7 @@ def _stream(config: Any, source: Source, outlines: Sequence[Outline], thin: _Thi
     ordered = []
     for outline in outlines:
         pool = source.pool(outline.shifts)
-        members = thin(state, [np.flatnonzero(pool.label == k) for k in range(classes)])
+        members = thin(state, by_class(pool.label, classes))
         proportions = finite(state.dirichlet(np.repeat(delta, min(classes, MAX_SLOTS)), classes), delta)
         ordered.append(pool.part(outline.name, outline.visit, by_slot(state, members, proportions)))
     return without_last_single(joined(ordered), source.batch_size)
