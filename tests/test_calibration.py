@@ -119,6 +119,10 @@ def test_random_answers_are_calibrated_and_cost_log_c() -> None:
 def test_scores_that_are_not_finite_are_told() -> None:
     for outputs in ("logits", "probabilities"):
         assert not metrics.grade(np.array([[np.nan, 0.0]], dtype=np.float32), np.array([0]), outputs).finite
+        assert not metrics.grade(
+            np.array([[0.0, -np.inf], [1.0, 0.0]], dtype=np.float32), np.zeros(2, int), outputs
+        ).finite
+    assert metrics.grade(np.full((1, 2), 3e38, dtype=np.float32), np.array([0]), "logits").finite, "their sum is not"
 
 
 # -- a run -------------------------------------------------------------------------------------------------------------
