@@ -276,12 +276,12 @@ def trials(models: list[str], methods: list[str], modes: list[str], seconds: flo
             rows = [Row(architecture, method, f"{name}, trial") for method in methods]
             for method, row in zip(methods, rows, strict=True):
                 short, long = (trial for trial in made.trials if trial.label == method)
-                results = [supervisor.run(trial) for trial in (short, short, long, short, long)]
+                results = [supervisor.run(trial) for trial in (short, *3 * (short, long))]
                 row.remark = results[0].reason or str(results[0].facts.get("not_compiled") or "")
                 if all(result.status == "ok" for result in results):
                     images = [sum(s["images"] for s in result.segments) for result in results]
                     walls = [result.facts["trial_s"] for result in results]
-                    extra = [walls[2] - walls[1], walls[4] - walls[3]]
+                    extra = [longer - shorter for shorter, longer in zip(walls[1::2], walls[2::2], strict=True)]
                     row.images_per_s = statistics.median((images[2] - images[1]) / more for more in extra)
                     row.peak_mib = max(s["peak_memory_mib"] or 0 for s in results[-1].segments)
                     row.remark += f" start {walls[3] - images[3] / row.images_per_s:.1f} s, first {walls[0]:.1f} s"
