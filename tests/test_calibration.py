@@ -122,6 +122,7 @@ def test_scores_that_are_not_finite_are_told() -> None:
         assert not metrics.grade(
             np.array([[0.0, -np.inf], [1.0, 0.0]], dtype=np.float32), np.zeros(2, int), outputs
         ).finite
+    assert metrics.grade(np.zeros((0, 2), np.float32), np.zeros(0, int), "probabilities").finite
     assert metrics.grade(np.full((1, 2), 3e38, dtype=np.float32), np.array([0]), "logits").finite, "their sum is not"
 
 

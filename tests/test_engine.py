@@ -21,7 +21,7 @@ from tta_bench.methods import alignment
 from tta_bench.models import SourceModel, as_written
 from tta_bench.precision import Mode
 from tta_bench.registry import Registry
-from tta_bench.run import engine, metrics
+from tta_bench.run import child, engine, metrics
 from tta_bench.run.engine import Engine
 from tta_bench.run.global_state import function_snapshot
 from tta_bench.run.grading import Grader
@@ -207,14 +207,19 @@ def test_cuda_graphs_begin_anew_unless_a_backward_pass_may_still_come(monkeypatc
     with torch.no_grad():
         model(x)
     assert begun == [0]
-    sum(passes).sum().backward()
+    passes[1].sum().backward()
     model(x)
-    assert begun == [0, 2]  # kept, but their backward passes are over
+    assert begun == [0, 2]  # both are kept, but there was a backward pass
     passes.clear()
     model(x)
     with torch.no_grad():
         model(x)
     assert begun == [0, 2, 0, 0]  # nothing is left of the passes before
+
+
+def test_a_statistic_that_is_read_later_keeps_no_pass_waiting() -> None:
+    entropy = torch.ones(3, requires_grad=True).log().mean()
+    assert child._cloned({"entropy": entropy})["entropy"].grad_fn is None  # type: ignore[union-attr]
 
 
 def test_parts_of_a_method_run_as_written_in_a_short_batch() -> None:

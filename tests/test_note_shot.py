@@ -191,6 +191,16 @@ def test_iabn_in_training_mode_refers_to_the_batch_and_keeps_its_statistics() ->
     assert close(layer.running_var, 0.7 * source.running_var + 0.3 * variance)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_maps_in_bfloat16_are_normalised_in_float32_and_stay_in_bfloat16(training: bool) -> None:
+    layers = [InstanceAwareBN(batch_norm().float(), 0.7, 1, 0.3).train(training) for _ in range(2)]
+    x = maps(5, 3, 2).bfloat16()
+    found, expected = layers[0](x), layers[1](x.float())
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
+    assert torch.equal(layers[0].running_var, layers[1].running_var)
+
+
 def test_gradients_flow_through_all_statistics_of_a_batch() -> None:
     layer = InstanceAwareBN(batch_norm(), k=0.7, skip_threshold=1, momentum=0.3).train()
     inputs = (maps(3, 2, 2).requires_grad_(), layer.weight.requires_grad_(), layer.bias.requires_grad_())

@@ -164,5 +164,5 @@ def _unlocked(array: Any) -> Iterator[None]:
 
 
 def _join(path: str, key: Any) -> str:
-    name = key if isinstance(key, str | int) else type(key).__name__  # the text of a tensor would be its values
+    name = "tensor" if isinstance(key, torch.Tensor) else key  # whose text would be its values
     return f"{path}.{name}" if path else str(name)

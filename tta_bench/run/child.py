@@ -485,7 +485,7 @@ def _names_column(names: Any) -> str:
 
 def _cloned(stats: Mapping[str, float | Tensor]) -> Mapping[str, float | Tensor]:
     """Copies of the tensors: they are read at the end of the segment, and the method may change them until then."""
-    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in stats.items()}
+    return {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in stats.items()}
 
 
 def _values(name: str, stats: list[Mapping[str, float | Tensor] | None]) -> np.ndarray:

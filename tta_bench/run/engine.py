@@ -54,7 +54,9 @@ class Engine:
         self._device, self._counter = device, counter
         self._compiles, self._obstacle = mode.compile == "on" and not obstacle, obstacle
         self._cold_calls = _COLD if device.type == "cuda" else 0
-        self._pending = weakref.WeakSet[Any]()  # passes whose backward pass may still come
+        self._pending = weakref.WeakSet[
+            Any
+        ]()  # passes whose gradients may come; torch, too, waits for those of one only
         self._compiled: dict[Pass, Callable[[SourceModel, Tensor], Any]] = {}
         if self._compiles:
             _configure_compiler()
@@ -80,6 +82,7 @@ class Engine:
         self._compilations = collections.Counter[tuple[Any, ...]]()
         self._is_full = False  # whether the last pass had such a number of images
         self._cold = False
+        self._pending.clear()
         self._obstacles = list[str]()  # why passes run as written
 
     def adjust(self, adapter: Adapter) -> None:
@@ -200,7 +203,7 @@ class _Copies(torch.autograd.Function):
     """Copies of outputs that have a row for each image.
 
     In the first ``counted`` of them an image counts where the gradient of its rows is not all zero. The pass is one of
-    ``pending`` until its gradients come, or nothing is left that could send some.
+    ``pending`` until gradients come to any pass, or nothing is left that could send some to this one.
     """
 
     @staticmethod
@@ -214,7 +217,7 @@ class _Copies(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        ctx.pending.discard(ctx)
+        ctx.pending.clear()
         rows = [gradient.flatten(1).any(1) for gradient in gradients[: ctx.counted] if gradient is not None]
         if rows:
             ctx.counter.add_backwarded(torch.stack(rows).any(0))
