@@ -271,34 +271,35 @@ def trials(models: list[str], methods: list[str], modes: list[str], seconds: flo
             made = _planned(folder, architecture, methods, MODES[name])
             cache = ImageCache(CACHE)
             cache.build(cache.to_build(made.cache_entries()), processes=8)
-            torch.set_num_threads(1)  # as a worker does, which grades in this process
             supervisor = Supervisor(made.materials, cache, 4, own_server())
-            rows = [Row(architecture, method, f"{name}, trial") for method in methods]
-            for method, row in zip(methods, rows, strict=True):
-                short, long = (trial for trial in made.trials if trial.label == method)
-                results = [supervisor.run(trial) for trial in (short, *3 * (short, long))]
-                row.remark = results[0].reason or str(results[0].facts.get("not_compiled") or "")
-                if all(result.status == "ok" for result in results):
-                    images = [sum(s["images"] for s in result.segments) for result in results]
-                    walls = [result.facts["trial_s"] for result in results]
-                    extra = [longer - shorter for shorter, longer in zip(walls[1::2], walls[2::2], strict=True)]
-                    row.images_per_s = statistics.median((images[2] - images[1]) / more for more in extra)
-                    row.peak_mib = max(s["peak_memory_mib"] or 0 for s in results[-1].segments)
-                    row.remark += f" start {walls[3] - images[3] / row.images_per_s:.1f} s, first {walls[0]:.1f} s"
-                    row.remark += f" step {statistics.median(s['images_per_s'] for s in results[-1].segments):,.0f}"
-                    row.remark += f" data {statistics.median(s['data_ms_median'] for s in results[-1].segments):.2f} ms"
-                    row.remark += f" {results[-1].facts.get('global_changes', '')}"
-            supervisor.end_child()
-            _beside_bare(rows, Bench(architecture, MODES[name], seconds))
-            yield from rows
+            bench = Bench(architecture, MODES[name], seconds)
+            for method in methods:
+                row = Row(architecture, method, f"{name}, trial")
+                torch.set_num_threads(1)  # as a worker does, which grades in this process
+                _run_trials(supervisor, [trial for trial in made.trials if trial.label == method], row)
+                supervisor.end_child()
+                if row.images_per_s and (bare := bench.bare(method)):
+                    (row.bare_images_per_s,) = bench.rates([bare])
+                    row.ratio = row.images_per_s / row.bare_images_per_s
+                yield row
 
 
-def _beside_bare(rows: list[Row], bench: Bench) -> None:
-    """Fill in the speed of the bare loops."""
-    for row in rows:
-        if row.images_per_s and (bare := bench.bare(row.method)):
-            (row.bare_images_per_s,) = bench.rates([bare])
-            row.ratio = row.images_per_s / row.bare_images_per_s
+def _run_trials(supervisor: Supervisor, trials: list[plan.Trial], row: Row) -> None:
+    """Fill in the speed of whole trials, a short and a long one, which are repeated."""
+    short, long = trials
+    results = [supervisor.run(trial) for trial in (short, *3 * (short, long))]
+    row.remark = results[0].reason or str(results[0].facts.get("not_compiled") or "")
+    if any(result.status != "ok" for result in results):
+        return
+    images = [sum(s["images"] for s in result.segments) for result in results]
+    walls = [result.facts["trial_s"] for result in results]
+    extra = [longer - shorter for shorter, longer in zip(walls[1::2], walls[2::2], strict=True)]
+    row.images_per_s = statistics.median((images[2] - images[1]) / more for more in extra)
+    row.peak_mib = max(s["peak_memory_mib"] or 0 for s in results[-1].segments)
+    row.remark += f" start {walls[3] - images[3] / row.images_per_s:.1f} s, first {walls[0]:.1f} s"
+    row.remark += f" step {statistics.median(s['images_per_s'] for s in results[-1].segments):,.0f}"
+    row.remark += f" data {statistics.median(s['data_ms_median'] for s in results[-1].segments):.2f} ms"
+    row.remark += f" {results[-1].facts.get('global_changes', '')}"
 
 
 def _planned(folder: pathlib.Path, architecture: str, methods: list[str], mode: Mode) -> plan.Plan:
