@@ -54,9 +54,8 @@ class Engine:
         self._device, self._counter = device, counter
         self._compiles, self._obstacle = mode.compile == "on" and not obstacle, obstacle
         self._cold_calls = _COLD if device.type == "cuda" else 0
-        self._pending = weakref.WeakSet[
-            Any
-        ]()  # passes whose gradients may come; torch, too, waits for those of one only
+        # passes whose gradients may still come: one backward pass empties it, since torch, too, waits for no second
+        self._pending = weakref.WeakSet[Any]()
         self._compiled: dict[Pass, Callable[[SourceModel, Tensor], Any]] = {}
         if self._compiles:
             _configure_compiler()
