@@ -264,9 +264,7 @@ class Adapter(abc.ABC):
     predicts: ClassVar[bool] = True  # False: it has no ``predict``, and streams that need one are skipped
     shares_prepared: ClassVar[bool] = True  # False: ``prepare`` is called in every trial
     example: ClassVar[Mapping[str, Any]] = {}  # values of Config's fields that have no default, for ``tta-bench check``
-    compiled_parts: ClassVar[
-        Sequence[str]
-    ] = ()  # methods, of tensors alone, that ``compile: on`` compiles beside the passes
+    compiled_parts: ClassVar[Sequence[str]] = ()  # methods of tensors alone that ``compile: on`` compiles, too
     compiled_batches: Collection[int] = ()  # images of passes, besides the nominal batch size, that it compiles
 
     def __init__(self, model: SourceModel, config: _Config, context: Context):
