@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from networks import batches, small_model
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 
 from tta_bench import suite
 from tta_bench.adapter import Adapter, context_for
@@ -152,7 +154,26 @@ def test_a_network_that_cannot_be_compiled_runs_as_written_and_the_row_says_why(
     reason = bench.engine.facts()["not_compiled"]
     assert reason.startswith("logits: ")
     assert "no such kernel" in reason
+    assert "TORCHDYNAMO_VERBOSE" not in reason
     assert reason.count("logits") == 1
+
+
+@pytest.mark.skipif(
+    not hasattr(torch._functorch.config, "force_non_lazy_backward_lowering"),
+    reason="this torch compiles backward passes later",
+)
+def test_a_network_whose_backward_pass_cannot_be_compiled_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: Any) -> Any:
+        raise NotImplementedError("no such backward kernel")
+
+    plain = Bench("tent", "layer", Mode()).scores()
+    as_traced = functools.partial(aot_autograd, fw_compiler=lambda graph, _: make_boxed_func(graph.forward))
+    compiled = functools.partial(torch.compile.func, backend=as_traced(bw_compiler=breaks))  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch, "compile", compiled)
+    bench = Bench("tent", "layer", COMPILED)
+    assert torch.equal(bench.scores(), plain)
+    assert bench.counter.read() == (24, 24)
+    assert "no such backward kernel" in bench.engine.facts()["not_compiled"]
 
 
 def test_a_hook_that_a_method_adds_or_removes_later_counts(monkeypatch: pytest.MonkeyPatch) -> None:
