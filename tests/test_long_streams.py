@@ -19,7 +19,7 @@ from tta_bench.protocols import Streams, building
 from tta_bench.registry import installed
 from tta_bench.report.verify import verify
 from tta_bench.run import grading, runner
-from tta_bench.run.messages import BlockMeasurements
+from tta_bench.run.messages import Batch, BlockMeasurements, Scored
 from tta_bench.store import results, tables
 from tta_bench.streams import CLEAN, StreamSpec
 
@@ -40,6 +40,35 @@ def test_blocks_change_no_result(run: Runner, monkeypatch: pytest.MonkeyPatch) -
         assert np.array_equal(blocks.images[name], array), name
     np.testing.assert_array_equal(blocks.batches["stat_count"], whole.batches["stat_count"])
     assert len(whole.batches["batch"]) == 20
+
+
+@pytest.mark.parametrize(
+    ("block", "protocol", "ahead"),
+    [(3, "{kind: mixed}", [4, 4, 4, 4, 4, 2, 0]), (1000, "{kind: continual}", [4, 0])],  # of 20 batches
+)
+def test_behind_a_block_or_a_segment_the_child_has_batches_to_go_on_with(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, block: int, protocol: str, ahead: list[int]
+) -> None:
+    unanswered, at_ends = 0, list[int]()
+    send, receive = runner._TrialExchange._send, runner._TrialExchange._receive
+
+    def sending(exchange: Any, message: Any) -> None:
+        nonlocal unanswered
+        unanswered += isinstance(message, Batch)
+        send(exchange, message)
+
+    def receiving(exchange: Any, kind: Any) -> Any:
+        nonlocal unanswered
+        unanswered -= kind is Scored
+        if kind is BlockMeasurements:
+            at_ends.append(unanswered)
+        return receive(exchange, kind)
+
+    monkeypatch.setattr(runner, "BLOCK", block)
+    monkeypatch.setattr(runner._TrialExchange, "_send", sending)
+    monkeypatch.setattr(runner._TrialExchange, "_receive", receiving)
+    result = run(Counting, ("batch_size: 40", f"batch_size: 10\nprotocol: {protocol}"), trial=0)
+    assert (result.status, at_ends) == ("ok", ahead)
 
 
 def test_without_arrays_of_images_the_rows_are_the_same(run: Runner) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,30 @@ def test_a_continual_stream_is_one_trial_of_many_segments(run: Runner) -> None:
     result = run(Watches, ("batch_size: 40", "batch_size: 40\nprotocol: {kind: continual}"), trial=0)
     assert [row["segment"] for row in result.segments] == ["clean", "contrast-5"]
     assert result.log == "reset\n", "after prepare(), never again"
+
+
+class Cyclic(Plain):
+    """Holds itself; says how many such methods there are, and how many objects later collections pass over."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.itself = self
+        self.there = {
+            "methods": float(sum(type(each) is Cyclic for each in gc.get_objects())),
+            "frozen": float(gc.get_freeze_count()),
+        }
+
+    def stats(self) -> dict[str, float]:
+        return self.there
+
+
+def test_a_trial_finds_nothing_that_the_last_one_left_in_memory(run: Runner) -> None:
+    store: dict[str, Any] = {}
+    first, second = (run(Cyclic, trial=trial, bench=store) for trial in (1, 0))
+    assert (first.reason, second.reason) == ("", "")
+    assert first.environment["pid"] == second.environment["pid"]
+    assert set(second.batches["stat_methods"]) == {1}
+    assert second.batches["stat_frozen"][0] > first.batches["stat_frozen"][0]
 
 
 def test_global_draws_do_not_depend_on_what_ran_before(run: Runner) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import os
 import pathlib
 import platform
@@ -70,7 +71,8 @@ def serve(connection: Connection, setup: messages.ChildSetup, log: str) -> None:
     with captured(log):
         child = _start(connection, setup)
     while child is not None and child.run(connection.recv()):
-        pass
+        gc.collect()  # device memory that the trial left in reference cycles
+        gc.freeze()  # what is left is modules and compiled code: a collection in a later trial would go through all of it
     # A supervisor that is still sending batches must read why the trial ended, not find a closed connection.
     while True:
         connection.recv_bytes()
@@ -195,7 +197,8 @@ class _TrialRun:
         self.adapter = cls(model, config, context)
         self.steps = StepCounter()
         self.stopwatch = Stopwatch(self.device)
-        self.copies = torch.cuda.Stream() if self.device.type == "cuda" else None
+        # copies of images and of scores, beside the steps of other batches
+        self.inward, self.outward = (torch.cuda.Stream() if self.device.type == "cuda" else None for _ in range(2))
         self.unreported = deque[Any]()  # CUDA events, each recorded after scores not yet reported to the supervisor
 
     def run(self) -> messages.TrialDone | messages.TrialProfiled:
@@ -327,12 +330,20 @@ class _TrialRun:
                 scores = x.new_empty(0, self.adapter.context.num_classes)
             stats = _cloned(optimizers.stats(self.adapter)) if adapts else None
         _check_shape(scores, batch.images, self.adapter.context.num_classes)
-        torch.from_numpy(self.ring.scores[batch.slot, : batch.images]).copy_(scores.detach(), non_blocking=True)
-        if self.device.type == "cuda":
-            self.unreported.append(torch.cuda.current_stream().record_event())
-        else:
-            self.child.connection.send(messages.Scored())
+        self._copy_out(scores.detach(), torch.from_numpy(self.ring.scores[batch.slot, : batch.images]))
         return stats
+
+    def _copy_out(self, scores: Tensor, slot: Tensor) -> None:
+        if self.outward is None:
+            slot.copy_(scores)
+            self.child.connection.send(messages.Scored())
+            return
+        scores = scores.clone()  # the next step may change them
+        self.outward.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.outward):
+            slot.copy_(scores, non_blocking=True)
+        scores.record_stream(self.outward)
+        self.unreported.append(self.outward.record_event())
 
     def _report_oldest(self) -> None:
         self.unreported.popleft().synchronize()
@@ -340,12 +351,12 @@ class _TrialRun:
 
     def _images(self, batch: messages.Batch) -> Tensor:
         pixels = self.ring.pixels[batch.slot, : batch.images]
-        if self.copies is None:
+        if self.inward is None:
             return to_tensor(pixels, self.device, self.child.dtype)
-        with torch.cuda.stream(self.copies):  # beside the steps of earlier batches
+        with torch.cuda.stream(self.inward):
             images = to_tensor(pixels, self.device, self.child.dtype)
         present = torch.cuda.current_stream()
-        present.wait_stream(self.copies)
+        present.wait_stream(self.inward)
         images.record_stream(present)
         return images
 

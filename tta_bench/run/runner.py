@@ -272,6 +272,15 @@ class _Sent(NamedTuple):
     images: int
 
 
+class _Block(NamedTuple):
+    """Batches [first, last) of a segment, behind which the child reads its meters; ``ends`` the segment or not."""
+
+    segment: int
+    first: int
+    last: int
+    ends: bool
+
+
 class _TrialExchange:
     """One trial, as an exchange of messages with its child."""
 
@@ -295,17 +304,20 @@ class _TrialExchange:
             return self._result(batches(processes, map(stream.batch, shown)))
 
     def _result(self, pixels: Iterator[np.ndarray] | None) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Run the stream block by block; ``pixels`` of the batches that are shown, in order, where none are cached."""
+        """Run the stream; ``pixels`` of the batches that are shown, in order, where none are cached."""
         self._pixels = pixels
         self._ring = self._request()
         ready = self._await_method()
         grader = Grader(self._stream, self._dataset, self._supervisor.materials.per_image)
-        for position, segment in enumerate(self._stream.segments):
-            for first in range(segment.first, segment.last, BLOCK):
-                graded = list(self._graded(first, min(first + BLOCK, segment.last), grader, ready.outputs))
-                self._send(messages.BlockEnd())
-                grader.add(first, graded, self._receive(messages.BlockMeasurements))
-            grader.end_segment(position)
+        verdicts = list[metrics.BatchVerdicts]()
+        for sent in self._in_flight():
+            if isinstance(sent, _Sent):
+                verdicts.append(self._verdicts(sent, grader, ready.outputs))
+                continue
+            grader.add(sent.first, verdicts, self._receive(messages.BlockMeasurements))
+            verdicts.clear()
+            if sent.ends:
+                grader.end_segment(sent.segment)
         self._send(messages.TrialEnd())
         done, results = self._receive(messages.TrialDone), grader.results()
         _refuse(schema.row_faults(results["segments"], results["shifts"]))
@@ -362,29 +374,42 @@ class _TrialExchange:
         segment = self._stream.segments[self._stream.segment[number]]
         return bool(self._stream.adapt[number]) or segment.role != "stream" or not self._trial.counts_at_chance
 
-    def _graded(self, first: int, last: int, grader: Grader, outputs: str) -> Iterator[metrics.BatchVerdicts]:
-        """Verdicts on batches [first, last) of a segment, in order; up to ``SLOTS`` batches are in flight.
+    def _in_flight(self) -> Iterator[_Sent | _Block]:
+        """Send the stream to the child; gives out what was sent, in order, to be answered.
 
-        A skipped batch that counts at chance is sent without its images.
+        Up to ``SLOTS`` batches are sent before the first of them is given out, also across blocks and segments: while the
+        answers are graded, the child has images to go on with.
         """
-        in_flight = deque[_Sent]()
-        for number in range(first, last):
-            if len(in_flight) == rings.SLOTS:
-                yield self._verdicts(in_flight.popleft(), grader, outputs)
-            batch, slot = self._stream.batch(number), number % rings.SLOTS
-            shown = len(batch.image) if self._is_shown(number) else 0
-            if shown:
-                with _reading():
-                    out = self._ring.pixels[slot, :shown]
-                    if self._pixels is not None:
-                        out[:] = next(self._pixels)
-                    else:
-                        _fill(out, self._images, batch.shift, batch.image)
-            message = messages.Batch(slot, shown, batch.reset_before, batch.adapt)
-            self._send(message)
-            in_flight.append(_Sent(message, number, len(batch.image)))
-        while in_flight:
-            yield self._verdicts(in_flight.popleft(), grader, outputs)
+        sent = deque[_Sent | _Block]()
+        for block in self._blocks():
+            for number in range(block.first, block.last):
+                while sum(isinstance(each, _Sent) for each in sent) == rings.SLOTS:
+                    yield sent.popleft()
+                sent.append(self._send_batch(number))
+            self._send(messages.BlockEnd())
+            sent.append(block)
+        yield from sent
+
+    def _blocks(self) -> Iterator[_Block]:
+        for position, segment in enumerate(self._stream.segments):
+            for first in range(segment.first, segment.last, BLOCK):
+                last = min(first + BLOCK, segment.last)
+                yield _Block(position, first, last, last == segment.last)
+
+    def _send_batch(self, number: int) -> _Sent:
+        """Send a batch through its slot; one that is skipped and counts at chance goes without its images."""
+        batch, slot = self._stream.batch(number), number % rings.SLOTS
+        shown = len(batch.image) if self._is_shown(number) else 0
+        if shown:
+            with _reading():
+                out = self._ring.pixels[slot, :shown]
+                if self._pixels is not None:
+                    out[:] = next(self._pixels)
+                else:
+                    _fill(out, self._images, batch.shift, batch.image)
+        message = messages.Batch(slot, shown, batch.reset_before, batch.adapt)
+        self._send(message)
+        return _Sent(message, number, len(batch.image))
 
     @property
     def _classes(self) -> int:
