@@ -52,6 +52,7 @@ from tta_bench.testing.replay import prepared
 
 BATCH = 64
 AHEAD = 3  # steps
+PAIRS = 5  # of whole trials
 CACHE = pathlib.Path(tempfile.gettempdir()) / "tta-bench-gpu"  # images and compiled code
 MODES = {
     "float32": Mode(),
@@ -287,7 +288,7 @@ def trials(models: list[str], methods: list[str], modes: list[str], seconds: flo
 def _run_trials(supervisor: Supervisor, trials: list[plan.Trial], row: Row) -> None:
     """Fill in the speed of whole trials, a short and a long one, which are repeated."""
     short, long = trials
-    results = [supervisor.run(trial) for trial in (short, *3 * (short, long))]
+    results = [supervisor.run(trial) for trial in (short, *PAIRS * (short, long))]
     row.remark = results[0].reason or str(results[0].facts.get("not_compiled") or "")
     if any(result.status != "ok" for result in results):
         return

@@ -1,6 +1,7 @@
 """Whether a method repeated in a new process has the same bits, in each mode of computing.
 
     python benchmarks/repeatability.py [--models vit_base_patch16_224,resnet50_gn] [--methods source,tent] [--modes tf32;…]
+                                       [--steps 20]
 
 Each pair of processes runs the same steps on equal images, and their scores are compared: equal bit for bit or, over all
 steps, the largest difference and the share of images that are given the same class. Random weights; needs a GPU.
@@ -24,18 +25,17 @@ from torch import Tensor
 from tta_bench.precision import Mode
 from tta_bench.run.engine import prepare_compiler
 
-STEPS = 20
 REPEATED = {**MODES, "tf32, deterministic": Mode("tf32"), "bfloat16, deterministic": Mode("bfloat16")}
 REPEATABLE = "source,tent,eata,sar,mgg,cotta"
 
 
-def scores(architecture: str, method: str, mode: str) -> Tensor | str:
-    """The scores of all steps, (STEPS, B, C), or why the method cannot run."""
+def scores(architecture: str, method: str, mode: str, steps: int) -> Tensor | str:
+    """The scores of all steps, (steps, B, C), or why the method cannot run."""
     bench = Bench(architecture, REPEATED[mode], 0.0)
     step = bench.ours(method)
     if isinstance(step, str):
         return step
-    return torch.stack([step(x).cpu() for x, _ in zip(itertools.cycle(bench.batches), range(STEPS), strict=False)])
+    return torch.stack([step(x).cpu() for x, _ in zip(itertools.cycle(bench.batches), range(steps), strict=False)])
 
 
 def compared(first: Tensor | str, second: Tensor | str) -> str:
@@ -50,8 +50,9 @@ def compared(first: Tensor | str, second: Tensor | str) -> str:
     return f"largest difference {(first - second).abs().max():.2g}, same class {same:.2%}"
 
 
-def _run(job: tuple[str, str, str], file: pathlib.Path) -> None:
-    subprocess.run([sys.executable, __file__, "--job", "|".join(job), "--out", str(file)], check=False)
+def _run(job: tuple[str, str, str], file: pathlib.Path, steps: int) -> None:
+    command = [sys.executable, __file__, "--job", "|".join(job), "--out", str(file), "--steps", str(steps)]
+    subprocess.run(command, check=False)
 
 
 def main() -> int:
@@ -59,6 +60,7 @@ def main() -> int:
     parser.add_argument("--models", default="vit_base_patch16_224,resnet50_gn")
     parser.add_argument("--methods", default=REPEATABLE, help=", ".join(METHODS))
     parser.add_argument("--modes", default=";".join(REPEATED), help="separated by semicolons")
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--processes", type=int, default=6, help="at a time")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--out", help=argparse.SUPPRESS)
@@ -66,7 +68,8 @@ def main() -> int:
     if options.job:
         prepare_compiler(torch.device("cuda"), CACHE / "compiled")
         architecture, methods, mode = options.job.split("|")
-        torch.save({method: scores(architecture, method, mode) for method in methods.split(",")}, options.out)
+        found = {method: scores(architecture, method, mode, options.steps) for method in methods.split(",")}
+        torch.save(found, options.out)
         return 0
     jobs = [(model, options.methods, mode) for model in options.models.split(",") for mode in options.modes.split(";")]
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(options.processes) as pool:
@@ -74,7 +77,7 @@ def main() -> int:
             [pathlib.Path(folder, f"{number}-{run}.pt") for number in range(len(jobs))] for run in ("first", "second")
         ]
         for files in runs:  # the second of a pair finds compiled code on disk
-            list(pool.map(_run, jobs, files))
+            list(pool.map(_run, jobs, files, itertools.repeat(options.steps)))
         for job, *pair in zip(jobs, *runs, strict=True):
             print(*_lines(job, *pair), sep="\n", flush=True)
     return 0
