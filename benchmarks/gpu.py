@@ -172,7 +172,7 @@ class Bench:
     def rates(self, steps: list[Callable[[Tensor], Tensor]]) -> list[float]:
         """Images a second of steps that take turns, medians of three."""
         for step in steps:
-            for x in (2 if self.engine.is_needed else 1) * self.batches:
+            for x in (2 if self.mode.compile == "on" else 1) * self.batches:
                 step(x.clone())
         measured = [[self._rate(step) for step in steps] for _ in range(3)]
         return [statistics.median(column) for column in zip(*measured, strict=True)]
