@@ -7,7 +7,8 @@ Batches of 64 random images of 224² pixels that lie on the device; random weigh
 eata, sar and deyo, whose margins are raised. A method's steps run under the harness's engine, a bare loop is what a script
 would have: the network, the loss, the optimizer. Each number is the median of three repetitions of at least ``--seconds``
 that alternate with those of the bare loop. ``--trials`` runs whole trials instead, with supervisor, shared memory, images
-from the cache and grading; images a second are of the difference of a long and a short one, without start and compilation.
+from the cache and grading; images a second are of the difference of a long and a short one, without start and compilation,
+the median of five pairs.
 The method ``nothing`` takes images and computes nothing: the speed of their way to the device.
 """
 
@@ -52,7 +53,7 @@ from tta_bench.testing.replay import prepared
 
 BATCH = 64
 AHEAD = 3  # steps
-PAIRS = 5  # of whole trials
+PAIRS = 5  # of a short and a long trial
 CACHE = pathlib.Path(tempfile.gettempdir()) / "tta-bench-gpu"  # images and compiled code
 MODES = {
     "float32": Mode(),

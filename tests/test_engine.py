@@ -360,6 +360,7 @@ def test_a_setting_reads_back_its_mode_and_leaves_the_default_out() -> None:
     )
 
 
+@pytest.mark.faults  # takes half a minute
 def test_a_run_without_the_default_mode_is_reported_and_read_again(
     suite_file: Callable[..., pathlib.Path], run_cli: Callable[..., Any], tmp_path: pathlib.Path
 ) -> None:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from networks import batches, ready, small_model
@@ -23,6 +24,7 @@ from tta_bench.methods.eta import Eta
 from tta_bench.methods.functional import mean_of
 from tta_bench.methods.sar import Sar
 from tta_bench.registry import Registry
+from tta_bench.run.loading import to_tensor
 from tta_bench.run.meters import PassCounter, StepCounter
 
 WAITS = {  # in one step, and why
@@ -113,6 +115,16 @@ def test_a_step_waits_as_often_as_its_published_rules_need(
         statistics = optimizers.stats(adapter)
     assert len(log.waits) == expected, f"stats() waits: {log.waits[expected:]}"
     assert statistics is not None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gpu_converts_pixels_in_one_kernel_as_in_three(dtype: torch.dtype) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), dtype=np.uint8)
+    images = to_tensor(pixels, torch.device("cuda"), dtype)
+    planes = torch.from_numpy(pixels).cuda().permute(0, 3, 1, 2).contiguous()
+    assert images.is_contiguous()
+    assert torch.equal(images, planes.to(dtype).div_(255))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

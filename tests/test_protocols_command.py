@@ -144,6 +144,7 @@ def test_the_page_is_linked() -> None:
     assert "(protocols.md)" in (ROOT / "docs" / "plugins.md").read_text()
 
 
+@pytest.mark.faults  # takes half a minute
 def test_the_pages_protocol_runs_as_it_stands(run_cli: Cli, shown: Shown) -> None:
     [code] = re.findall(r"```python\n(# my_protocol\.py\n.*?)```", PAGE, re.DOTALL)
     assert len(code.splitlines()) < 25

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from trials import Counting, Plain, Runner
 
 from tta_bench.adapter import Needs
 from tta_bench.data.cache import Images
+from tta_bench.models import MissingPart
 from tta_bench.run.meters import Stopwatch
 from tta_bench.run.runner import _fill
 
@@ -162,18 +164,19 @@ def test_a_continual_stream_is_one_trial_of_many_segments(run: Runner) -> None:
 
 
 class Cyclic(Plain):
-    """Holds itself; says how many such methods there are, and how many objects later collections pass over."""
+    """Holds itself; says how many such methods are in memory, and how many objects a collection passes over."""
 
     def setup(self) -> None:
         super().setup()
         self.itself = self
-        self.there = {
-            "methods": float(sum(type(each) is Cyclic for each in gc.get_objects())),
-            "frozen": float(gc.get_freeze_count()),
-        }
+        CYCLIC.add(self)
+        self.there = {"methods": float(len(CYCLIC)), "passed": float(gc.get_freeze_count())}
 
     def stats(self) -> dict[str, float]:
         return self.there
+
+
+CYCLIC = weakref.WeakSet[Cyclic]()
 
 
 def test_a_trial_finds_nothing_that_the_last_one_left_in_memory(run: Runner) -> None:
@@ -182,7 +185,41 @@ def test_a_trial_finds_nothing_that_the_last_one_left_in_memory(run: Runner) -> 
     assert (first.reason, second.reason) == ("", "")
     assert first.environment["pid"] == second.environment["pid"]
     assert set(second.batches["stat_methods"]) == {1}
-    assert second.batches["stat_frozen"][0] > first.batches["stat_frozen"][0]
+    assert second.batches["stat_passed"][0] > first.batches["stat_passed"][0]
+
+
+class Unfit(Counting):
+    """Finds in its second batch that the network lacks a part."""
+
+    def step(self, x: Tensor) -> Tensor:
+        if self.count == 1:
+            raise MissingPart("the model has no second head")
+        return super().step(x)
+
+
+@pytest.mark.parametrize("size", [40, 50], ids=["of three batches", "of two"])
+def test_a_trial_that_is_skipped_in_its_stream_leaves_the_next_one_alone(run: Runner, size: int) -> None:
+    store: dict[str, Any] = {}
+    batches = ("batch_size: 40", f"batch_size: {size}")
+    results = [run(Unfit, batches, trial=trial, bench=store) for trial in (0, 1, 0)]
+    assert [(r.status, r.reason) for r in results] == [("skipped", "the model has no second head")] * 3
+
+
+class Overwriting(Plain):
+    """Returns its scores in one tensor of the CPU, which it fills anew in each step."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.scores = torch.empty(self.context.batch_size, self.context.num_classes)
+
+    def step(self, x: Tensor) -> Tensor:
+        return self.scores[: len(x)].copy_(super().step(x))
+
+
+def test_scores_count_as_they_were_returned(run: Runner) -> None:
+    plain, overwriting = run(Plain, trial=0), run(Overwriting, trial=0)
+    assert overwriting.reason == ""
+    assert np.array_equal(overwriting.images["confidence"], plain.images["confidence"])
 
 
 def test_global_draws_do_not_depend_on_what_ran_before(run: Runner) -> None:

@@ -71,8 +71,7 @@ def serve(connection: Connection, setup: messages.ChildSetup, log: str) -> None:
     with captured(log):
         child = _start(connection, setup)
     while child is not None and child.run(connection.recv()):
-        gc.collect()  # device memory that the trial left in reference cycles
-        gc.freeze()  # what is left is modules and compiled code: a collection in a later trial would go through all of it
+        child.collect_garbage()
     # A supervisor that is still sending batches must read why the trial ended, not find a closed connection.
     while True:
         connection.recv_bytes()
@@ -127,7 +126,13 @@ class Child:
         if compiles:
             obstacle = prepare_compiler(self.device, pathlib.Path(setup.compiled))
             function_snapshot.cache_clear()  # the compiler has replaced functions of torch
+        # copies of images and of scores, beside the steps of other batches
+        self.image_copies, self.score_copies = (
+            torch.cuda.Stream() if self.device.type == "cuda" else None for _ in range(2)
+        )
         self.state = GlobalState(compiles=compiles)
+        self.is_streaming = False  # whether the supervisor may still send batches
+        self.has_collected = False
         self.method: type[Adapter] | None = None  # loaded in the first trial
         model = _load(setup)
         self.pristine = model.to(self.device, self.dtype)
@@ -138,7 +143,7 @@ class Child:
         self.prepared: OrderedDict[str, tuple[dict[str, Tensor], dict[str, Any]]] = OrderedDict()
 
     def run(self, request: messages.TrialRequest) -> bool:
-        """Run one trial; False if no other may follow.
+        """Run one trial; False if no other may follow: it failed, or the rest of its stream may still come.
 
         Whatever a method raises, also ``SystemExit`` and ``KeyboardInterrupt``, becomes the trial's outcome.
         """
@@ -152,7 +157,17 @@ class Child:
                 outcome = failure_message(error)
             changes = (*self.state.changes(), *(self.method_state.changes() if self.method else ()))
         self.connection.send(replace(outcome, changes=changes))
-        return not isinstance(outcome, messages.TrialFailed | messages.TrialProfiled)
+        return not (self.is_streaming or isinstance(outcome, messages.TrialFailed))
+
+    def collect_garbage(self) -> None:
+        """Free the memory that a trial left in reference cycles; within a trial a collection would be a pause.
+
+        After the first one later collections pass over what is there: modules, and code that was compiled.
+        """
+        gc.collect()
+        if not self.has_collected:
+            gc.freeze()
+            self.has_collected = True
 
     def load_method(self) -> type[Adapter]:
         """The method's class; the state of its modules is recorded when it is loaded."""
@@ -197,17 +212,17 @@ class _TrialRun:
         self.adapter = cls(model, config, context)
         self.steps = StepCounter()
         self.stopwatch = Stopwatch(self.device)
-        # copies of images and of scores, beside the steps of other batches
-        self.inward, self.outward = (torch.cuda.Stream() if self.device.type == "cuda" else None for _ in range(2))
         self.unreported = deque[Any]()  # CUDA events, each recorded after scores not yet reported to the supervisor
 
     def run(self) -> messages.TrialDone | messages.TrialProfiled:
         """Set up the method, then process the stream as it arrives."""
         with self.steps.watching(), rings.pin(self.ring, self.device):
             facts = self._set_up()
+            self.child.is_streaming = True
             self.child.connection.send(messages.MethodReady(self.adapter.outputs, facts))
             while self._block():
                 pass
+            self.child.is_streaming = False
         held = {"device_held_mib": held_memory_mib(self.device)}
         return messages.TrialDone({**self.child.engine.facts(), **held})
 
@@ -333,17 +348,18 @@ class _TrialRun:
         self._copy_out(scores.detach(), torch.from_numpy(self.ring.scores[batch.slot, : batch.images]))
         return stats
 
-    def _copy_out(self, scores: Tensor, slot: Tensor) -> None:
-        if self.outward is None:
-            slot.copy_(scores)
+    def _copy_out(self, scores: Tensor, target: Tensor) -> None:
+        stream = self.child.score_copies
+        if stream is None:
+            target.copy_(scores)
             self.child.connection.send(messages.Scored())
             return
-        scores = scores.clone()  # the next step may change them
-        self.outward.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.outward):
-            slot.copy_(scores, non_blocking=True)
-        scores.record_stream(self.outward)
-        self.unreported.append(self.outward.record_event())
+        scores = scores.to(self.device, copy=True)  # the next step may change them
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            target.copy_(scores, non_blocking=True)
+        scores.record_stream(stream)
+        self.unreported.append(stream.record_event())
 
     def _report_oldest(self) -> None:
         self.unreported.popleft().synchronize()
@@ -351,12 +367,13 @@ class _TrialRun:
 
     def _images(self, batch: messages.Batch) -> Tensor:
         pixels = self.ring.pixels[batch.slot, : batch.images]
-        if self.inward is None:
+        stream = self.child.image_copies
+        if stream is None:
             return to_tensor(pixels, self.device, self.child.dtype)
-        with torch.cuda.stream(self.inward):
+        with torch.cuda.stream(stream):
             images = to_tensor(pixels, self.device, self.child.dtype)
         present = torch.cuda.current_stream()
-        present.wait_stream(self.inward)
+        present.wait_stream(stream)
         images.record_stream(present)
         return images
 
@@ -495,7 +512,7 @@ def _names_column(names: Any) -> str:
 
 
 def _cloned(stats: Mapping[str, float | Tensor]) -> Mapping[str, float | Tensor]:
-    """Copies of the tensors: they are read at the end of the segment, and the method may change them until then."""
+    """Copies of the tensors: they are read at the end of the block, and the method may change them until then."""
     return {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in stats.items()}
 
 

@@ -194,7 +194,7 @@ class Engine:
         return part
 
     def _report(self, name: str, error: Exception) -> None:
-        self._obstacles.append(f"{name}: {_told(error)}")
+        self._obstacles.append(f"{name}: {_reason(error)}")
         self._cold = True
 
 
@@ -253,9 +253,10 @@ def _mapped(function: Callable[[Tensor], Tensor], outputs: Any) -> Any:
     return type(outputs)(_mapped(function, each) for each in outputs)
 
 
-def _told(error: Exception) -> str:
-    """An error of the compiler, in a line: without its advice on how to debug it, which makes paragraphs of their own."""
-    return f"{type(error).__name__}: {' '.join(str(error).partition(chr(10) * 2)[0].split()):.200}"
+def _reason(error: Exception) -> str:
+    """An error of the compiler in one line, without the paragraphs of advice that follow."""
+    paragraph = str(error).strip().split("\n\n")[0]
+    return f"{type(error).__name__}: {' '.join(paragraph.split()):.200}"
 
 
 def _graphs() -> int:
@@ -276,7 +277,7 @@ def prepare_compiler(device: torch.device, folder: pathlib.Path) -> str:
     try:
         warm(torch.zeros(8, device=device))
     except Exception as error:
-        return _told(error)
+        return _reason(error)
     return ""
 
 
@@ -292,11 +293,8 @@ def _configure_compiler() -> None:
             setattr(torch._dynamo.config, name, 64)
     if hasattr(torch._inductor.config.triton, "cudagraph_unexpected_rerecord_limit"):  # each trial has new weights
         torch._inductor.config.triton.cudagraph_unexpected_rerecord_limit = 10**9
-    if hasattr(
-        torch._functorch.config, "force_non_lazy_backward_lowering"
-    ):  # the backward pass beside its forward pass,
-        torch._functorch.config.force_non_lazy_backward_lowering = (
-            True  # where the engine sees that it cannot be compiled
-        )
+    # a backward pass is compiled with its forward pass, where the engine can fall back; not in older versions of torch
+    if hasattr(torch._functorch.config, "force_non_lazy_backward_lowering"):
+        torch._functorch.config.force_non_lazy_backward_lowering = True
     torch._inductor.config.fx_graph_cache = True
     torch._functorch.config.enable_autograd_cache = True

@@ -38,7 +38,8 @@ from tta_bench.suite.plan import Materials, Trial
 
 M = TypeVar("M")
 OUTPUTS = ("logits", "probabilities")  # kinds of scores
-BLOCK = 1000  # batches after which scores, events and counters are read, so that they do not pile up in long segments
+# batches after which statistics, events and counters are read, so that they do not pile up in long segments
+BLOCK = 1000
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class _Child:
     serves: tuple[str, str, Mode]  # method, source model, how it computes
     process: Process
     loaded: messages.ModelLoaded | None = None
+    is_streaming: bool = False  # in a stream, which a trial may leave before its end
 
 
 class Supervisor:
@@ -131,7 +133,7 @@ class Supervisor:
         environment = {"host": socket.gethostname(), "pid": os.getpid()}
         if self._child and self._child.loaded:
             environment = dict(self._child.loaded.environment)
-        if changes or outcome["status"] in ("failed", "profiled"):
+        if changes or outcome["status"] == "failed" or (self._child and self._child.is_streaming):
             self.end_child()
         facts = {**outcome.pop("facts", {}), "trial_s": time.perf_counter() - start}
         facts |= {"load_start": load, "load_end": meters.load()}
@@ -273,7 +275,7 @@ class _Sent(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Batches [first, last) of a segment, behind which the child reads its meters; ``ends`` the segment or not."""
+    """Batches [first, last) of a segment, after which the child reads its meters; ``ends``: it is the segment's last."""
 
     segment: int
     first: int
@@ -308,6 +310,7 @@ class _TrialExchange:
         self._pixels = pixels
         self._ring = self._request()
         ready = self._await_method()
+        self._child.is_streaming = True
         grader = Grader(self._stream, self._dataset, self._supervisor.materials.per_image)
         verdicts = list[metrics.BatchVerdicts]()
         for sent in self._in_flight():
@@ -319,6 +322,7 @@ class _TrialExchange:
             if sent.ends:
                 grader.end_segment(sent.segment)
         self._send(messages.TrialEnd())
+        self._child.is_streaming = False
         done, results = self._receive(messages.TrialDone), grader.results()
         _refuse(schema.row_faults(results["segments"], results["shifts"]))
         facts = _printable_facts({**ready.facts, **done.facts}) | grader.facts()
@@ -375,10 +379,11 @@ class _TrialExchange:
         return bool(self._stream.adapt[number]) or segment.role != "stream" or not self._trial.counts_at_chance
 
     def _in_flight(self) -> Iterator[_Sent | _Block]:
-        """Send the stream to the child; gives out what was sent, in order, to be answered.
+        """Send the stream to the child; yields what was sent, in order.
 
-        Up to ``SLOTS`` batches are sent before the first of them is given out, also across blocks and segments: while the
-        answers are graded, the child has images to go on with.
+        Up to ``SLOTS`` batches are sent before the first of them is yielded, also across blocks and segments: while scores
+        are graded, the child has images to go on with. The caller receives the answer to each item before it asks for the
+        next, so that the item's slot is free.
         """
         sent = deque[_Sent | _Block]()
         for block in self._blocks():
