@@ -115,6 +115,7 @@ def _about(trial: Trial, result: TrialResult, profile: pages.Profile) -> str:
     threads = f"{where['threads']} CPU thread{'s' if where['threads'] > 1 else ''}"
     not_compiled = f" Not compiled: {reason}." if (reason := result.facts.get("not_compiled")) else ""
     unseen = " The profiler recorded nothing of the GPU." if where["device"] == "cuda" and profile.gpu is None else ""
-    steps = f"{profile.steps} steps with batches of {trial.step_size}, after {warmup(trial.mode)} for warm-up"
+    several = "s" if profile.steps > 1 else ""
+    steps = f"{profile.steps} step{several} with batches of {trial.step_size}, after {warmup(trial.mode)} for warm-up"
     machine = f"{where['device_name']} on {where['host']}, {threads}, torch {where['torch']}."
     return f"{steps}; {trial.mode.text}. {machine}{not_compiled}{unseen}"
