@@ -350,8 +350,8 @@ class Adapter(abc.ABC):
     def stats(self) -> Mapping[str, float | Tensor]:
         """Statistics of the last step, always with the same keys; they become columns ``stat_<key>``.
 
-        A 0-dim tensor is read at the end of a block of batches, so that nothing waits for the device. The harness adds the
-        statistics of the method's optimizers.
+        A 0-dim tensor is read at the end of the segment, or of 1,000 batches, so that nothing waits for the device. The
+        harness adds the statistics of the method's optimizers.
         """
         return {}
 

@@ -70,7 +70,11 @@ def serve(connection: Connection, setup: messages.ChildSetup, log: str) -> None:
     set_global_state(setup.threads, setup.mode)
     with captured(log):
         child = _start(connection, setup)
-    while child is not None and child.run(connection.recv()):
+    while child is not None:
+        request = connection.recv()
+        # a batch is left from a stream that a skipped trial did not read to its end
+        if not (isinstance(request, messages.TrialRequest) and child.run(request)):
+            break
         child.collect_garbage()
     # A supervisor that is still sending batches must read why the trial ended, not find a closed connection.
     while True:
@@ -131,7 +135,6 @@ class Child:
             torch.cuda.Stream() if self.device.type == "cuda" else None for _ in range(2)
         )
         self.state = GlobalState(compiles=compiles)
-        self.is_streaming = False  # whether the supervisor may still send batches
         self.has_collected = False
         self.method: type[Adapter] | None = None  # loaded in the first trial
         model = _load(setup)
@@ -143,7 +146,7 @@ class Child:
         self.prepared: OrderedDict[str, tuple[dict[str, Tensor], dict[str, Any]]] = OrderedDict()
 
     def run(self, request: messages.TrialRequest) -> bool:
-        """Run one trial; False if no other may follow: it failed, or the rest of its stream may still come.
+        """Run one trial; False if no other may follow.
 
         Whatever a method raises, also ``SystemExit`` and ``KeyboardInterrupt``, becomes the trial's outcome.
         """
@@ -157,7 +160,7 @@ class Child:
                 outcome = failure_message(error)
             changes = (*self.state.changes(), *(self.method_state.changes() if self.method else ()))
         self.connection.send(replace(outcome, changes=changes))
-        return not (self.is_streaming or isinstance(outcome, messages.TrialFailed))
+        return not isinstance(outcome, messages.TrialFailed | messages.TrialProfiled)
 
     def collect_garbage(self) -> None:
         """Free the memory that a trial left in reference cycles; within a trial a collection would be a pause.
@@ -218,11 +221,9 @@ class _TrialRun:
         """Set up the method, then process the stream as it arrives."""
         with self.steps.watching(), rings.pin(self.ring, self.device):
             facts = self._set_up()
-            self.child.is_streaming = True
             self.child.connection.send(messages.MethodReady(self.adapter.outputs, facts))
             while self._block():
                 pass
-            self.child.is_streaming = False
         held = {"device_held_mib": held_memory_mib(self.device)}
         return messages.TrialDone({**self.child.engine.facts(), **held})
 
