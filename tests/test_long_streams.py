@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import clean_environment
+from torch import Tensor
 from trials import Counting, Runner
 
 from tta_bench.protocols import Streams, building
@@ -69,6 +71,22 @@ def test_behind_a_block_or_a_segment_the_child_has_batches_to_go_on_with(
     monkeypatch.setattr(runner._TrialExchange, "_receive", receiving)
     result = run(Counting, ("batch_size: 40", f"batch_size: 10\nprotocol: {protocol}"), trial=0)
     assert (result.status, at_ends) == ("ok", ahead)
+
+
+class Diverging(Counting):
+    """Its scores are not finite from its sixth batch on."""
+
+    def step(self, x: Tensor) -> Tensor:
+        return super().step(x) + (math.nan if self.count > 5 else 0.0)
+
+
+def test_the_batch_whose_scores_are_not_finite_is_named_in_a_later_block(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "BLOCK", 3)
+    result = run(Diverging, ("batch_size: 40", "batch_size: 10\nprotocol: {kind: mixed}"), trial=0)
+    assert result.status == "failed"
+    assert result.reason == "FloatingPointError: the scores of batch 5 (segment mixed) are not finite"
 
 
 def test_without_arrays_of_images_the_rows_are_the_same(run: Runner) -> None:
